@@ -1,0 +1,27 @@
+# demo: the main job on the simulated cortex, from a fresh machine to a report. test, lint: what .ci/run runs.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= runs/demo
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed-cortex
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VENV)/bin/brainjanus demo --out $(OUT)
+
+test: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+$(VENV)/installed-%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "brainjanus needs Python 3.11 or newer, got " + sys.version.split()[0] + ". Name one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

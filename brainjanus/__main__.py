@@ -1,0 +1,7 @@
+"""`python -m brainjanus` is `brainjanus`."""
+
+import sys
+
+from brainjanus.cli import main
+
+sys.exit(main())

@@ -1,0 +1,297 @@
+"""The command line: arguments enter, one function of the package runs, the path of what it made is printed last.
+
+A user's mistake ends with one sentence and status 2, Ctrl-C with one sentence and status 130; our own mistakes keep
+their traceback. A command imports what it needs when it runs, so that `brainjanus --help` answers at once.
+"""
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+from brainjanus.core.errors import UserError
+
+RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
+DatasetFolder = Positional[Annotated[Path, arg(metavar="DATASET")]]
+RESUMABLE = ("demo", "train")  # the others write their result at the very end, or not at all
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status. argv: without the program's name (default: those of the process)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return dispatch(argv)
+        finally:
+            sys.stdout.flush()
+    except UserError as error:
+        print(f"brainjanus: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"brainjanus: {after_interrupt(argv[0], str(interrupt))}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would complain
+        return 128 + 13
+
+
+def dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"brainjanus {version('brainjanus')}")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise UserError(f"command: expected one of {', '.join(COMMANDS)}, got '{argv[0]}'. See `brainjanus --help`.")
+    print(COMMANDS[argv[0]](argv[1:]))
+    return 0
+
+
+def overview() -> str:
+    summaries = {name: str(command.__doc__).splitlines()[0] for name, command in COMMANDS.items()}
+    return "\n".join(
+        [
+            "brainjanus: one model between brain recordings, images and text, in any direction.",
+            "",
+            *(f"  brainjanus {name:<10}{summary}" for name, summary in summaries.items()),
+            "",
+            "Start with `brainjanus demo`. `brainjanus COMMAND --help` says what a command takes, with examples.",
+        ]
+    )
+
+
+def after_interrupt(command: str, saved: str) -> str:
+    """What Ctrl-C left; saved: what the stage itself says of it, e.g. 'omni is saved at step 300 of 900'."""
+    if command in RESUMABLE:
+        return f"stopped; {saved or 'what was finished is saved'}. Run the same command again to go on from there."
+    return "stopped; nothing was written to --out. Run the same command again to start over."
+
+
+def demo(argv: list[str]) -> Path:
+    """Do it all on the simulated cortex: make the data, train, generate in four directions, score, report.
+
+    Examples:
+        brainjanus demo
+        brainjanus demo --out runs/demo --seed 1 --quick
+
+    Args:
+        out: Folder for the dataset, the run, report.html and scores.json.
+        seed: Of the simulated cortex, of training and of generation.
+        quick: Smaller numbers everywhere: done sooner, with worse scores.
+    """
+
+    def run(out: Path = Path("runs/demo"), seed: int = 0, quick: bool = False) -> Path:
+        from brainjanus import recipes
+
+        return recipes.demo(out, seed=seed, quick=quick)
+
+    return parse(demo, run, argv)
+
+
+def simulate(argv: list[str]) -> Path:
+    """Simulate a study: a dataset of three subjects' visual cortex, and its truth apart from it.
+
+    Examples:
+        brainjanus simulate --out data/simulated
+        brainjanus simulate --out data/simulated --seed 3
+
+    Args:
+        out: Folder for the dataset (OUT/dataset) and the truth (OUT/truth).
+        overwrite: Replace what is there.
+    """
+    from brainjanus.data.simulate import SimulationConfig
+    from brainjanus.data.simulate import simulate as make
+
+    base = SimulationConfig()
+
+    def run(out: Path, overwrite: bool = False, options: Annotated[SimulationConfig, arg(name="")] = base) -> Path:
+        return make(out, options, overwrite=overwrite).path
+
+    return parse(simulate, run, argv)
+
+
+def prepare(argv: list[str]) -> Path:
+    """Turn your recordings, pictures and captions into a dataset.
+
+    One subject can be given by options; several stand in a TOML file, as [[subjects]] tables.
+
+    Examples:
+        brainjanus prepare --config my_data/prepare.toml --out data/mine
+        brainjanus prepare --responses betas.npy --trials trials.tsv --pictures pictures.zip --out data/mine
+
+    Args:
+        out: Folder for the dataset.
+        config: TOML file with the options below; paths in it are relative to its folder.
+        overwrite: Replace a dataset that is there.
+    """
+    from brainjanus.data.prepare import PrepareConfig
+    from brainjanus.data.prepare import prepare as make
+
+    file = config_file(argv)
+    base: Any = tyro.MISSING_NONPROP if file is None else PrepareConfig.load(file)
+
+    def run(
+        out: Path,
+        config: Path | None = None,
+        overwrite: bool = False,
+        options: Annotated[PrepareConfig, arg(name="")] = base,
+    ) -> Path:
+        return make(options, out, overwrite).path
+
+    return parse(prepare, run, argv)
+
+
+def train(argv: list[str]) -> Path:
+    """Train the tokenizers and one model on a dataset; goes on where it was stopped.
+
+    Examples:
+        brainjanus train data/mine --out runs/mine
+        brainjanus train data/mine --out runs/longer --config runs/mine/config.json --omni.steps 5000
+
+    Args:
+        dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
+        out: Folder for the run. If it holds an unfinished run, that one goes on.
+        config: JSON or TOML file with the options below, such as the config.json of a run.
+    """
+    from brainjanus import recipes
+
+    file = config_file(argv)
+    base = recipes.RunConfig() if file is None else recipes.RunConfig.load(file)
+
+    def run(
+        dataset: DatasetFolder,
+        out: Path,
+        config: Path | None = None,
+        options: Annotated[recipes.RunConfig, arg(name="")] = base,
+    ) -> Path:
+        recipes.train(dataset, out, options)
+        return out
+
+    return parse(train, run, argv)
+
+
+def generate(argv: list[str]) -> Path:
+    """Predict a brain, an image or a text from any of the others.
+
+    Examples:
+        brainjanus generate runs/mine data/mine --source brain:subj01 --target text --out decoded
+        brainjanus generate runs/mine data/mine --source image --images a.png b.png --target brain:subj01 \\
+            --estimate mean --out predicted
+        brainjanus generate runs/mine data/mine --source text --prompt "a red bird on a beach" --target image \\
+            --guidance 3 --out drawn
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        dataset: Folder of the dataset.
+        target: text, image, or brain:SUBJECT.
+        source: One or more of text, image and brain:SUBJECT.
+        out: Folder for captions.json, pictures, or responses.safetensors (and NIfTI where there is a volume).
+        ids: Stimuli of the dataset to take the sources from. Default: its test stimuli.
+        images: Picture files instead of stimuli of the dataset.
+        prompt: Sentences instead of captions of the dataset.
+        responses: File with an array [trials, sites], z-scored as in the dataset, instead of its responses.
+        estimate: A plausible trial ("sample") or the expected response ("mean").
+        num_samples: How many to draw for each; "mean" averages over them.
+        temperature: Below 1 the likely is preferred.
+        top_k: Draw from the k most likely codes only.
+        top_p: Draw from the fewest codes that hold this probability only.
+        guidance: Above 1 the sources weigh more (classifier-free guidance).
+        seed: Of all random draws.
+    """
+
+    def run(
+        run: RunFolder,
+        dataset: DatasetFolder,
+        target: str,
+        source: tuple[str, ...],
+        out: Path,
+        ids: tuple[str, ...] = (),
+        images: tuple[Path, ...] = (),
+        prompt: tuple[str, ...] = (),
+        responses: Path | None = None,
+        estimate: Literal["sample", "mean"] = "sample",
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        seed: int = 0,
+    ) -> Path:
+        from brainjanus import recipes
+
+        return recipes.generate(
+            run,
+            dataset,
+            target=target,
+            source=source,
+            ids=ids,
+            images=images,
+            prompt=prompt,
+            responses=responses,
+            out=out,
+            estimate=estimate,
+            num_samples=num_samples,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance=guidance,
+            seed=seed,
+        )
+
+    return parse(generate, run, argv)
+
+
+def evaluate(argv: list[str]) -> Path:
+    """Score all directions on the test stimuli, beside floor, linear baseline and noise ceiling.
+
+    Examples:
+        brainjanus evaluate runs/mine data/mine --out runs/mine/scores
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        dataset: Folder of the dataset.
+        out: Folder for report.html and scores.json.
+        seed: Of generation, shuffles and permutations.
+        num_samples: How many samples an expected response is averaged over.
+    """
+
+    def run(run: RunFolder, dataset: DatasetFolder, out: Path, seed: int = 0, num_samples: int = 8) -> Path:
+        from brainjanus import recipes
+
+        return recipes.evaluate(run, dataset, out, seed=seed, num_samples=num_samples)
+
+    return parse(evaluate, run, argv)
+
+
+COMMANDS: dict[str, Callable[[list[str]], Path]] = {
+    "demo": demo,
+    "simulate": simulate,
+    "prepare": prepare,
+    "train": train,
+    "generate": generate,
+    "evaluate": evaluate,
+}
+
+
+def parse(command: Callable[..., Path], run: Callable[..., Path], argv: list[str]) -> Path:
+    """Call `run` with the arguments in argv; the docstring of `command` is the help text, its Args included."""
+    run.__doc__ = inspect.cleandoc(str(command.__doc__))
+    description = run.__doc__.partition("\nArgs:")[0]
+    prog = f"brainjanus {command.__name__}"
+    return tyro.cli(run, prog=prog, description=description, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def config_file(argv: list[str]) -> Path | None:
+    """The file behind --config: it has to be read first, because it sets the defaults of the other options."""
+    parser = argparse.ArgumentParser(prog="brainjanus", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    return parser.parse_known_args(argv)[0].config

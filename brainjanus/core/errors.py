@@ -1,0 +1,54 @@
+"""The two things every stage owes its user: one clear sentence, and no half-written file.
+
+`UserError` is what a person can mend: a wrong file, shape, name, or a full disk. The command line prints its
+sentence and exits with status 2; from Python it is a ValueError. Everything else that is raised is our own
+mistake and keeps its traceback.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend; the message names the thing, expected, received, cause and remedy."""
+
+
+@contextmanager
+def written_beside(target: Path | str) -> Iterator[Path]:
+    """Yield a path beside `target` to write to (a file or a folder); rename it to `target` only if all went well.
+
+    Whatever happens inside (an error, Ctrl-C, a full disk), `target` is either what it was before or complete.
+    An existing file is replaced. An existing folder is replaced as a whole.
+    Raises UserError when the disk is full or the place cannot be written to.
+    """
+    target = Path(target)
+    beside: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        written = beside / target.name
+        yield written
+        if target.is_dir():
+            old = beside / "replaced"
+            os.replace(target, old)
+        os.replace(written, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{target}: expected room to write it, got a full disk ({error.strerror}). Nothing was left "
+                "half-written. Free some space or choose another --out, then run the same command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise UserError(
+                f"{target}: expected a place that can be written to, got '{error.strerror}'. "
+                "Choose another --out or change its permissions."
+            ) from error
+        raise
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,325 @@
+"""The Dataset on disk: responses, and what was shown, keyed by stimulus id and never by position.
+
+Enters: a folder that `write_dataset` wrote. Leaves: trials, responses, pictures, captions, features, spaces.
+
+    DIR/dataset.json                        the manifest: format, version, names, provenance, checksums, fingerprint
+        stimuli.tsv                         stimulus_id, num_pictures, num_captions; the row order of what follows
+        images.safetensors                  pixels uint8 [pictures, H, W, 3]; stimulus int64 [pictures], the row
+        captions.json                       {stimulus_id: [caption, ...]}
+        features/NAME.safetensors           features float16 or float32 [stimuli, tokens, channels]
+        subjects/S/responses.safetensors    responses float32 [trials, sites], z-scored with training trials only
+        subjects/S/zscore.safetensors       mean, std [groups, sites] and session [groups] (-1: all sessions)
+        subjects/S/trials.tsv               stimulus_id session run repeat split [fold]; one row per response
+        subjects/S/space.json, space.safetensors
+
+A stimulus may have several pictures (a response to a block or to a category) and several captions. Arrays are mapped,
+not loaded: what is not asked for is not read.
+"""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8
+from safetensors import SafetensorError, safe_open
+
+from brainjanus.core.errors import UserError
+from brainjanus.core.space import BrainSpace
+
+FORMAT = "brainjanus-dataset"
+VERSION = 1
+SPLITS = ("train", "val", "test")
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8, "I64": np.int64}
+
+
+class Trials(NamedTuple):
+    """One row per response: what was shown, when, for the how many-eth time, and the split it belongs to."""
+
+    stimulus_id: list[str]
+    session: Int[np.ndarray, "t"]
+    run: Int[np.ndarray, "t"]
+    repeat: Int[np.ndarray, "t"]
+    split: list[str]
+    fold: Int[np.ndarray, "t"] | None = None
+
+    def rows(self, split: str) -> Int[np.ndarray, "n"]:
+        """The rows of one split, in order."""
+        return np.flatnonzero(np.array(self.split) == split)
+
+    def save(self, path: Path) -> None:
+        columns = {name: column for name, column in self._asdict().items() if column is not None}
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, delimiter="\t", lineterminator="\n")
+            table.writerow(columns)
+            table.writerows(zip(*columns.values(), strict=True))
+
+    @classmethod
+    def load(cls, path: Path) -> "Trials":
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+
+        def whole(name: str) -> np.ndarray:
+            return np.array([row[name] for row in rows], dtype=np.int64)
+
+        fold = whole("fold") if "fold" in rows[0] else None
+        ids, split = [row["stimulus_id"] for row in rows], [row["split"] for row in rows]
+        return cls(ids, whole("session"), whole("run"), whole("repeat"), split, fold)
+
+
+class Averages(NamedTuple):
+    """The mean response to each stimulus, sorted by stimulus id."""
+
+    stimulus_ids: list[str]
+    responses: Float[np.ndarray, "n v"]
+    num_repeats: Int[np.ndarray, "n"]
+
+
+class ZScore(NamedTuple):
+    """What was subtracted and divided by: `raw = response * std + mean`. Session -1 stands for all sessions."""
+
+    session: Int[np.ndarray, "g"]
+    mean: Float[np.ndarray, "g v"]
+    std: Float[np.ndarray, "g v"]
+
+
+# P pictures, H height = W width
+@dataclass(frozen=True, eq=False)
+class Stimuli:
+    """What was shown, before it is written.
+
+    ids: unique names. pixels: uint8 RGB [p, h, w, 3], or None. picture_of: for each picture the position of its
+    stimulus in `ids`; None when there is one picture for each id, in order. captions: id -> captions.
+    features: name -> [num ids, tokens, channels], rows in the order of `ids`.
+    """
+
+    ids: Sequence[str]
+    pixels: UInt8[np.ndarray, "p h w 3"] | None = None
+    picture_of: Int[np.ndarray, "p"] | None = None
+    captions: Mapping[str, Sequence[str]] | None = None
+    features: Mapping[str, Shaped[np.ndarray, "n _ _"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One subject's recording, before it is written: raw betas (any unit), one row per row of `trials`."""
+
+    space: BrainSpace
+    responses: Shaped[np.ndarray, "t v"]
+    trials: Trials
+
+
+class Dataset:
+    """A dataset on disk, opened. Unknown subjects, stimuli and features are refused with the names that exist."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.name: str = manifest["name"]
+        self.modality: str = manifest["modality"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self.subjects: tuple[str, ...] = tuple(manifest["subjects"])
+        self.image_size: int | None = manifest["image_size"]
+        features = (Path(file) for file in manifest["files"] if file.startswith("features/"))
+        self.feature_names: tuple[str, ...] = tuple(sorted(file.stem for file in features))
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Dataset":
+        """Open the dataset in the folder `path`, without loading it.
+
+        Raises UserError if it is not a dataset, was written by a newer version, or misses a file or a part of one.
+        Only `verify` finds changed bytes in a file of the right size.
+        """
+        path = Path(path)
+        try:
+            manifest = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: expected a dataset folder with a readable dataset.json, got '{error}'. "
+                "Is the path right? `brainjanus prepare` makes such a folder."
+            ) from error
+        found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
+        if found[0] != FORMAT or not isinstance(found[1], int):
+            raise UserError(
+                f"{path}/dataset.json: expected format '{FORMAT}', got {found[0]!r}. "
+                "It was written by another program: give the folder that `brainjanus prepare` wrote."
+            )
+        if found[1] > VERSION:
+            raise UserError(
+                f"{path}: expected dataset version {VERSION} or older, got {found[1]}. "
+                "It was written by a newer brainjanus: update brainjanus, or prepare the data again with this one."
+            )
+        missing = {"name", "modality", "subjects", "image_size", "files", "fingerprint"} - manifest.keys()
+        if missing:
+            raise UserError(
+                f"{path}/dataset.json: expected the keys {', '.join(sorted(missing))}, got a manifest without them. "
+                "It was edited or cut short: copy it again or run `brainjanus prepare` again."
+            )
+        for name, facts in manifest["files"].items():
+            _check_file(path / name, facts["bytes"])
+        return cls(path, manifest)
+
+    def verify(self) -> None:
+        """Read every file and compare its checksum. Raises UserError naming the first file that was changed."""
+        for name, facts in self.manifest["files"].items():
+            found = checksum(self.path / name)
+            if found != facts["sha256"]:
+                raise UserError(
+                    f"{self.path / name}: expected SHA-256 {facts['sha256'][:12]}..., got {found[:12]}.... The file "
+                    "was changed after it was written: copy the dataset again or run `brainjanus prepare` again."
+                )
+
+    @cached_property
+    def stimulus_ids(self) -> tuple[str, ...]:
+        with open(self.path / "stimuli.tsv", newline="", encoding="utf-8") as file:
+            return tuple(row["stimulus_id"] for row in csv.DictReader(file, delimiter="\t"))
+
+    def space(self, subject: str) -> BrainSpace:
+        return BrainSpace.load(self._folder(subject))
+
+    def trials(self, subject: str) -> Trials:
+        return Trials.load(self._folder(subject) / "trials.tsv")
+
+    def zscore(self, subject: str) -> ZScore:
+        """The statistics that were used to z-score one subject."""
+        file = self._folder(subject) / "zscore.safetensors"
+        return ZScore(*(np.array(map_tensor(file, name)) for name in ZScore._fields))
+
+    def responses(self, subject: str, rows: Int[np.ndarray, "n"] | None = None) -> Float[np.ndarray, "n v"]:
+        """The z-scored responses of the trials `rows` (default: of all trials), float32; only these are read."""
+        mapped = map_tensor(self._folder(subject) / "responses.safetensors", "responses")
+        return np.array(mapped if rows is None else mapped[rows])
+
+    def averages(self, subject: str, split: str) -> Averages:
+        """The mean over the repeats of each stimulus of a split, sorted by stimulus id."""
+        trials = self.trials(subject)
+        rows = trials.rows(split)
+        names, where = np.unique(np.array(trials.stimulus_id, dtype=str)[rows], return_inverse=True)
+        responses = self.responses(subject, rows)
+        num_repeats = np.bincount(where, minlength=len(names))
+        total = np.zeros((len(names), responses.shape[1]), np.float64)
+        np.add.at(total, where, responses)
+        mean = (total / num_repeats[:, None]).astype(np.float32)
+        return Averages([str(name) for name in names], mean, num_repeats)
+
+    def split_ids(self, split: str) -> tuple[str, ...]:
+        """The stimuli of a split that any subject saw, sorted."""
+        seen: set[str] = set()
+        for subject in self.subjects:
+            trials = self.trials(subject)
+            seen.update(trials.stimulus_id[row] for row in trials.rows(split))
+        return tuple(sorted(seen))
+
+    def images(self, ids: Sequence[str]) -> UInt8[np.ndarray, "n h w 3"]:
+        """The first picture of each stimulus, RGB. Raises UserError for a stimulus without one."""
+        first = np.array([self._picture_rows(name)[0] for name in ids], dtype=np.int64)
+        return np.asarray(map_tensor(self.path / "images.safetensors", "pixels")[first])
+
+    def pictures(self, stimulus_id: str) -> UInt8[np.ndarray, "m h w 3"]:
+        """All pictures of one stimulus, RGB. Raises UserError if it has none."""
+        rows = self._picture_rows(stimulus_id)
+        return np.asarray(map_tensor(self.path / "images.safetensors", "pixels")[rows])
+
+    def captions(self, stimulus_id: str) -> tuple[str, ...]:
+        """The captions of one stimulus; empty if it has none."""
+        self._row(stimulus_id)
+        return tuple(self._captions.get(stimulus_id, ()))
+
+    def features(self, name: str, ids: Sequence[str]) -> Float[np.ndarray, "n t c"]:
+        """The features `name` of the stimuli, float32."""
+        if name not in self.feature_names:
+            raise UserError(
+                f"{self.path}: expected features that it has ({listed(self.feature_names)}), got '{name}'. "
+                "Prepare the dataset again with `features`, or give another name."
+            )
+        rows = np.array([self._row(stimulus) for stimulus in ids], dtype=np.int64)
+        return map_tensor(self.path / f"features/{name}.safetensors", "features")[rows].astype(np.float32)
+
+    def _folder(self, subject: str) -> Path:
+        if subject not in self.subjects:
+            raise UserError(
+                f"{self.path}: expected one of its subjects ({listed(self.subjects)}), got '{subject}'. "
+                "Give one of these names."
+            )
+        return self.path / "subjects" / subject
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.stimulus_ids)}
+
+    def _row(self, stimulus_id: str) -> int:
+        if stimulus_id not in self._rows:
+            raise UserError(
+                f"{self.path}: expected one of its {len(self._rows)} stimuli ({listed(self.stimulus_ids)}), got "
+                f"'{stimulus_id}'. Does it come from another dataset? `stimuli.tsv` lists the names."
+            )
+        return self._rows[stimulus_id]
+
+    @cached_property
+    def _captions(self) -> dict[str, list[str]]:
+        file = self.path / "captions.json"
+        return json.loads(file.read_text(encoding="utf-8")) if "captions.json" in self.manifest["files"] else {}
+
+    @cached_property
+    def _pictures(self) -> dict[int, list[int]]:
+        pictures: dict[int, list[int]] = {}
+        if self.image_size is not None:
+            for picture, stimulus in enumerate(map_tensor(self.path / "images.safetensors", "stimulus").tolist()):
+                pictures.setdefault(stimulus, []).append(picture)
+        return pictures
+
+    def _picture_rows(self, stimulus_id: str) -> list[int]:
+        rows = self._pictures.get(self._row(stimulus_id))
+        if rows is None:
+            raise UserError(
+                f"{self.path}: expected a picture of stimulus '{stimulus_id}', got none: "
+                f"{len(self._pictures)} of its {len(self._rows)} stimuli have one. Prepare it again with `pictures`."
+            )
+        return rows
+
+
+def map_tensor(path: Path, name: str) -> np.ndarray:
+    """A read-only view of one tensor of a safetensors file; bytes are read where it is indexed."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+    return np.memmap(path, _DTYPES[entry["dtype"]], "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"]))
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: Path, num_bytes: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise UserError(
+            f"{path}: expected this file, as dataset.json lists it, got '{error.strerror}'. "
+            "The dataset is incomplete: copy it again or run `brainjanus prepare` again."
+        ) from error
+    problem = f"{found} bytes" if found != num_bytes else None
+    if problem is None and path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            problem = f"a header that cannot be read ({error})"
+    if problem is not None:
+        raise UserError(
+            f"{path}: expected the {num_bytes} bytes that dataset.json lists, got {problem}. "
+            "The file is truncated or damaged: copy the dataset again or run `brainjanus prepare` again."
+        )
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names for a sentence: the first few of them."""
+    names = list(names)
+    return (", ".join(names[:most]) + (", ..." if len(names) > most else "")) or "none"

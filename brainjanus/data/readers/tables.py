@@ -1,0 +1,189 @@
+"""The small files beside the arrays: trials, captions, coordinates, ROIs, features by name.
+
+Enters: TSV with a header line (as in BIDS), JSON, or arrays. Leaves: columns, dictionaries and arrays, checked for
+form; whether their stimuli and sites exist is checked where these are known.
+"""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped
+
+from brainjanus.core.errors import UserError
+from brainjanus.data.dataset import listed
+from brainjanus.data.readers.arrays import check_not_empty, is_array, read_array, reading, split_source
+from brainjanus.data.readers.nifti import Volume, is_nifti, read_roi
+
+WHOLE = ("session", "run", "repeat", "fold")
+
+
+class TrialTable(NamedTuple):
+    """Trials as a user lists them: columns holds those of session, run, repeat, fold, split that are there."""
+
+    stimulus_id: list[str]
+    columns: dict[str, Any]
+    ignored: list[str]
+
+
+def read_table(path: Path, required: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of a TSV file with a header line.
+
+    Raises UserError for a missing file, column or cell.
+    """
+    check_not_empty(path)
+    with reading(path, "a TSV file in UTF-8"), open(path, newline="", encoding="utf-8-sig") as file:
+        header, *rows = [row for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if row] or [[]]
+    missing = [name for name in required if name not in header]
+    if missing or len(set(header)) < len(header):
+        raise UserError(
+            f"{path}: expected a header line with the columns {', '.join(required)}, each once, got "
+            f"{listed(header)}. Are the columns separated by tabs?"
+        )
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header) or not row[header.index(required[0])]:
+            raise UserError(
+                f"{path}: expected {len(header)} cells in each row, none empty in '{required[0]}', got {row} in row "
+                f"{number} after the header. Are they separated by tabs?"
+            )
+    if not rows:
+        raise UserError(f"{path}: expected rows after the header, got none. It was not written to its end.")
+    return {name: [row[column] for row in rows] for column, name in enumerate(header)}
+
+
+def read_trials(path: Path) -> TrialTable:
+    """Read a TSV of trials. Raises UserError as `read_table` does, and for a number that is none."""
+    table: dict[str, Any] = read_table(path, ["stimulus_id"])
+    for name in WHOLE:
+        if name in table:
+            table[name] = whole_numbers(path, name, table[name])
+    ids = table.pop("stimulus_id")
+    columns = {name: table.pop(name) for name in (*WHOLE, "split") if name in table}
+    return TrialTable(ids, columns, list(table))
+
+
+def whole_numbers(path: Path, name: str, cells: Sequence[str]) -> Shaped[np.ndarray, "n"]:
+    """A column of integers. Raises UserError naming the first cell that is none."""
+    for row, cell in enumerate(cells, start=1):
+        if not cell.lstrip("-").isdecimal():
+            raise UserError(
+                f"{path}: expected whole numbers in '{name}', got '{cell}' in row {row} after the header. "
+                "Correct it, or leave the column out."
+            )
+    return np.array([int(cell) for cell in cells], np.int64)
+
+
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """Captions by stimulus id, from JSON {id: [caption, ...]} or a TSV of stimulus_id and caption."""
+    if path.suffix.lower() != ".json":
+        table = read_table(path, ["stimulus_id", "caption"])
+        captions: dict[str, list[str]] = {}
+        for name, caption in zip(table["stimulus_id"], table["caption"], strict=True):
+            captions.setdefault(name, []).append(caption)
+        return captions
+    content = read_json(path)
+    texts = {name: [value] if isinstance(value, str) else value for name, value in content.items()}
+    for name, value in texts.items():
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise UserError(
+                f"{path}: expected a list of captions for each stimulus id, got {value!r} for '{name}'. "
+                'Write {"id": ["a caption", "another"]}.'
+            )
+    return texts
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError if the file holds something else."""
+    check_not_empty(path)
+    with reading(path, "a JSON object"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
+    return content
+
+
+def read_coordinates(source: str) -> Float[np.ndarray, "v 3"]:
+    """Where sites lie in mm, one row each, from a TSV with the columns x, y, z or from an array [sites, 3]."""
+    if is_array(source):
+        found = np.asarray(read_array(source))
+        if found.ndim != 2 or found.shape[1] != 3 or found.dtype.kind not in "fiu":
+            raise UserError(
+                f"{source}: expected coordinates [sites, 3] in mm, got {found.dtype} {list(found.shape)}. "
+                "Give x, y and z of each site in one row."
+            )
+        return found.astype(np.float32)
+    path = Path(source)
+    table = read_table(path, ["x", "y", "z"])
+    with reading(path, "numbers in x, y and z"):
+        return np.array([table["x"], table["y"], table["z"]], dtype=np.float32).T.copy()
+
+
+def read_rois(entries: Sequence[str], num_sites: int, volume: Volume | None) -> dict[str, Bool[np.ndarray, "v"]]:
+    """ROI name -> mask over the sites, from any number of files.
+
+    entries: "NAME=roi.nii.gz" (voxels above 0, on the mask's grid), JSON {name: [sites]}, a TSV with one row for each
+    member (columns site, roi), or an array of one label per site ("" and 0 for none). Sites count from 0.
+    Raises UserError for a site that does not exist, or an image without a mask.
+    """
+    rois: dict[str, np.ndarray] = {}
+    for entry in entries:
+        name, _, source = entry.rpartition("=")
+        if is_nifti(source):
+            if volume is None or not name:
+                raise UserError(
+                    f"ROI {entry}: expected NAME=IMAGE and a mask to read it with, got no "
+                    f"{'name' if volume is not None else 'mask'}. Give `mask`, or ROIs as JSON."
+                )
+            rois[name] = read_roi(source, volume)
+            continue
+        for roi, sites in _members(source).items():
+            wrong = [site for site in sites if not (isinstance(site, int) and 0 <= site < num_sites)]
+            if wrong:
+                raise UserError(
+                    f"{source}: expected sites from 0 to {num_sites - 1} in ROI {roi}, got {wrong[0]!r}. "
+                    "Was it made with another mask, or does it count from 1?"
+                )
+            rois[roi] = np.zeros(num_sites, bool)
+            rois[roi][sites] = True
+    return rois
+
+
+def _members(source: str) -> dict[str, list[Any]]:
+    if is_array(source):
+        labels = np.asarray(read_array(source)).reshape(-1)
+        return {str(label): np.flatnonzero(labels == label).tolist() for label in np.unique(labels) if label}
+    path = Path(source)
+    if path.suffix.lower() == ".json":
+        return read_json(path)
+    table = read_table(path, ["site", "roi"])
+    members: dict[str, list[int]] = {}
+    for site, roi in zip(whole_numbers(path, "site", table["site"]), table["roi"], strict=True):
+        members.setdefault(roi, []).append(int(site))
+    return members
+
+
+def read_features(path: str) -> tuple[list[str], Shaped[np.ndarray, "n t c"]]:
+    """Names, and features [names, tokens, channels]: from npz (names, features), or from an array with a list of names
+    in a text file beside it (features.npy, features.txt). [names, channels] becomes one token.
+
+    Raises UserError if their numbers differ or the array has another form.
+    """
+    if path.endswith(".npz"):
+        names, features = [str(name) for name in read_array(f"{path}:names")], read_array(f"{path}:features")
+    else:
+        features = read_array(path)
+        listing = split_source(path)[0].with_suffix(".txt")
+        check_not_empty(listing)
+        names = listing.read_text(encoding="utf-8").split("\n")
+        names = names[:-1] if names[-1] == "" else names
+    if features.ndim == 2:
+        features = features[:, None, :]
+    if features.ndim != 3 or len(features) != len(names) or features.dtype.kind != "f":
+        raise UserError(
+            f"{path}: expected float features [{len(names)} names, tokens, channels], got {features.dtype} "
+            f"{list(features.shape)}. Give one row for each name."
+        )
+    return names, features

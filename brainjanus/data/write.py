@@ -1,0 +1,410 @@
+"""Arrays become a Dataset: everything is checked, z-scored with training trials only, and written at once.
+
+Enters: subjects (raw betas, trials with their split, space) and stimuli. Leaves: the folder that `dataset.py`
+describes, complete or not at all. Signal and noise variance follow Allen et al. 2022 (NSD, "noise ceiling").
+
+Differs from Allen et al.: any number of repeats per stimulus will do, and stimuli that were shown once count in the
+total variance but not in the noise variance.
+"""
+
+import errno
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.space import BrainSpace
+from brainjanus.data.dataset import (
+    FORMAT,
+    SPLITS,
+    VERSION,
+    Dataset,
+    Stimuli,
+    Subject,
+    Trials,
+    ZScore,
+    checksum,
+    listed,
+)
+
+How = Literal["session", "all", "none"]
+ALL_SESSIONS = -1
+
+
+class Variances(NamedTuple):
+    """Of one trial, per site, in squared units of the responses."""
+
+    signal: Float[np.ndarray, "v"]
+    noise: Float[np.ndarray, "v"]
+
+
+def write_dataset(
+    path: Path | str,
+    *,
+    name: str,
+    modality: str,
+    subjects: Iterable[Subject],
+    stimuli: Stimuli,
+    zscore: How = "session",
+    provenance: Mapping[str, Any] | None = None,
+    drop_constant_sites: bool = False,
+    overwrite: bool = False,
+) -> Dataset:
+    """Check, z-score and write a dataset; `path` is complete afterwards, or as it was before.
+
+    subjects: a list, or an iterator, of which one subject is in memory at a time.
+    zscore: per site with the training trials of each session, of all sessions, or not at all.
+    drop_constant_sites: leave out sites whose training responses never vary (counted in the provenance), which are
+    refused otherwise. overwrite: replace the dataset that is at `path`.
+    Returns the dataset, opened. Raises UserError for whatever would make it unsound, leakage between splits included.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    check_stimuli(stimuli)
+    known, splits = set(stimuli.ids), _Splits()
+    dropped: dict[str, int] = {}
+    with written_beside(path) as folder, _full_disk_as_oserror():
+        folder.mkdir()
+        for subject in subjects:
+            subject_name = subject.space.subject
+            if not re.fullmatch(r"[\w][\w.-]*", subject_name) or (folder / "subjects" / subject_name).exists():
+                raise UserError(
+                    f"subject '{subject_name}': expected a name of its own, of letters, digits, '_', '-' and '.', got "
+                    "one that is taken or has other characters. It names a folder: rename the subject."
+                )
+            check_subject(subject, known)
+            splits.add(subject_name, subject.trials)
+            dropped |= _write_subject(folder / "subjects" / subject_name, subject, zscore, drop_constant_sites)
+        if not splits.subjects:
+            raise UserError(f"{path}: expected at least one subject, got none. Give the responses of a subject.")
+        if stimuli.pixels is not None:
+            splits.check_pictures(stimuli)
+        _write_stimuli(folder, stimuli)
+        files = {
+            file.relative_to(folder).as_posix(): {"sha256": checksum(file), "bytes": file.stat().st_size}
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        content = json.dumps({file: facts["sha256"] for file, facts in files.items()})
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": name,
+            "modality": modality,
+            "subjects": splits.subjects,
+            "num_stimuli": len(stimuli.ids),
+            "image_size": None if stimuli.pixels is None else stimuli.pixels.shape[1],
+            "zscore": zscore,
+            "provenance": dict(provenance or {}) | ({"dropped_sites": dropped} if dropped else {}),
+            "files": files,
+            "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
+        }
+        (folder / "dataset.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    return Dataset.open(path)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise UserError if something is at `path` that must not be replaced. Only a dataset ever is."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / "dataset.json").is_file():
+        raise UserError(
+            f"{path}: expected a new or empty folder, got one that holds something else than a dataset. "
+            "It is left as it is, whatever the options: choose another --out."
+        )
+    if not overwrite:
+        raise UserError(
+            f"{path}: expected a new folder, got one that already holds a dataset. "
+            "Give --overwrite to replace it, or choose another --out."
+        )
+
+
+def zscored(
+    responses: Float[np.ndarray, "t v"], session: Int[np.ndarray, "t"], train: Int[np.ndarray, "n"], how: How
+) -> tuple[Float[np.ndarray, "t v"], ZScore, Bool[np.ndarray, "v"]]:
+    """Z-score per site with the training rows only, of each session or of all.
+
+    Returns the responses (float32), the statistics, and which sites vary over the training rows of every group;
+    sites that do not are left with a standard deviation of 1.
+    Raises UserError for a session with fewer than two training trials.
+    """
+    group_of = session if how == "session" else np.full_like(session, ALL_SESSIONS)
+    groups = np.unique(group_of)
+    num_sites = responses.shape[1]
+    mean, std = np.zeros((len(groups), num_sites), np.float32), np.ones((len(groups), num_sites), np.float32)
+    varies = np.ones(num_sites, bool)
+    scored = responses.astype(np.float32)
+    for g, group in enumerate(groups):
+        rows = train[group_of[train] == group]
+        if len(rows) < 2:
+            raise UserError(
+                f"session {group}: expected at least 2 training trials to z-score with, got {len(rows)}. "
+                'Z-score over all sessions (zscore = "all"), or put more stimuli into training.'
+            )
+        seen = scored[rows]
+        here = seen.max(axis=0) > seen.min(axis=0)
+        varies &= here
+        if how != "none":
+            mean[g] = seen.mean(axis=0, dtype=np.float64)
+            std[g] = np.where(here, seen.std(axis=0, dtype=np.float64), 1)
+            scored[group_of == group] = (scored[group_of == group] - mean[g]) / std[g]
+    return scored, ZScore(groups, mean, std), varies
+
+
+def signal_and_noise(responses: Float[np.ndarray, "t v"], stimulus_id: Iterable[str]) -> Variances | None:
+    """Signal and noise variance of one trial from repeats; None when nothing was repeated.
+
+    Noise variance is the mean over repeated stimuli of the unbiased variance over their repeats; signal variance is
+    the unbiased variance over all trials less that, clipped at 0. Source: Allen et al. 2022.
+    """
+    _, where, counts = np.unique(np.array(list(stimulus_id)), return_inverse=True, return_counts=True)
+    rows_of = np.split(np.argsort(where, kind="stable"), np.cumsum(counts)[:-1])
+    repeated = [rows for rows in rows_of if len(rows) > 1]
+    if not repeated:
+        return None
+    noise = np.zeros(responses.shape[1])
+    for rows in repeated:
+        noise += responses[rows].var(axis=0, ddof=1, dtype=np.float64)
+    noise /= len(repeated)
+    total = responses.var(axis=0, ddof=1, dtype=np.float64)
+    return Variances((total - noise).clip(min=0).astype(np.float32), noise.astype(np.float32))
+
+
+def restricted(space: BrainSpace, keep: Bool[np.ndarray, "v"]) -> BrainSpace:
+    """The same space with only some of its sites."""
+
+    def part(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else array[keep]
+
+    order, index = space.order, space.index
+    assert order is not None
+    assert index is not None
+    renumbered = np.cumsum(keep) - 1
+    return replace(
+        space,
+        num_sites=int(keep.sum()),
+        coordinates_mm=part(space.coordinates_mm),
+        rois={name: mask[keep] for name, mask in space.rois.items()},
+        order=renumbered[order[keep[order]]],
+        index=index[keep],
+        signal_variance=part(space.signal_variance),
+        noise_variance=part(space.noise_variance),
+    )
+
+
+def check_stimuli(stimuli: Stimuli) -> None:
+    """Raises UserError unless ids are unique and pictures, captions and features belong to them."""
+    ids = list(stimuli.ids)
+    known = set(ids)
+    if len(known) < len(ids):
+        twice = next(name for i, name in enumerate(ids) if name in ids[:i])
+        raise UserError(
+            f"stimulus '{twice}': expected each stimulus id once, got it twice. "
+            "Give stimuli names of their own, for example with the session as a prefix."
+        )
+    for name in ids:
+        if not name or re.search(r"[\t\r\n]", name):
+            raise UserError(
+                f"stimulus {name!r}: expected a name without tabs or line ends, got this one. "
+                "Ids are written to TSV files: rename it."
+            )
+    if stimuli.pixels is not None:
+        pixels = stimuli.pixels
+        rows = np.arange(len(ids)) if stimuli.picture_of is None else stimuli.picture_of
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] != pixels.shape[2] or pixels.shape[3] != 3:
+            raise UserError(
+                f"pictures: expected square uint8 RGB [pictures, H, H, 3], got {pixels.dtype} {list(pixels.shape)}. "
+                "Crop and convert them first; `prepare` does so."
+            )
+        if len(rows) != len(pixels) or (len(rows) and not 0 <= rows.min() <= rows.max() < len(ids)):
+            raise UserError(
+                f"pictures: expected {len(pixels)} pictures with a stimulus among {len(ids)} each, got {len(rows)} "
+                "stimulus rows. Give `picture_of`, the row of its stimulus for each picture."
+            )
+    for name, captions in (stimuli.captions or {}).items():
+        if name not in known or not captions or not all(isinstance(c, str) and c.strip() for c in captions):
+            raise UserError(
+                f"captions of '{name}': expected at least one caption, none empty, of a stimulus that exists, got "
+                f"{list(captions)!r}. Correct the captions file, or leave this stimulus out of it."
+            )
+    for name, features in stimuli.features.items():
+        if features.ndim != 3 or len(features) != len(ids) or features.dtype.kind != "f":
+            raise UserError(
+                f"features '{name}': expected floats [{len(ids)} stimuli, tokens, channels], got {features.dtype} "
+                f"{list(features.shape)}. Give one row for each stimulus, in the order of the ids."
+            )
+        finite = np.isfinite(features).all(axis=(1, 2))
+        if not finite.all():
+            raise UserError(
+                f"features '{name}': expected finite numbers, got NaN or infinity for stimulus "
+                f"'{ids[int(np.argmin(finite))]}'. Compute them again, in float32 if they overflowed."
+            )
+
+
+def check_subject(subject: Subject, known: set[str]) -> None:
+    """Raises UserError unless responses, trials, space and stimuli fit together."""
+    who, responses, trials = subject.space.subject, subject.responses, subject.trials
+    if responses.ndim != 2 or responses.dtype.kind not in "fiu":
+        raise UserError(
+            f"responses of {who}: expected numbers [trials, sites], got {responses.dtype} {list(responses.shape)}. "
+            "Export them as one float array."
+        )
+    if responses.shape[1] != subject.space.num_sites:
+        raise UserError(
+            f"responses of {who}: expected {subject.space.num_sites} sites (voxels), as its space has, got "
+            f"{responses.shape[1]}. Were they exported with another mask, or is the array transposed?"
+        )
+    lengths = {field: len(column) for field, column in trials._asdict().items() if column is not None}
+    if set(lengths.values()) != {len(responses)}:
+        raise UserError(
+            f"trials of {who}: expected one row for each of the {len(responses)} responses, got "
+            f"{lengths['stimulus_id']}. Does the table miss a run, or have runs that were not recorded?"
+        )
+    finite = np.isfinite(responses).all(axis=1)
+    if not finite.all():
+        trial = int(np.argmin(finite))
+        site = int(np.argmin(np.isfinite(responses[trial])))
+        raise UserError(
+            f"responses of {who}: expected finite numbers, got {responses[trial, site]} at trial {trial}, site {site} "
+            f"({int((~finite).sum())} trials are affected; counted from 0). Leave out these trials, or these sites."
+        )
+    for row, (stimulus, split) in enumerate(zip(trials.stimulus_id, trials.split, strict=True)):
+        if stimulus not in known:
+            raise UserError(
+                f"trials of {who}: expected a stimulus among the {len(known)} that exist ({listed(sorted(known), 3)}), "
+                f"got '{stimulus}' at trial {row}. Is it spelled as its picture's file is, or is a picture missing?"
+            )
+        if split not in SPLITS:
+            raise UserError(
+                f"trials of {who}: expected a split among {', '.join(SPLITS)}, got '{split}' at trial {row}. "
+                "Correct the table, or leave the column out to have stimuli split at random."
+            )
+    for split in ("train", "test"):
+        if split not in trials.split:
+            raise UserError(
+                f"trials of {who}: expected trials in train and in test, got none in {split}. "
+                "Change the split column, the test fraction or the test fold."
+            )
+
+
+class _Splits:
+    """Which split each stimulus is in, over all subjects: by id, and by what its pictures show."""
+
+    def __init__(self) -> None:
+        self.subjects: list[str] = []
+        self.of: dict[str, tuple[str, str]] = {}
+
+    def add(self, subject: str, trials: Trials) -> None:
+        self.subjects.append(subject)
+        for stimulus, split in zip(trials.stimulus_id, trials.split, strict=True):
+            before, who = self.of.setdefault(stimulus, (split, subject))
+            if before != split:
+                raise UserError(
+                    f"stimulus '{stimulus}': expected one split, over all subjects, got {before} ({who}) and {split} "
+                    f"({subject}). What was tested would have been trained on: split by stimulus."
+                )
+
+    def check_pictures(self, stimuli: Stimuli) -> None:
+        assert stimuli.pixels is not None
+        first: dict[bytes, str] = {}
+        for stimulus, digest in picture_digests(stimuli):
+            other = first.setdefault(digest, stimulus)
+            if stimulus in self.of and other not in self.of:
+                first[digest] = stimulus
+            elif stimulus in self.of and self.of[stimulus][0] != self.of[other][0]:
+                raise UserError(
+                    f"stimuli '{other}' and '{stimulus}': expected identical pictures in one split, got "
+                    f"{self.of[other][0]} and {self.of[stimulus][0]}. What was tested would have been trained on: give "
+                    "them one id, as `prepare` does, or one split."
+                )
+
+
+def picture_digests(stimuli: Stimuli) -> Iterator[tuple[str, bytes]]:
+    """For each picture its stimulus id and a digest of its pixels."""
+    assert stimuli.pixels is not None
+    rows = range(len(stimuli.pixels)) if stimuli.picture_of is None else stimuli.picture_of.tolist()
+    for row, picture in zip(rows, stimuli.pixels, strict=True):
+        yield stimuli.ids[row], digest_of(picture)
+
+
+def digest_of(picture: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """What two pictures share only if they have the same size and pixels."""
+    return hashlib.blake2b(picture.tobytes(), digest_size=16, salt=str(picture.shape[:2]).encode()).digest()
+
+
+def _write_subject(folder: Path, subject: Subject, how: How, drop_constant_sites: bool) -> dict[str, int]:
+    """Write one subject's files; return how many sites were dropped, by name, if any were."""
+    folder.mkdir(parents=True)
+    trials, space, who = subject.trials, subject.space, subject.space.subject
+    train = trials.rows("train")
+    try:
+        responses, statistics, varies = zscored(np.asarray(subject.responses), trials.session, train, how)
+    except UserError as error:
+        raise UserError(f"{who}, {error}") from error
+    if not varies.all():
+        constant = np.flatnonzero(~varies)
+        if not drop_constant_sites or not varies.any():
+            raise UserError(
+                f"responses of {who}: expected sites that vary over the training trials"
+                f"{' of each session' if how == 'session' else ''}, got {len(constant)} constant ones of {len(varies)} "
+                f"(sites {listed(map(str, constant))}). Are they outside the brain? Mend the mask, or give "
+                "--drop-constant-sites."
+            )
+        responses, space = np.ascontiguousarray(responses[:, varies]), restricted(space, varies)
+        statistics = ZScore(statistics.session, statistics.mean[:, varies], statistics.std[:, varies])
+    variances = None
+    for split in ("train", "test"):
+        rows = trials.rows(split)
+        variances = variances or signal_and_noise(responses[rows], [trials.stimulus_id[row] for row in rows])
+    if variances is not None:
+        space = replace(space, signal_variance=variances.signal, noise_variance=variances.noise)
+    _save_tensors(folder / "responses.safetensors", {"responses": responses})
+    _save_tensors(folder / "zscore.safetensors", statistics._asdict())
+    trials.save(folder / "trials.tsv")
+    space.save(folder)
+    return {} if varies.all() else {who: int((~varies).sum())}
+
+
+def _write_stimuli(folder: Path, stimuli: Stimuli) -> None:
+    captions = {name: list(texts) for name, texts in (stimuli.captions or {}).items()}
+    num_pictures = np.zeros(len(stimuli.ids), np.int64)
+    if stimuli.pixels is not None:
+        rows = np.arange(len(stimuli.ids)) if stimuli.picture_of is None else stimuli.picture_of
+        num_pictures = np.bincount(rows, minlength=len(stimuli.ids))
+        _save_tensors(folder / "images.safetensors", {"pixels": stimuli.pixels, "stimulus": rows.astype(np.int64)})
+    lines = ["stimulus_id\tnum_pictures\tnum_captions"]
+    for name, pictures in zip(stimuli.ids, num_pictures, strict=True):
+        lines.append(f"{name}\t{pictures}\t{len(captions.get(name, ()))}")
+    (folder / "stimuli.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if captions:
+        (folder / "captions.json").write_text(json.dumps(captions, ensure_ascii=False), encoding="utf-8")
+    for name, features in stimuli.features.items():
+        kept = features if features.dtype == np.float16 else features.astype(np.float32)
+        _save_tensors(folder / f"features/{name}.safetensors", {"features": kept})
+
+
+def _save_tensors(path: Path, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+    """`save_file` of contiguous arrays: it writes others in the order they have in memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+
+
+@contextmanager
+def _full_disk_as_oserror() -> Iterator[None]:
+    """safetensors reports a full disk as an error of its own, which `written_beside` does not know."""
+    try:
+        yield
+    except SafetensorError as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, "no space left on device") from error
+        raise

@@ -1,0 +1,219 @@
+"""The linear model that stands beside every score.
+
+Enters: a dataset, a subject, a direction. Leaves: what a cross-validated ridge regression, fitted to the averages of
+the training split alone, predicts for the stimuli asked for.
+
+    text->brain   from a bag of content words (or from a word-vector feature, if training data favour it)
+    image->brain  from pixels or the stored features, whichever training data favour
+    brain->image  to pixels
+    brain->text   to a bag of content words; the caption is the n most probable words, n chosen by cross-validation
+
+Ridge: features are centred, not scaled, the intercept is free; one eigendecomposition serves all penalties. The penalty
+is chosen for each target by generalised cross-validation (Golub, Heath & Wahba 1979), the rotation-invariant form of
+leave-one-out, as himalaya and scikit-learn choose theirs by (leave-one-out) cross-validation per target.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from brainjanus.core.errors import UserError
+from brainjanus.data.dataset import Averages, Dataset
+from brainjanus.evaluate.record import Direction
+from brainjanus.evaluate.text import content_f1_scores, content_words
+
+PENALTIES = np.logspace(-4, 4, 25)  # in units of the mean eigenvalue of the features' scatter matrix
+PIXEL_SIDE = 32  # pixels; the pictures that the linear model reads
+MAX_WORDS = 2000  # the most frequent ones; enough for all content words of everyday captions
+MAX_CAPTION_WORDS = 15
+NUM_FOLDS = 5
+TEXT_FEATURES = ("word2vec",)  # stored features that were made from words, hence no description of the picture
+# (dataset, subject, direction, split) -> what the linear model predicts for each stimulus
+_fitted: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+
+
+# N training samples, P features, T targets, R rank
+@dataclass(frozen=True, eq=False)
+class Ridge:
+    """A fitted ridge regression; see `fit_ridge`. penalties, r2: per target, r2 by generalised cross-validation."""
+
+    feature_mean: Float[Tensor, "p"]
+    axes: Float[Tensor, "p r"]
+    weights: Float[Tensor, "r t"]
+    target_mean: Float[Tensor, "t"]
+    penalties: Float[np.ndarray, "t"]
+    r2: Float[np.ndarray, "t"]
+
+    def predict(self, features: Float[np.ndarray, "m p"]) -> Float[np.ndarray, "m t"]:
+        """The targets of new samples."""
+        centred = torch.from_numpy(features).to(self.axes.dtype) - self.feature_mean
+        return (centred @ self.axes @ self.weights + self.target_mean).numpy()
+
+
+def fit_ridge(
+    features: Float[np.ndarray, "n p"],
+    targets: Float[np.ndarray, "n t"],
+    penalties: Float[np.ndarray, "a"] | None = None,
+) -> Ridge:
+    """Ridge regression with a penalty chosen per target by generalised cross-validation.
+
+    penalties: the alphas of scikit-learn's `Ridge`; default PENALTIES times the mean eigenvalue. Computed in the
+    features' precision, on the smaller of the two scatter matrices: O(min(n, p)^3 + n p min(n, p) + n t min(n, p)).
+    Raises UserError with fewer than three samples.
+    """
+    if len(features) < 3 or len(features) != len(targets):
+        raise UserError(
+            f"linear baseline: expected at least 3 training samples, as many features as targets, got {len(features)} "
+            f"and {len(targets)}. Is the training split almost empty? Score with baseline=False."
+        )
+    x, y = torch.from_numpy(features), torch.from_numpy(targets)
+    y = y.to(x.dtype)
+    feature_mean, target_mean = x.mean(dim=0), y.mean(dim=0)
+    x, y = x - feature_mean, y - target_mean
+    num_samples, num_features = x.shape
+    scatter = x @ x.T if num_samples <= num_features else x.T @ x
+    eigenvalues, vectors = torch.linalg.eigh(scatter)
+    kept = eigenvalues > eigenvalues[-1].clamp(min=0) * len(scatter) * torch.finfo(x.dtype).eps
+    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
+    scale = eigenvalues.sqrt()
+    # x = left @ diag(scale) @ axes.T
+    axes = x.T @ (vectors / scale) if num_samples <= num_features else vectors
+    projected = vectors.T @ y if num_samples <= num_features else (axes / scale).T @ (x.T @ y)  # left.T @ y
+
+    if penalties is None:
+        penalties = PENALTIES * (float(eigenvalues.mean()) if len(eigenvalues) else 1.0)
+    grid = torch.from_numpy(np.sort(np.asarray(penalties, np.float64))[::-1].copy()).to(x.dtype)
+    left_over = grid[:, None] / (eigenvalues + grid[:, None])  # share of each component that is not fitted
+    variance = y.square().sum(dim=0)
+    outside = (variance - projected.square().sum(dim=0)).clamp(min=0)
+    degrees = num_samples - 1 - len(eigenvalues) + left_over.sum(dim=1)  # residual degrees of freedom
+    residual = left_over.square() @ projected.square() + outside
+    error = num_samples * residual / degrees.square()[:, None].clamp(min=1e-12)
+    best = error.argmin(dim=0)  # at a tie the largest penalty
+    chosen = grid[best]
+    weights = scale[:, None] / (eigenvalues[:, None] + chosen) * projected
+    spread = variance / num_samples
+    r2 = torch.where(spread > 0, 1 - error.gather(0, best[None])[0] / spread.clamp(min=1e-30), 0.0)
+    return Ridge(feature_mean, axes, weights, target_mean, chosen.double().numpy(), r2.double().numpy())
+
+
+class BagOfWords:
+    """Captions as the share of a stimulus's captions that hold each content word.
+
+    The words are those of the captions it was made from (the training ones), at most MAX_WORDS, the most frequent.
+    """
+
+    def __init__(self, captions: Sequence[Sequence[str]]) -> None:
+        counts: dict[str, int] = {}
+        for group in captions:
+            for word in {word for caption in group for word in content_words(caption)}:
+                counts[word] = counts.get(word, 0) + 1
+        self.words = sorted(counts, key=lambda word: (-counts[word], word))[:MAX_WORDS]
+        self._column = {word: column for column, word in enumerate(self.words)}
+
+    def encode(self, captions: Sequence[Sequence[str]]) -> Float[np.ndarray, "n w"]:
+        """One row per stimulus; unknown words are left out."""
+        table = np.zeros((len(captions), len(self.words)), np.float32)
+        for row, group in enumerate(captions):
+            for caption in group:
+                columns = [self._column[word] for word in content_words(caption) if word in self._column]
+                table[row, columns] += 1 / len(group)
+        return table
+
+    def decode(self, scores: Float[np.ndarray, "n w"], num_words: int) -> list[str]:
+        """The words with the highest scores, best first, as a caption."""
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :num_words]
+        return [" ".join(self.words[column] for column in row) for row in best]
+
+
+def linear_baseline(
+    dataset: Dataset, subject: str, direction: Direction, stimulus_ids: Sequence[str], *, split: str = "test"
+) -> Float[np.ndarray, "n v"] | Float[np.ndarray, "n h w 3"] | list[str]:
+    """What the linear model predicts for some stimuli of a split, in the order of `stimulus_ids`.
+
+    Fitted to the subject's training averages, once in a process. Responses are in z-scored units, pictures in [0, 255]
+    (not clipped).
+    Raises UserError if the training split is too small, or pictures or captions are missing.
+    """
+    key = dataset.fingerprint, subject, direction, split
+    if key not in _fitted:
+        measured = dataset.averages(subject, split)
+        _fitted[key] = dict(zip(measured.stimulus_ids, _predict(dataset, subject, direction, measured), strict=True))
+    values = [_fitted[key][stimulus] for stimulus in stimulus_ids]
+    return values if direction == "brain->text" else np.stack(values)
+
+
+def _predict(dataset: Dataset, subject: str, direction: Direction, measured: Averages) -> np.ndarray | list[str]:
+    """Fit to the training averages, predict for the stimuli of `measured`."""
+    train_ids, train_responses, _ = dataset.averages(subject, "train")
+    if direction.endswith("->brain"):
+        sources = _text_features if direction == "text->brain" else _image_features
+        pairs = sources(dataset, train_ids, measured.stimulus_ids)
+        fits = [(fit_ridge(train, train_responses), test) for train, test in pairs]
+        ridge, test = max(fits, key=lambda fit: fit[0].r2.mean())
+        return ridge.predict(test)
+    if direction == "brain->image":
+        pictures = np.stack([dataset.pictures(stimulus).mean(axis=0, dtype=np.float32) for stimulus in train_ids])
+        predicted = fit_ridge(train_responses, pictures.reshape(len(pictures), -1)).predict(measured.responses)
+        return predicted.reshape(-1, *pictures.shape[1:])
+    captions = [dataset.captions(stimulus) for stimulus in train_ids]
+    bag = BagOfWords(captions)
+    table = bag.encode(captions)
+    num_words = _best_num_words(bag, train_responses, table, captions)
+    return bag.decode(fit_ridge(train_responses, table).predict(measured.responses), num_words)
+
+
+def _text_features(dataset: Dataset, *splits: Sequence[str]) -> Iterator[list[np.ndarray]]:
+    """Each description of the stimuli's text, for the training stimuli and for those asked for."""
+    captions = [[dataset.captions(stimulus) for stimulus in ids] for ids in splits]
+    bag = BagOfWords(captions[0])
+    yield [bag.encode(group) for group in captions]
+    for name in set(TEXT_FEATURES) & set(dataset.feature_names):
+        yield [_flat(dataset.features(name, ids)) for ids in splits]
+
+
+def _image_features(dataset: Dataset, *splits: Sequence[str]) -> Iterator[list[np.ndarray]]:
+    """Each description of the stimuli's pictures: small pixels, and the stored features made from pictures."""
+    if dataset.image_size is not None:
+        yield [_small_pixels(dataset, ids) for ids in splits]
+    for name in sorted(set(dataset.feature_names) - set(TEXT_FEATURES)):
+        yield [_flat(dataset.features(name, ids)) for ids in splits]
+
+
+def _flat(features: Float[np.ndarray, "n t c"]) -> Float[np.ndarray, "n d"]:
+    return features.reshape(len(features), -1)
+
+
+def _small_pixels(dataset: Dataset, ids: Sequence[str]) -> Float[np.ndarray, "n d"]:
+    """Pictures at PIXEL_SIDE pixels in [0, 1]; the mean over the pictures of a stimulus."""
+    side = min(PIXEL_SIDE, dataset.image_size or PIXEL_SIDE)
+    small = np.empty((len(ids), 3 * side * side), np.float32)
+    for row, stimulus in enumerate(ids):
+        mean = torch.from_numpy(dataset.pictures(stimulus).mean(axis=0, dtype=np.float32)).permute(2, 0, 1)[None]
+        resized = torch.nn.functional.interpolate(mean, (side, side), mode="bilinear", antialias=True)
+        small[row] = resized.flatten().numpy() / 255
+    return small
+
+
+def _best_num_words(
+    bag: BagOfWords,
+    responses: Float[np.ndarray, "n v"],
+    table: Float[np.ndarray, "n w"],
+    captions: Sequence[Sequence[str]],
+) -> int:
+    """The caption length with the best content-word F1 on training stimuli that were left out of the fit."""
+    fold = np.arange(len(responses)) % NUM_FOLDS  # ids are sorted, not ordered by content or time
+    predicted = np.empty_like(table)
+    for left_out in range(NUM_FOLDS):
+        held = fold == left_out
+        predicted[held] = fit_ridge(responses[~held], table[~held]).predict(responses[held])
+    scores = [
+        np.mean([content_f1_scores([group], [said])[0, 0] for group, said in zip(captions, decoded, strict=True)])
+        for decoded in (bag.decode(predicted, n) for n in range(1, MAX_CAPTION_WORDS + 1))
+    ]
+    return int(np.argmax(scores)) + 1

@@ -1,0 +1,269 @@
+"""Generation: conditions in, captions, pictures or brain responses out, in any direction.
+
+The conditions are computed once and shared by all samples of a request; guided and unguided rows run as one batch.
+Two estimates: "sample" draws a plausible trial, code by code; "mean" gives the expected response or picture by
+decoding averaged *probabilities* of codes, not by averaging decoded samples. With num_samples=0 these probabilities
+come from a single pass with all codes of the target hidden; with more they are averaged over so many samples.
+Source: Ho & Salimans 2022 (guidance); Holtzman et al. 2020 (top-p).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from brainjanus.core.errors import UserError
+from brainjanus.core.progress import progress
+from brainjanus.model.checkpoint import Checkpoint
+from brainjanus.model.omni import OmniModel
+from brainjanus.model.sequence import Block, modality_of, total_length
+from brainjanus.tokenizers.text import END
+from brainjanus.tokenizers.vision import vision_encoder
+
+ROWS_AT_ONCE = 256  # sequences in one batch, samples and guidance counted
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """estimate: "sample" or "mean" (brains and pictures). num_samples: samples that a mean is averaged over; 0 is one
+    pass without samples. temperature: 0 takes the likeliest code. top_k: 0 keeps all codes. top_p: 1 keeps all.
+    guidance: 1 is none; above 1 what the conditions say is exaggerated. seed: same seed, same samples.
+    """
+
+    estimate: Literal["sample", "mean"] = "mean"
+    num_samples: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.estimate not in ("sample", "mean"):
+            problems.append(f"estimate must be sample or mean, got '{self.estimate}'")
+        if self.num_samples < 0 or self.top_k < 0:
+            problems.append(f"num_samples and top_k must be at least 0, got {self.num_samples} and {self.top_k}")
+        if self.temperature < 0 or self.guidance < 0:
+            problems.append(f"temperature and guidance must be at least 0, got {self.temperature} and {self.guidance}")
+        if not 0 < self.top_p <= 1:
+            problems.append(f"top_p must lie in (0, 1], got {self.top_p}")
+        if problems:
+            raise UserError("generation: " + "; ".join(problems) + ". Correct these options.")
+
+
+# B rows, S samples, K codes of the target, N codebook entries, V sites
+@torch.no_grad()
+def generate(
+    checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, config: GenerationConfig | None = None
+) -> Tensor | list[str]:
+    """One output per row of the conditions.
+
+    conditions: name -> rows; "image": pictures uint8 [b, h, w, 3] or vision features float [b, t, c];
+    "text": captions; "brain:SUBJECT": z-scored responses [b, v].
+    Returns captions for target "text", pictures float [b, h, w, 3] in [0, 1] for "image", z-scored responses [b, v]
+    for "brain:SUBJECT". Text is always sampled (temperature 0 is greedy), whatever the estimate.
+    Raises UserError if a condition does not fit the model.
+    """
+    config = config or GenerationConfig()
+    blocks = [condition_block(checkpoint, name, rows) for name, rows in conditions.items()]
+    empty = target_block(checkpoint, target, blocks[0].batch if blocks else 1)
+    if target in conditions:
+        raise UserError(f"generation: expected a target that is not among the conditions, got '{target}'.")
+    if any(block.batch != empty.batch for block in blocks):
+        sizes = ", ".join(f"{name} {block.batch}" for name, block in zip(conditions, blocks, strict=True))
+        raise UserError(f"generation: expected as many rows in every condition, got {sizes}. Pair them by stimulus id.")
+    mean = config.estimate == "mean" and empty.modality != "text"
+    samples = max(1, config.num_samples) if mean else 1
+    rows_at_once = max(1, ROWS_AT_ONCE // (samples * (1 if config.guidance == 1 else 2)))
+    uniform = torch.rand(empty.batch, samples, empty.length, generator=torch.Generator().manual_seed(config.seed))
+    outputs: list[Tensor] = []
+    with progress(f"{'+'.join(conditions) or 'nothing'}->{target}", empty.batch) as advance:
+        for start in range(0, empty.batch, rows_at_once):
+            rows = slice(start, start + rows_at_once)
+            part, goal = [rows_of(block, rows) for block in blocks], rows_of(empty, rows)
+            if mean and config.num_samples == 0:
+                probabilities = marginal(checkpoint.model, part, goal, config.guidance)
+            else:
+                codes, probabilities = sample(checkpoint.model, part, goal, config, uniform[rows])
+            if mean:
+                outputs.append(decode_probabilities(checkpoint, probabilities, goal))
+            else:
+                outputs.append(codes[:, 0] if goal.modality == "text" else decode_codes(checkpoint, codes[:, 0], goal))
+            advance(min(start + rows_at_once, empty.batch), None)
+    if empty.modality == "text":
+        assert checkpoint.tokenizers.text is not None
+        return checkpoint.tokenizers.text.decode(torch.cat(outputs))
+    return torch.cat(outputs)
+
+
+def marginal(
+    model: OmniModel, conditions: Sequence[Block], target: Block, guidance: float = 1.0
+) -> Float[Tensor, "b k n"]:
+    """p(code k | conditions) for each k by itself, in one pass with all codes of the target hidden."""
+    hidden = torch.ones(target.content.shape[:2], dtype=torch.bool)
+    logits = model(conditions, target, hidden).float()
+    if guidance != 1:
+        without = model([block.withheld() for block in conditions], target, hidden).float()
+        logits = without + guidance * (logits - without)
+    return logits.softmax(dim=-1)
+
+
+def sample(
+    model: OmniModel,
+    conditions: Sequence[Block],
+    target: Block,
+    config: GenerationConfig,
+    uniform: Float[Tensor, "b s k"],
+) -> tuple[Int[Tensor, "b s k"], Float[Tensor, "b k n"]]:
+    """Codes drawn one after the other, and the probabilities they were drawn from, averaged over samples.
+
+    uniform: numbers in [0, 1) that decide each draw, so that a row's samples do not depend on its neighbours.
+    """
+    rows, samples, length = uniform.shape
+    guided = config.guidance != 1
+    if guided:
+        conditions = [stack(block, block.withheld()) for block in conditions]
+    many = rows * (2 if guided else 1)
+    prefix = model.start(conditions, many, total_length(conditions, 0))
+    cache = prefix.repeat(samples, total_length(conditions, length))
+    codes = torch.zeros(many * samples, length, dtype=torch.long)
+    means = torch.zeros(rows, length, target_size(model, target))
+    draws = uniform.flatten(0, 1)
+    ended = torch.zeros(rows * samples, dtype=torch.bool)
+    for position in range(length):
+        logits = model.step(cache, replace(target, codes=codes), position).float()
+        if guided:
+            given, without = logits.chunk(2)
+            logits = without + config.guidance * (given - without)
+        means[:, position] = logits.softmax(dim=-1).unflatten(0, (rows, samples)).mean(dim=1)
+        chosen = draw(logits, draws[:, position], config)
+        if target.modality == "text":
+            chosen = torch.where(ended, END, chosen)
+            ended |= chosen == END
+        codes[:, position] = chosen.repeat(2) if guided else chosen
+        if target.modality == "text" and bool(ended.all()):
+            break
+    return codes[: rows * samples].unflatten(0, (rows, samples)), means
+
+
+def draw(logits: Float[Tensor, "r n"], uniform: Float[Tensor, "r"], config: GenerationConfig) -> Int[Tensor, "r"]:
+    """One code per row, by temperature, top-k and top-p; `uniform` decides which."""
+    if config.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits / config.temperature
+    if config.top_k:
+        least = logits.topk(min(config.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= config.top_p, 0.0)
+    cumulative = probabilities.cumsum(dim=-1)
+    place = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(dim=-1).clamp_max(logits.shape[-1] - 1)
+    return order.gather(1, place[:, None])[:, 0]
+
+
+@torch.no_grad()
+def score(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, rows: object) -> Float[Tensor, "b"]:
+    """log p(target | conditions) of each row, in nats, summed over its codes (of text: up to and with its end)."""
+    blocks = [condition_block(checkpoint, name, values) for name, values in conditions.items()]
+    goal = condition_block(checkpoint, target, rows, as_codes=True)
+    assert goal.codes is not None
+    nats = []
+    for start in range(0, goal.batch, ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        logits = checkpoint.model([rows_of(block, part) for block in blocks], rows_of(goal, part)).float()
+        codes = goal.codes[part]
+        log_p = -F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
+        if goal.modality == "text":
+            log_p = log_p * ((codes == END).cumsum(dim=1) - (codes == END).int() == 0)
+        nats.append(log_p.sum(dim=1))
+    return torch.cat(nats)
+
+
+def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes: bool = False) -> Block:
+    """Data as a block of the model. Raises UserError if it does not fit."""
+    tokenizers, model = checkpoint.tokenizers, checkpoint.model
+    modality = modality_of(name)
+    if modality == "brain":
+        subject = name.removeprefix("brain:")
+        values = torch.as_tensor(rows).float()
+        if not torch.isfinite(values).all():
+            raise UserError(
+                f"responses of {subject}: expected finite numbers, got NaN or infinity in row "
+                f"{int((~torch.isfinite(values)).any(dim=1).nonzero()[0])}. Remove these trials or repair them."
+            )
+        latents = tokenizers.brain.latents(values, subject)
+        if as_codes or model.config.brain_input == "codes":
+            return Block("brain", codes=tokenizers.brain.quantizer(latents).codes, subject=subject)
+        return Block("brain", vectors=latents, subject=subject)
+    require(checkpoint, name)
+    if modality == "text":
+        assert tokenizers.text is not None
+        return Block("text", codes=tokenizers.text.encode([rows] if isinstance(rows, str) else list(rows)))  # type: ignore[call-overload]
+    assert tokenizers.image is not None
+    pictures = torch.as_tensor(rows)
+    if pictures.dtype == torch.uint8:
+        pixels = pictures.permute(0, 3, 1, 2).float() / 255
+        if as_codes or model.config.image_input == "codes":
+            return Block("image", codes=tokenizers.image.encode(pixels))
+        pictures = vision_encoder(model.config.image_input)(pixels)
+    return Block("image", vectors=pictures.float(), features=model.config.image_input)
+
+
+def target_block(checkpoint: Checkpoint, name: str, batch: int) -> Block:
+    """A target with room for its codes."""
+    require(checkpoint, name)
+    modality = modality_of(name)
+    subject = name.removeprefix("brain:") if modality == "brain" else None
+    if subject is not None:
+        length = checkpoint.tokenizers.brain.num_codes(subject)
+    else:
+        length = getattr(checkpoint.model.interface, f"{modality}_codes")
+    return Block(modality, codes=torch.zeros(batch, length, dtype=torch.long), subject=subject)
+
+
+def require(checkpoint: Checkpoint, name: str) -> None:
+    modality = modality_of(name)
+    if getattr(checkpoint.tokenizers, modality) is None:
+        has = [m for m in ("text", "image", "brain") if getattr(checkpoint.tokenizers, m) is not None]
+        raise UserError(
+            f"generation: expected a modality that the model was trained on ({', '.join(has)}), got '{name}'. "
+            f"Train on a dataset that has {'captions' if modality == 'text' else 'pictures'}."
+        )
+
+
+def decode_codes(checkpoint: Checkpoint, codes: Int[Tensor, "b k"], target: Block) -> Tensor:
+    """Codes as responses [b, v] or pictures [b, h, w, 3]."""
+    if target.subject is not None:
+        return checkpoint.tokenizers.brain.decode(codes, target.subject)
+    assert checkpoint.tokenizers.image is not None
+    return checkpoint.tokenizers.image.decode(codes).permute(0, 2, 3, 1)
+
+
+def decode_probabilities(checkpoint: Checkpoint, probabilities: Float[Tensor, "b k n"], target: Block) -> Tensor:
+    """Distributions over codes as the expected responses [b, v] or pictures [b, h, w, 3]."""
+    if target.subject is not None:
+        return checkpoint.tokenizers.brain.decode_probabilities(probabilities, target.subject)
+    assert checkpoint.tokenizers.image is not None
+    return checkpoint.tokenizers.image.decode_probabilities(probabilities).permute(0, 2, 3, 1)
+
+
+def rows_of(block: Block, rows: slice) -> Block:
+    fields = ("codes", "vectors", "dropped")
+    return replace(block, **{f: getattr(block, f)[rows] for f in fields if getattr(block, f) is not None})
+
+
+def stack(first: Block, second: Block) -> Block:
+    """The rows of two blocks that differ in what they withhold."""
+    dropped = [torch.zeros(b.batch, dtype=torch.bool) if b.dropped is None else b.dropped for b in (first, second)]
+    both = {f: torch.cat([getattr(first, f)] * 2) for f in ("codes", "vectors") if getattr(first, f) is not None}
+    return replace(first, **both, dropped=torch.cat(dropped))
+
+
+def target_size(model: OmniModel, target: Block) -> int:
+    return getattr(model.vocabulary, target.modality)

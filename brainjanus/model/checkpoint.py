@@ -1,0 +1,153 @@
+"""Checkpoint: tokenizers and model in one folder that loads anywhere, without the data they were trained on.
+
+    RUN/model.json                  configs, vocabulary, interface, provenance
+        model.safetensors           the OmniModel
+        tokenizers/brain.safetensors, image.safetensors, tokenizer.json
+
+Safetensors and JSON only: nothing is ever unpickled.
+"""
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from brainjanus.core.config import from_dict, to_dict
+from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.vocabulary import Vocabulary
+from brainjanus.model.omni import Interface, OmniConfig, OmniModel
+from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
+from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from brainjanus.tokenizers.text import TextTokenizer
+
+FORMAT, VERSION = "brainjanus-model", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizers:
+    """One encode / decode pair per modality; image or text is None where the data has none."""
+
+    brain: BrainTokenizer
+    image: ImageTokenizer | None = None
+    text: TextTokenizer | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What generation needs. provenance: dataset, fingerprint, seed, versions."""
+
+    tokenizers: Tokenizers
+    model: OmniModel
+    provenance: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint; model.json comes last and tells that it is complete."""
+        brain, image, text = self.tokenizers.brain, self.tokenizers.image, self.tokenizers.text
+        (folder / "tokenizers").mkdir(parents=True, exist_ok=True)
+        save_module(brain, folder / "tokenizers" / "brain.safetensors")
+        if image is not None:
+            save_module(image, folder / "tokenizers" / "image.safetensors")
+        if text is not None:
+            text.save(folder / "tokenizers")
+        save_module(self.model, folder / "model.safetensors")
+        facts = {
+            "format": FORMAT,
+            "version": VERSION,
+            "brain_tokenizer": to_dict(brain.config),
+            "num_sites": {subject: brain.num_sites(subject) for subject in brain.subjects},
+            "image_tokenizer": to_dict(image.config) if image else None,
+            "text_max_length": text.max_length if text else None,
+            "omni": to_dict(self.model.config),
+            "interface": to_dict(self.model.interface),
+            "provenance": self.provenance | {"torch": torch.__version__, "python": platform.python_version()},
+        }
+        with written_beside(folder / "model.json") as beside:
+            beside.write_text(json.dumps(facts, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Checkpoint":
+        """Read a checkpoint. Raises UserError if it is missing, unfinished, foreign, newer or damaged."""
+        folder = Path(folder)
+        try:
+            facts = json.loads((folder / "model.json").read_text())
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{folder}: expected a trained run with model.json, got none. If its training was interrupted, run "
+                "`brainjanus train` with the same --out to finish it; otherwise check the path."
+            ) from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder / 'model.json'}: expected JSON, got '{error}'. Copy the run again.") from error
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version", 0) > VERSION:
+            got = {k: facts.get(k) for k in ("format", "version")} if isinstance(facts, dict) else type(facts).__name__
+            raise UserError(
+                f"{folder / 'model.json'}: expected format '{FORMAT}' up to version {VERSION}, got {got}. "
+                "It was written by another program or a newer version: update, or train again."
+            )
+        orders = {subject: torch.arange(sites) for subject, sites in facts["num_sites"].items()}
+        brain = BrainTokenizer(from_dict(BrainTokenizerConfig, facts["brain_tokenizer"]), orders)
+        load_module(brain, folder / "tokenizers" / "brain.safetensors")
+        image = text = None
+        if facts["image_tokenizer"] is not None:
+            image = ImageTokenizer(from_dict(ImageTokenizerConfig, facts["image_tokenizer"]))
+            load_module(image, folder / "tokenizers" / "image.safetensors")
+        if facts["text_max_length"] is not None:
+            text = TextTokenizer.load(folder / "tokenizers", facts["text_max_length"])
+        model = OmniModel(from_dict(OmniConfig, facts["omni"]), from_dict(Interface, facts["interface"]))
+        load_module(model, folder / "model.safetensors")
+        return cls(Tokenizers(brain, image, text), model, facts["provenance"])
+
+
+def interface_of(tokenizers: Tokenizers, features: dict[str, tuple[int, int]]) -> Interface:
+    """What the model must know of these tokenizers and features (name -> tokens, channels)."""
+    brain, image, text = tokenizers.brain, tokenizers.image, tokenizers.text
+    vocabulary = Vocabulary(
+        text=text.num_codes if text else 0,
+        image=image.config.quantizer.num_codes if image else 0,
+        brain=brain.config.quantizer.num_codes,
+        subjects=brain.subjects,
+    )
+    return Interface(
+        vocabulary=vocabulary,
+        image_codes=image.num_codes if image else 0,
+        brain_codes={subject: brain.num_codes(subject) for subject in brain.subjects},
+        image_dim=image.config.quantizer.dim if image else 1,
+        brain_dim=brain.config.quantizer.dim,
+        text_codes=text.max_length if text else 0,
+        features=features,
+    )
+
+
+def save_module(module: nn.Module, path: Path) -> None:
+    with written_beside(path) as beside:
+        save_file({name: value.contiguous() for name, value in module.state_dict().items()}, beside)
+
+
+def load_module(module: nn.Module, path: Path) -> None:
+    """Load weights strictly and freeze. Raises UserError naming what is missing, left over, or of another shape."""
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: expected saved weights, got '{error}'. The file is missing or truncated: copy the run again."
+        ) from error
+    own = module.state_dict()
+    wrong = [f"{name} is missing" for name in own.keys() - weights.keys()]
+    wrong += [f"{name} is unknown" for name in weights.keys() - own.keys()]
+    wrong += [
+        f"{name} has shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
+        for name in own.keys() & weights.keys()
+        if own[name].shape != weights[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{path}: expected the weights that model.json describes, got others ({'; '.join(sorted(wrong)[:4])}). "
+            "The files of two runs were mixed: copy the run again."
+        )
+    module.load_state_dict(weights)
+    module.eval().requires_grad_(False)

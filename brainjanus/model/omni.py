@@ -1,0 +1,220 @@
+"""OmniModel: one transformer over brain, image and text.
+
+Conditions and a target enter as blocks, logits over the target's own codebook leave. Image and brain codes are
+embedded as their codebook vectors through an aligner, as in Janus; vision features and brain latents enter through
+aligners of their own. Every place of the brain and of the picture has a position embedding besides the rotary one,
+because a patch of cortex is a place, not a moment.
+Source: BrainJanus (arXiv 2606.30319), Janus (arXiv 2410.13848).
+Differs: (1) a position is told which place it is about to predict; (2) codes of the target can be hidden, and then
+the model predicts each of them on its own (the marginal), which gives the expected response in a single pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from brainjanus.core.errors import UserError
+from brainjanus.core.vocabulary import MODALITIES, Vocabulary
+from brainjanus.model.decoder import Cache, Decoder, DecoderConfig
+from brainjanus.model.sequence import Block
+
+
+@dataclass(frozen=True)
+class OmniConfig:
+    """decoder: its size.
+
+    brain_input: what a brain that is a condition enters as: "codes", or "latents", the tokenizer's vectors before they
+    are quantized. image_input: what a picture that is a condition enters as: "codes", or the name of a vision encoder,
+    built in or of the dataset's stored features.
+    """
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    brain_input: str = "latents"
+    image_input: str = "wavelet"
+
+    def __post_init__(self) -> None:
+        if self.brain_input not in ("codes", "latents"):
+            raise UserError(f"omni config: brain_input: expected codes or latents, got '{self.brain_input}'.")
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What the model must know of its tokenizers and data: lengths and widths, no weights.
+
+    vocabulary: codebook sizes and subjects. image_codes, brain_codes: codes of a picture, of each subject's response;
+    text_codes: of the longest text, its end included.
+    image_dim, brain_dim: length of a codebook vector. features: vision encoder -> (tokens, channels).
+    """
+
+    vocabulary: Vocabulary
+    image_codes: int
+    brain_codes: Mapping[str, int]
+    image_dim: int
+    brain_dim: int
+    text_codes: int = 0
+    features: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+# B batch, K codes of a block, L positions, D width, N codebook entries
+class OmniModel(nn.Module):
+    image_codebook: Tensor
+    brain_codebook: Tensor
+
+    def __init__(self, config: OmniConfig, interface: Interface):
+        super().__init__()
+        self.config, self.interface = config, interface
+        vocabulary, width = interface.vocabulary, config.decoder.hidden_size
+        self.vocabulary = vocabulary
+        self.decoder = Decoder(config.decoder)
+        self.embed_tokens = nn.Embedding(vocabulary.range("text").stop, width)  # control and text
+        self.register_buffer("image_codebook", torch.zeros(vocabulary.image, interface.image_dim))
+        self.register_buffer("brain_codebook", torch.zeros(vocabulary.brain, interface.brain_dim))
+        self.aligners = nn.ModuleDict(
+            {"image": aligner(interface.image_dim, width), "brain": aligner(interface.brain_dim, width)}
+        )
+        places = {"image": interface.image_codes}
+        places |= {f"brain:{subject}": k for subject, k in interface.brain_codes.items()}
+        for name, (tokens, channels) in interface.features.items():
+            self.aligners[f"features:{name}"] = nn.Sequential(Standardise(channels), *aligner(channels, width))
+            places[f"features:{name}"] = tokens
+        self.places = nn.ParameterDict({name: torch.zeros(k, width) for name, k in places.items()})
+        self.targets = nn.ParameterDict(
+            {name: torch.zeros(k, width) for name, k in places.items() if not name.startswith("features:")}
+        )
+        self.heads = nn.ModuleDict({m: nn.Linear(width, getattr(vocabulary, m), bias=False) for m in MODALITIES})
+        self.apply(self._initialise)
+        for parameter in (*self.places.values(), *self.targets.values()):
+            nn.init.normal_(parameter, std=config.decoder.initializer_range)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.decoder.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    @torch.no_grad()
+    def load_codebooks(self, image: Float[Tensor, "n d"], brain: Float[Tensor, "m e"]) -> None:
+        """Take over the tokenizers' codebooks, through which codes are embedded; they stay as they are."""
+        self.image_codebook.copy_(image)
+        self.brain_codebook.copy_(brain)
+
+    @torch.no_grad()
+    def load_feature_statistics(self, features: Mapping[str, Float[Tensor, "n t c"]]) -> None:
+        """Take over the mean and spread of each channel of the vision features of the training split."""
+        for name, values in features.items():
+            self.aligners[f"features:{name}"][0].load(values)
+
+    def forward(
+        self, conditions: Sequence[Block], target: Block, hidden: Bool[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b k n"]:
+        """Logits of each code of the target, given the conditions and the codes before it that are not hidden.
+
+        N is the size of the target's own codebook: prediction is restricted to its range of the vocabulary.
+        """
+        prefix = self.embed_conditions(conditions, target.batch)
+        states = self.decoder(torch.cat([prefix, self.embed_target(target, hidden)], dim=1))
+        return self.heads[target.modality](states[:, prefix.shape[1] :])
+
+    def embed_conditions(self, conditions: Sequence[Block], batch: int) -> Float[Tensor, "b l d"]:
+        """begin, and each condition behind its opening token."""
+        parts = [self.embed_control("begin", batch)]
+        for block in conditions:
+            parts += [self.embed_control(opening(block), batch), self.embed_content(block)]
+        return torch.cat(parts, dim=1)
+
+    def embed_content(self, block: Block) -> Float[Tensor, "b k d"]:
+        """The content of a condition; rows that are dropped show only where they would be."""
+        x = self.embed_vectors(block)
+        if block.dropped is not None:
+            x = torch.where(block.dropped[:, None, None], self.embed_control("dropped", 1), x)
+        place = place_of(block)
+        return x + self.places[place] if place in self.places else x
+
+    def embed_vectors(self, block: Block) -> Float[Tensor, "b k d"]:
+        if block.features is not None:
+            name = f"features:{block.features}"
+            if name not in self.aligners:
+                known = [key.removeprefix("features:") for key in self.aligners if key.startswith("features:")]
+                raise UserError(
+                    f"features '{block.features}': expected those the model was trained on ({', '.join(known) or 'none'})."
+                    " Prepare the dataset with the same vision encoder."
+                )
+            return self.aligners[name](block.content)
+        if block.modality == "text":
+            return self.embed_tokens(self.vocabulary.to_tokens(block.content, "text"))
+        vectors = block.vectors
+        if block.codes is not None:
+            vectors = getattr(self, f"{block.modality}_codebook")[block.codes]
+        return self.aligners[block.modality](vectors)
+
+    def embed_target(self, target: Block, hidden: Bool[Tensor, "b k"] | None = None) -> Float[Tensor, "b k d"]:
+        """The target as it enters: its opening token, then all codes but the last, each told what comes next."""
+        x = self.embed_vectors(target)[:, :-1]
+        if hidden is not None:
+            x = torch.where(hidden[:, :-1, None], self.embed_control("hidden", 1), x)
+        x = torch.cat([self.embed_control(opening(target), target.batch), x], dim=1)
+        place = place_of(target)
+        return x + self.targets[place] if place in self.targets else x
+
+    def embed_control(self, name: str, batch: int) -> Float[Tensor, "b 1 d"]:
+        token = torch.tensor(self.vocabulary.control(name), device=self.embed_tokens.weight.device)
+        return self.embed_tokens(token).expand(batch, 1, -1)
+
+    def start(self, conditions: Sequence[Block], batch: int, length: int) -> Cache:
+        """A cache that holds the conditions and has room for `length` positions in all."""
+        prefix = self.embed_conditions(conditions, batch)
+        cache = Cache(self.config.decoder, batch, length, like=prefix)
+        self.decoder(prefix, cache)
+        return cache
+
+    def step(self, cache: Cache, target: Block, position: int) -> Float[Tensor, "b n"]:
+        """Logits of the code at `position` of the target, of which the codes before it are filled in."""
+        if position == 0:
+            x = self.embed_control(opening(target), target.batch)
+        else:
+            previous = Block(target.modality, codes=target.content[:, position - 1 : position], subject=target.subject)
+            x = self.embed_vectors(previous)
+        place = place_of(target)
+        if place in self.targets:
+            x = x + self.targets[place][position]
+        return self.heads[target.modality](self.decoder(x, cache)[:, 0])
+
+
+class Standardise(nn.Module):
+    """Subtract each channel's mean and divide by its spread."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def load(self, values: Float[Tensor, "n t c"]) -> None:
+        flat = values.float().flatten(0, 1)
+        self.mean.copy_(flat.mean(dim=0))
+        self.std.copy_(flat.std(dim=0).clamp_min(1e-6))
+
+    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
+        return (x - self.mean) / self.std
+
+
+def aligner(channels: int, width: int) -> nn.Sequential:
+    """From vectors of another space to the model's width: two layers, as in Janus."""
+    return nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
+
+
+def opening(block: Block) -> str:
+    """The control token that opens a block."""
+    if block.features is not None:
+        return "features"
+    return f"brain:{block.subject}" if block.modality == "brain" else block.modality
+
+
+def place_of(block: Block) -> str:
+    """The name of a block's positions; text has none beside the rotary ones."""
+    return f"features:{block.features}" if block.features is not None else opening(block)

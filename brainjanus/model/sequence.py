@@ -1,0 +1,103 @@
+"""Sequence: what the model is given and what it is to predict, as blocks.
+
+A sequence is: begin, then for each condition its opening token and its content, then the opening token of the target
+and its codes. A block's content is codes, or vectors that take the place of codes: a frozen vision encoder's features,
+or the brain tokenizer's latents before they are quantized.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from brainjanus.core.errors import UserError
+from brainjanus.core.vocabulary import Modality
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One modality's part of a sequence, for a batch of B.
+
+    modality: text, image or brain. codes [b, k] or vectors [b, k, c]; exactly one is given.
+    subject: whose brain (brain only). features: name of the vision encoder that the vectors come from (image only).
+    dropped: rows whose content is withheld; None withholds nothing.
+    """
+
+    modality: Modality
+    codes: Int[Tensor, "b k"] | None = None
+    vectors: Float[Tensor, "b k c"] | None = None
+    subject: str | None = None
+    features: str | None = None
+    dropped: Bool[Tensor, "b"] | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.codes is None) != (self.vectors is None), "a block has codes or vectors"
+        assert (self.modality == "brain") == (self.subject is not None), "brain blocks name their subject, others none"
+
+    @property
+    def content(self) -> Tensor:
+        content = self.codes if self.codes is not None else self.vectors
+        assert content is not None
+        return content
+
+    @property
+    def batch(self) -> int:
+        return self.content.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.content.shape[1]
+
+    def withheld(self) -> "Block":
+        """The same block with nothing shown: the unconditional model's condition."""
+        return replace(self, dropped=torch.ones(self.batch, dtype=torch.bool, device=self.content.device))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A set of conditions and a target: `Task(("image",), "brain:subj01")`.
+
+    Names are text, image, or brain:SUBJECT.
+    """
+
+    conditions: tuple[str, ...]
+    target: str
+
+    def __post_init__(self) -> None:
+        for name in (*self.conditions, self.target):
+            if name not in ("text", "image") and not name.startswith("brain:"):
+                raise UserError(
+                    f"task {self}: expected text, image or brain:SUBJECT (brain:subj01), got '{name}'. "
+                    "Name the subject of a brain."
+                )
+        if self.target in self.conditions:
+            raise UserError(f"task {self}: expected a target that is not among its conditions, got '{self.target}'.")
+
+    def __str__(self) -> str:
+        return f"{'+'.join(self.conditions) or 'nothing'}->{self.target}"
+
+    @property
+    def subject(self) -> str | None:
+        """The subject of the first brain that takes part, or None."""
+        brains = [name for name in (*self.conditions, self.target) if name.startswith("brain:")]
+        return brains[0].removeprefix("brain:") if brains else None
+
+    @property
+    def direction(self) -> str:
+        """Without the subjects: image->brain."""
+        return "->".join(["+".join(c.split(":")[0] for c in self.conditions), self.target.split(":")[0]])
+
+
+def modality_of(name: str) -> Modality:
+    """The modality of a condition's or target's name."""
+    head = name.split(":")[0]
+    if head not in ("text", "image", "brain"):
+        raise UserError(f"'{name}': expected text, image or brain:SUBJECT.")
+    return head  # type: ignore[return-value]
+
+
+def total_length(conditions: Sequence[Block], target_length: int) -> int:
+    """Positions of a whole sequence: begin, each block with its opening token, and the target without its last code."""
+    return 1 + sum(1 + block.length for block in conditions) + target_length

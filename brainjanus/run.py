@@ -1,0 +1,307 @@
+"""Run: a dataset and a config enter; trained tokenizers and a model leave, and then predictions, scores, a report.
+
+RUN/config.json                 all settings, the dataset's fingerprint
+    stages/{brain,image,omni}/  training state and log.jsonl of each stage
+    codes/                      the training split, tokenized
+    model.json, model.safetensors, tokenizers/      the checkpoint; written when training is complete
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from brainjanus.core.config import from_dict, load_config, to_dict
+from brainjanus.core.errors import UserError, written_beside
+from brainjanus.data.dataset import Dataset
+from brainjanus.evaluate.examples import (
+    CaptionExample,
+    CodebookUsage,
+    ImageExample,
+    caption_examples,
+    image_examples,
+    map_examples,
+)
+from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
+from brainjanus.evaluate.report import write_report
+from brainjanus.evaluate.score import score, summary
+from brainjanus.generate import GenerationConfig, generate
+from brainjanus.model.checkpoint import Checkpoint, Tokenizers, interface_of
+from brainjanus.model.omni import OmniConfig, OmniModel
+from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
+from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
+from brainjanus.train.codes import encode_split, features_of, training_rows
+from brainjanus.train.omni import OmniTrainingConfig, fit_omni
+from brainjanus.train.optim import OptimConfig
+from brainjanus.train.tokenizer import fit_brain_tokenizer, fit_image_tokenizer
+
+STAGES = ("brain", "image", "omni")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a training does, but the data. Defaults are laptop-sized."""
+
+    seed: int = 0
+    brain_tokenizer: BrainTokenizerConfig = field(default_factory=BrainTokenizerConfig)
+    brain_training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=900, batch_size=128))
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+    image_training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=600, batch_size=64))
+    text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
+    omni: OmniConfig = field(default_factory=OmniConfig)
+    training: OmniTrainingConfig = field(default_factory=OmniTrainingConfig)
+
+    @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        """Read a config file, or the config.json of a run. Raises UserError for unknown keys and wrong values."""
+        path = Path(path)
+        if path.name == "config.json":
+            facts = read_json(path)
+            if "config" in facts:
+                return from_dict(cls, facts["config"], where=str(path))
+        return load_config(cls, path)
+
+
+def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | None = None) -> Checkpoint:
+    """Train tokenizers and model on the training split; an unfinished run in `out` goes on where it stopped.
+
+    Raises UserError if `out` holds something else, or a run on other data or with other settings.
+    """
+    dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    out, config = Path(out), config or RunConfig()
+    claim(out, dataset, config)
+    if (out / "model.json").exists():
+        return Checkpoint.load(out)
+    stages = out / "stages"
+    ids = dataset.split_ids("train")
+    row_of = {stimulus: row for row, stimulus in enumerate(ids)}
+
+    torch.manual_seed(config.seed)  # initial weights only; training draws from generators of its own
+    orders = {subject: torch.from_numpy(np.array(dataset.space(subject).order)) for subject in dataset.subjects}
+    brain = BrainTokenizer(config.brain_tokenizer, orders)
+    values = {subject: training_rows(dataset, subject, "train", row_of)[0] for subject in dataset.subjects}
+    fit_brain_tokenizer(brain, values, config.brain_training, stages / "brain", config.seed)
+    image = text = None
+    if dataset.image_size is not None:
+        image = ImageTokenizer(config.image_tokenizer)
+        pictures = np.concatenate([dataset.pictures(stimulus) for stimulus in ids])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        fit_image_tokenizer(image, pixels, config.image_training, stages / "image", config.seed)
+    captions = [caption for stimulus in ids for caption in dataset.captions(stimulus)]
+    if captions:
+        text = TextTokenizer.fit(captions, config.text_tokenizer)
+    tokenizers = Tokenizers(brain, image, text)
+
+    vision = [config.omni.image_input] if image is not None and config.omni.image_input != "codes" else []
+    codes = encode_split(dataset, tokenizers, "train", vision, out / "codes")
+    sizes = {name: (values.shape[1], values.shape[2]) for name, values in codes.features.items()}
+    torch.manual_seed(config.seed)
+    model = OmniModel(config.omni, interface_of(tokenizers, sizes))
+    model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
+    model.load_feature_statistics(codes.features)
+    fit_omni(model, tokenizers, codes, config.training, stages / "omni", config.seed)
+
+    provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
+    checkpoint = Checkpoint(tokenizers, model, provenance)
+    checkpoint.save(out)
+    return checkpoint
+
+
+def claim(out: Path, dataset: Dataset, config: RunConfig) -> None:
+    """Make `out` the folder of this run, or make sure that it is."""
+    facts = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "config": to_dict(config)}
+    if (out / "config.json").exists():
+        found = read_json(out / "config.json")
+        if found.get("fingerprint") != dataset.fingerprint:
+            raise UserError(
+                f"{out}: expected a run on this dataset ({dataset.name}, {dataset.fingerprint[:12]}), got one on "
+                f"'{found.get('dataset')}' ({str(found.get('fingerprint'))[:12]}). Choose another --out."
+            )
+        if found.get("config") != facts["config"]:
+            changed = different(found.get("config", {}), facts["config"])
+            raise UserError(
+                f"{out}: expected the settings that this run was started with, got others ({'; '.join(changed[:4])}). "
+                f"Go on with --config {out / 'config.json'}, or choose another --out."
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(
+            f"{out}: expected an empty or a new folder, or one that holds a run, got something else. "
+            "Choose another --out: nothing there was touched."
+        )
+    with written_beside(out / "config.json") as beside:
+        beside.write_text(json.dumps(facts, indent=1))
+
+
+def different(old: Mapping, new: Mapping, key: str = "") -> list[str]:
+    """Which settings of two configs differ, as 'training.optim.steps 900 -> 300'."""
+    found = []
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += different(a, b, f"{key}{name}.")
+        elif a != b:
+            found.append(f"{key}{name} {a} -> {b}")
+    return found
+
+
+def read_json(path: Path) -> dict:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected JSON, got '{error}'. Copy the run again, or delete it.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: expected settings by name, got {type(facts).__name__}. Is this the right file?")
+    return facts
+
+
+def directions_of(checkpoint: Checkpoint) -> list[Direction]:
+    """The directions between the brain and the other modalities that the model was trained on."""
+    directions: list[Direction] = []
+    if checkpoint.tokenizers.text is not None:
+        directions += ["brain->text"]
+    if checkpoint.tokenizers.image is not None:
+        directions += ["brain->image", "image->brain"]
+    if checkpoint.tokenizers.text is not None:
+        directions += ["text->brain"]
+    return directions
+
+
+def condition(checkpoint: Checkpoint, dataset: Dataset, name: str, ids: Sequence[str], split: str = "test") -> object:
+    """What the model is shown of some stimuli: rows for `generate`, in the order of `ids`.
+
+    A brain is the mean response over repeats; a text is the first caption.
+    """
+    if name.startswith("brain:"):
+        averages = dataset.averages(name.removeprefix("brain:"), split)
+        row_of = {stimulus: row for row, stimulus in enumerate(averages.stimulus_ids)}
+        missing = [stimulus for stimulus in ids if stimulus not in row_of]
+        if missing:
+            raise UserError(
+                f"{name}: expected a {split} response to every stimulus, got none to '{missing[0]}'. "
+                "Did this subject see it? trials.tsv lists what was shown."
+            )
+        return averages.responses[[row_of[stimulus] for stimulus in ids]]
+    if name == "text":
+        captions = [dataset.captions(stimulus) for stimulus in ids]
+        if not all(captions):
+            raise UserError(
+                f"{dataset.path}: expected a caption for every stimulus, got none for "
+                f"'{ids[[bool(c) for c in captions].index(False)]}'. Prepare the dataset with captions."
+            )
+        return [group[0] for group in captions]
+    if checkpoint.model.config.image_input == "codes":
+        return dataset.images(ids)
+    return features_of(dataset, checkpoint.model.config.image_input, ids)
+
+
+def predict(
+    checkpoint: Checkpoint, dataset: Dataset, direction: Direction, subject: str, config: GenerationConfig
+) -> Predictions:
+    """Predictions for all test stimuli of one subject, ready to be scored."""
+    ids = dataset.averages(subject, "test").stimulus_ids
+    source, target = (f"brain:{subject}" if name == "brain" else name for name in direction.split("->"))
+    values = generate(checkpoint, {source: condition(checkpoint, dataset, source, ids)}, target, config)
+    estimator = config.estimate if target != "text" else "greedy" if config.temperature == 0 else "sample"
+    if isinstance(values, torch.Tensor):
+        values = (values * 255 if target == "image" else values).numpy()
+    return Predictions(direction, subject, ids, estimator, values)
+
+
+def estimators_of(direction: Direction, seed: int) -> list[GenerationConfig]:
+    """How each direction is estimated in an evaluation; the first is the main one."""
+    if direction == "brain->text":
+        return [GenerationConfig(temperature=0, seed=seed)]
+    return [GenerationConfig(estimate="mean", seed=seed), GenerationConfig(estimate="sample", seed=seed)]
+
+
+def evaluate(
+    run: Path | str, dataset: Dataset | Path | str, out: Path | str, *, seed: int = 0, title: str | None = None
+) -> list[Record]:
+    """Score all directions on the test split; writes scores.json and report.html into `out`.
+
+    Raises UserError if the dataset is not the one that the run was trained on: its z-scoring and its splits are part
+    of the model.
+    """
+    run, out = Path(run), Path(out)
+    dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    checkpoint = Checkpoint.load(run)
+    check_same_data(checkpoint, dataset, run)
+    predictions = [
+        predict(checkpoint, dataset, direction, subject, config)
+        for direction in directions_of(checkpoint)
+        for subject in checkpoint.tokenizers.brain.subjects
+        for config in estimators_of(direction, seed)
+    ]
+    records = [record for prediction in predictions for record in score(dataset, prediction, seed=seed)]
+    records = summary(records) + records
+    save_scores(records, out / "scores.json")
+    logs = [run / "stages" / stage / "log.jsonl" for stage in STAGES]
+    losses = [json.loads(line) for log in logs if log.exists() for line in log.read_text().splitlines()]
+    write_report(
+        out / "report.html",
+        dataset=dataset,
+        records=records,
+        examples=examples_of(dataset, predictions),
+        maps=[
+            m for p in main_predictions(predictions) if p.direction.endswith("brain") for m in map_examples(dataset, p)
+        ],
+        codebooks=codebook_usage(checkpoint, dataset),
+        losses=losses,
+        config=read_json(run / "config.json")["config"],
+        title=title or f"BrainJanus on {dataset.name}",
+    )
+    return records
+
+
+def main_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:
+    """The first subject's predictions of each direction, by its main estimator."""
+    first: dict[Direction, Predictions] = {}
+    for prediction in predictions:
+        first.setdefault(prediction.direction, prediction)
+    return list(first.values())
+
+
+def examples_of(dataset: Dataset, predictions: Sequence[Predictions]) -> list[ImageExample | CaptionExample]:
+    """Pictures and captions decoded from the first subject."""
+    examples: list[ImageExample | CaptionExample] = []
+    for main in main_predictions(predictions):
+        if main.direction == "brain->image":
+            same = [p for p in predictions if (p.direction, p.subject) == (main.direction, main.subject)]
+            examples += image_examples(dataset, same)
+        if main.direction == "brain->text":
+            examples += caption_examples(dataset, main)
+    return examples
+
+
+@torch.no_grad()
+def codebook_usage(checkpoint: Checkpoint, dataset: Dataset) -> list[CodebookUsage]:
+    """How often each code occurs in the test split: brain codes of all subjects, picture codes."""
+    brain, image = checkpoint.tokenizers.brain, checkpoint.tokenizers.image
+    codes = [
+        brain.encode(torch.from_numpy(dataset.averages(subject, "test").responses), subject).flatten()
+        for subject in brain.subjects
+    ]
+    usage = [CodebookUsage("brain", count(torch.cat(codes), brain.config.quantizer.num_codes))]
+    if image is not None:
+        pixels = torch.from_numpy(dataset.images(dataset.split_ids("test"))).permute(0, 3, 1, 2).float() / 255
+        usage.append(CodebookUsage("image", count(image.encode(pixels).flatten(), image.config.quantizer.num_codes)))
+    return usage
+
+
+def count(codes: torch.Tensor, num_codes: int) -> np.ndarray:
+    return torch.bincount(codes, minlength=num_codes).numpy()
+
+
+def check_same_data(checkpoint: Checkpoint, dataset: Dataset, run: Path) -> None:
+    trained_on = checkpoint.provenance.get("fingerprint")
+    if trained_on != dataset.fingerprint:
+        raise UserError(
+            f"{run}: expected the dataset it was trained on ({checkpoint.provenance.get('dataset')}, "
+            f"{str(trained_on)[:12]}), got {dataset.name} ({dataset.fingerprint[:12]}). Its test stimuli may have been "
+            "training stimuli of the model, and its z-scoring differs: give the same dataset."
+        )

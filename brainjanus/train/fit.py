@@ -1,0 +1,94 @@
+"""fit: the loop that trains any of the modules. A step function enters; the trained module and a log leave.
+
+The story: resume, then step, log, save; stop cleanly when asked to. What a step computes is the caller's.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from brainjanus.core.config import to_dict
+from brainjanus.core.errors import UserError
+from brainjanus.core.progress import progress
+from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizer_of
+from brainjanus.train.state import generator_of, interruptible, load_state, save_state
+
+# (step, the step's own generator) -> named losses; "loss" is the one that is differentiated
+StepFunction = Callable[[int, torch.Generator], dict[str, torch.Tensor]]
+
+
+def fit(
+    module: nn.Module, losses_of: StepFunction, config: OptimConfig, *, stage: str, folder: Path, seed: int
+) -> nn.Module:
+    """Train `module` for config.steps steps, going on from the state in `folder` if there is one.
+
+    Writes folder/state and folder/log.jsonl ({"stage", "step", "lr", "loss", ...} a line, means since the last line).
+    Raises UserError if the loss is not finite (the last good state stays) and KeyboardInterrupt, after saving, when
+    it is interrupted.
+    """
+    optimizer = optimizer_of(module, config)
+    settings = to_dict(config) | {"seed": seed}
+    facts = load_state(folder / "state", module, optimizer, settings)
+    start = facts["step"] if facts else 0
+    log = Log(folder / "log.jsonl", stage, start)
+    device = next(module.parameters()).device
+    dtype = autocast_dtype(config.precision, device)
+    module.train()
+
+    def save(step: int) -> None:
+        save_state(folder / "state", module, optimizer, {"step": step, "config": settings})
+
+    with interruptible() as interrupted, progress(stage, config.steps, start) as advance:
+        for step in range(start, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                losses = losses_of(step, generator_of(seed, step))
+            loss = float(losses["loss"].detach())
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"{stage}: expected a finite loss, got {loss} at step {step}. The last saved state "
+                    "is intact. Lower the learning rate, or look for extreme values in the responses."
+                )
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+            optimizer.step()
+            done = step + 1
+            log.add(
+                done,
+                losses,
+                lr=optimizer.param_groups[0]["lr"],
+                write=done % config.log_every == 0 or done == config.steps,
+            )
+            advance(done, loss)
+            if done % config.save_every == 0 or done == config.steps or interrupted:
+                save(done)
+            if interrupted and done < config.steps:
+                raise KeyboardInterrupt(f"{stage} is saved at step {done} of {config.steps}")
+    return module.eval()
+
+
+class Log:
+    """log.jsonl of one training; lines behind the step that is gone on from are dropped."""
+
+    def __init__(self, path: Path, stage: str, start: int):
+        self.path, self.stage = path, stage
+        self.sums: dict[str, list[float]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= start]
+        path.write_text("".join(line + "\n" for line in kept))
+
+    def add(self, step: int, losses: dict[str, torch.Tensor], *, lr: float, write: bool) -> None:
+        for name, value in losses.items():
+            self.sums.setdefault(name, []).append(float(value.detach()))
+        if write:
+            means = {name: sum(values) / len(values) for name, values in self.sums.items()}
+            with self.path.open("a") as file:
+                file.write(json.dumps({"stage": self.stage, "step": step, "lr": lr, **means}) + "\n")
+            self.sums = {}

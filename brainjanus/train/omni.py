@@ -1,0 +1,148 @@
+"""Training of the unified model on all of its tasks.
+
+A step draws a task and a batch for it. Half of the rows are predicted code by code, each seeing the codes before it
+(the likelihood that samples are drawn from); in the other half all codes of the target are hidden, each code is
+predicted on its own, and beside the likelihood the decoded expectation is pulled to the response that was measured:
+hard codes of noisy responses are noisy labels, so the expectation is trained, not only the likelihood.
+Source: BrainJanus (arXiv 2606.30319) for the tasks; Ho & Salimans 2022 for dropped conditions (guidance).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from brainjanus.core.errors import UserError
+from brainjanus.model.checkpoint import Tokenizers
+from brainjanus.model.omni import OmniModel
+from brainjanus.model.sequence import Task
+from brainjanus.tokenizers.text import END
+from brainjanus.train.codes import Batch, Codes
+from brainjanus.train.fit import fit
+from brainjanus.train.optim import OptimConfig
+
+
+def default_tasks() -> dict[str, float]:
+    return {"image->brain": 1.0, "text->brain": 1.0, "brain->image": 1.0, "brain->text": 1.0}
+
+
+@dataclass(frozen=True)
+class OmniTrainingConfig:
+    """optim: steps and rates. tasks: how often each direction is drawn; several conditions are joined by '+'.
+
+    dropped: share of rows whose conditions are withheld. hidden: share of rows whose target is hidden (brains and
+    pictures). expectation: weight of the squared error of their decoded expectation.
+    """
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tasks: Mapping[str, float] = field(default_factory=default_tasks)
+    dropped: float = 0.1
+    hidden: float = 0.5
+    expectation: Mapping[str, float] = field(default_factory=lambda: {"brain": 2.0, "image": 20.0})
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{n} must lie in [0, 1], got {getattr(self, n)}"
+            for n in ("dropped", "hidden")
+            if not 0 <= getattr(self, n) <= 1
+        ]
+        problems += [
+            f"task '{task}' must have the form condition->target" for task in self.tasks if task.count("->") != 1
+        ]
+        problems += [
+            f"task '{task}' must have a weight of at least 0" for task, weight in self.tasks.items() if weight < 0
+        ]
+        if problems:
+            raise UserError("omni training config: " + "; ".join(problems) + ". Correct the config.")
+
+
+class Losses(NamedTuple):
+    total: Float[Tensor, ""]
+    likelihood: Float[Tensor, ""]  # nats per code
+    expectation: Float[Tensor, ""] | None  # mean squared error of the decoded expectation; brain units or pixels
+
+
+def expand_tasks(tasks: Mapping[str, float], subjects: tuple[str, ...], available: set[str]) -> dict[Task, float]:
+    """One task per subject out of each direction whose modalities the data has."""
+    expanded = {}
+    for direction, weight in tasks.items():
+        left, target = direction.split("->")
+        conditions = tuple(filter(None, left.split("+")))
+        if weight == 0 or not {*conditions, target} <= available | {"brain"}:
+            continue
+        for subject in subjects:
+            named = [f"brain:{subject}" if name == "brain" else name for name in (*conditions, target)]
+            task = Task(tuple(named[:-1]), named[-1])
+            expanded[task] = expanded.get(task, 0.0) + weight / len(subjects)
+    if not expanded:
+        raise UserError(
+            f"tasks: expected at least one of {', '.join(tasks)} that the data has the modalities for, got data with "
+            f"brain, {', '.join(sorted(available)) or 'nothing else'}. Add captions or pictures to the dataset."
+        )
+    return expanded
+
+
+def step_losses(
+    model: OmniModel, tokenizers: Tokenizers, batch: Batch, generator: torch.Generator, config: OmniTrainingConfig
+) -> Losses:
+    """Likelihood and expectation of one batch, with conditions and targets withheld at random."""
+    conditions, target, continuous = batch
+    rows, modality = target.batch, target.modality
+    dropped = torch.rand(rows, generator=generator) < config.dropped
+    conditions = [replace(block, dropped=dropped) for block in conditions]
+    share = 0.0 if modality == "text" else config.hidden
+    hidden = torch.arange(rows) < round(share * rows)
+    logits = model(conditions, target, hidden[:, None].expand(-1, target.length)).float()
+    assert target.codes is not None
+    nats = F.cross_entropy(logits.transpose(1, 2), target.codes, reduction="none")
+    seen = target_mask(target.codes) if modality == "text" else torch.ones_like(nats)
+    likelihood = (nats * seen).sum() / seen.sum()
+    if not hidden.any() or config.expectation.get(modality, 0) == 0:
+        return Losses(likelihood, likelihood, None)
+    assert continuous is not None
+    probabilities = logits[hidden].softmax(dim=-1)
+    if modality == "brain":
+        expected = tokenizers.brain.decode_probabilities(probabilities, target.subject)
+    else:
+        assert tokenizers.image is not None
+        expected = tokenizers.image.decode_vectors(probabilities @ tokenizers.image.quantizer.codebook)
+    error = F.mse_loss(expected.float(), continuous[hidden])
+    return Losses(likelihood + config.expectation[modality] * error, likelihood, error)
+
+
+def target_mask(codes: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
+    """1 up to and with the first END of each text, 0 behind it."""
+    ended = (codes == END).int().cumsum(dim=1)
+    return (ended - (codes == END).int() == 0).float()
+
+
+def fit_omni(
+    model: OmniModel, tokenizers: Tokenizers, codes: Codes, config: OmniTrainingConfig, folder: Path, seed: int
+) -> OmniModel:
+    """Train on one tokenized split."""
+    available = {n for n, c in (("image", codes.picture_codes), ("text", codes.caption_codes)) if c is not None}
+    tasks = expand_tasks(config.tasks, tuple(codes.brains), available)
+    names, weights = list(tasks), torch.tensor(list(tasks.values()))
+    for tokenizer in (tokenizers.brain, tokenizers.image):
+        if tokenizer is not None:
+            tokenizer.eval().requires_grad_(False)
+
+    def losses_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        task = names[int(torch.multinomial(weights, 1, generator=generator))]
+        batch = codes.batch(
+            task, config.optim.batch_size, generator,
+            image_input=model.config.image_input, brain_input=model.config.brain_input,
+        )  # fmt: skip
+        losses = step_losses(model, tokenizers, batch, generator, config)
+        named = {"loss": losses.total, f"nats/{task.direction}": losses.likelihood}
+        if losses.expectation is not None:
+            named[f"mse/{task.direction}"] = losses.expectation
+        return named
+
+    fit(model, losses_of, config.optim, stage="omni", folder=folder, seed=seed)
+    return model

@@ -1,0 +1,72 @@
+"""Optimizer and schedule: AdamW, linear warm-up, cosine decay; the published settings are the defaults' shape."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from brainjanus.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """steps, batch_size: how long and how wide. learning_rate: its peak, after `warmup` (a share of the steps).
+
+    weight_decay applies to matrices only. clip: largest norm of a gradient. precision: "auto" computes in bfloat16
+    where the machine has instructions for it and in float32 elsewhere. log_every, save_every: in steps.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    precision: str = "auto"
+    log_every: int = 10
+    save_every: int = 250
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1, got {getattr(self, name)}"
+            for name in ("steps", "batch_size", "log_every", "save_every")
+            if getattr(self, name) < 1
+        ]
+        if self.learning_rate <= 0:
+            problems.append(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.warmup < 1:
+            problems.append(f"warmup must lie in [0, 1), got {self.warmup}")
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            problems.append(f"precision must be auto, float32 or bfloat16, got '{self.precision}'")
+        if problems:
+            raise UserError("training config: " + "; ".join(problems) + ". Correct the config.")
+
+
+def optimizer_of(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that are trained, without decay for vectors and scalars."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """The learning rate of step 0, 1, ...: up linearly, then down along half a cosine to a twentieth of the peak."""
+    warmup = max(1, round(config.warmup * config.steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    return config.learning_rate * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What to compute in on this device."""
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type == "cpu":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16

@@ -1,0 +1,94 @@
+"""State: everything that makes a stopped training go on as if it had never stopped.
+
+Weights, optimizer moments and the step; random numbers are drawn from a generator seeded by (seed, step), so that
+they need no saving. Saved as safetensors + JSON beside the old state and renamed; nothing is ever unpickled.
+"""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from brainjanus.core.errors import UserError, written_beside
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """All randomness of one step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def save_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
+    """Write weights, moments and facts ({"step": steps done, "config": ..., ...}) to `folder`."""
+    moments = {
+        f"{index}.{name}": value.contiguous()
+        for index, slots in optimizer.state_dict()["state"].items()
+        for name, value in slots.items()
+    }
+    with written_beside(folder) as beside:
+        beside.mkdir()
+        save_file({k: v.contiguous() for k, v in module.state_dict().items()}, beside / "model.safetensors")
+        save_file(moments, beside / "optimizer.safetensors")
+        (beside / "state.json").write_text(json.dumps(facts, indent=1))
+
+
+def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, config: dict) -> dict | None:
+    """Put a saved state back; its facts, or None where there is none.
+
+    Raises UserError if it is damaged or was made with another config.
+    """
+    if not folder.exists():
+        return None
+    try:
+        facts = json.loads((folder / "state.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+        moments = load_file(folder / "optimizer.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: expected a saved training state, got '{error}'. It is damaged: delete the folder to train this "
+            "stage from its start."
+        ) from error
+    different = sorted(key for key in {*facts["config"], *config} if facts["config"].get(key) != config.get(key))
+    if different:
+        pairs = ", ".join(f"{key} {facts['config'].get(key)} -> {config.get(key)}" for key in different)
+        raise UserError(
+            f"{folder}: expected the config that this training was started with, got another ({pairs}). "
+            "Go on with the old config, or train into another --out."
+        )
+    module.load_state_dict(weights)
+    state: dict[int, dict] = {}
+    for key, value in moments.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return facts
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Turn Ctrl-C and SIGTERM into an entry of the list that is yielded, so that a step is never cut in two.
+
+    A second Ctrl-C interrupts at once. Outside the main thread, signals stay as they are.
+    """
+    received: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

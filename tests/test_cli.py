@@ -1,0 +1,128 @@
+"""The command line: help is fast, mistakes are one sentence and a status, our own mistakes keep their traceback."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from brainjanus import cli
+from brainjanus.core.errors import UserError
+
+
+def brainjanus(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "brainjanus", *argv], capture_output=True, text=True, timeout=60)
+
+
+def raising(error: BaseException):
+    def command(argv: list[str]) -> Path:
+        """Raise."""
+        raise error
+
+    return command
+
+
+def test_help_names_every_command_without_importing_what_is_slow():
+    code = (
+        "import sys\n"
+        "from brainjanus.cli import main\n"
+        "status = main(['--help'])\n"
+        "slow = {'torch', 'numpy', 'scipy', 'sklearn', 'nilearn', 'matplotlib', 'rich'} & sys.modules.keys()\n"
+        "sys.exit(f'imported {slow}' if slow else status)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name in cli.COMMANDS:
+        assert f"\n  brainjanus {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_a_command_shows_an_example_and_explains_every_argument(name):
+    done = brainjanus(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"Examples:\n    brainjanus {name}" in done.stdout
+    assert "Args:" not in done.stdout
+    assert re.search(r"--out PATH\s+(│\s+│\s+)?Folder for", done.stdout)  # what the docstring says of it
+
+
+def test_no_command_shows_the_commands_and_fails(capsys):
+    assert cli.main([]) == 2
+    assert "brainjanus demo" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("brainjanus 0.")
+
+
+def test_an_unknown_command_is_one_sentence_with_the_commands_that_exist():
+    done = brainjanus("decode")
+    assert done.returncode == 2
+    assert done.stderr.startswith("brainjanus: command: expected one of demo, ")
+    assert "got 'decode'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_mistaken_argument_has_status_2_and_no_traceback():
+    done = brainjanus("demo", "--seed", "many")
+    assert done.returncode == 2
+    assert "--seed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_of_the_user_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "demo", raising(UserError("data/mine: expected a folder, got a file.")))
+    assert cli.main(["demo"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "brainjanus: data/mine: expected a folder, got a file.\n")
+
+
+def test_our_own_mistake_keeps_its_traceback(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "demo", raising(ValueError("no UserError")))
+    with pytest.raises(ValueError, match="no UserError"):
+        cli.main(["demo"])
+
+
+@pytest.mark.parametrize(
+    ("command", "saved", "sentence"),
+    [
+        ("demo", "", "what was finished is saved. Run the same command again to go on from there."),
+        ("train", "omni is saved at step 3 of 9", "omni is saved at step 3 of 9. Run the same command again to go on"),
+        ("prepare", "", "nothing was written to --out. Run the same command again to start over."),
+    ],
+)
+def test_an_interrupt_says_what_is_saved_and_how_to_go_on(command, saved, sentence, monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, command, raising(KeyboardInterrupt(saved)))
+    assert cli.main([command]) == 130
+    err = capsys.readouterr().err
+    assert err.startswith(f"brainjanus: stopped; {sentence}")
+    assert err.count("\n") == 1
+
+
+def test_a_reader_that_closes_the_pipe_hears_nothing():
+    code = (
+        "import sys\n"
+        "from brainjanus import cli\n"
+        "cli.COMMANDS['demo'] = lambda argv: 'x' * 1_000_000\n"
+        "sys.exit(cli.main(['demo']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert err == b""
+    assert process.returncode == 141
+
+
+def test_the_result_is_the_last_line_printed(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "demo", lambda argv: Path("runs/demo/report.html"))
+    assert cli.main(["demo"]) == 0
+    assert capsys.readouterr().out == "runs/demo/report.html\n"
+
+
+@pytest.mark.parametrize("argv", [["--out", "x", "--config", "run.toml"], ["--config=run.toml"]])
+def test_the_config_file_is_found_among_other_arguments(argv):
+    assert cli.config_file(argv) == Path("run.toml")
+    assert cli.config_file(["--out", "x", "--confidence", "1"]) is None
