@@ -1,0 +1,34 @@
+"""BrainJanus: one model for brain, vision and language.
+
+    import brainjanus as bj
+    dataset = bj.prepare(bj.PrepareConfig.load("study.toml"), "data/study")
+    run = bj.Run.train(dataset, "runs/study")
+    captions = run.generate({"brain:subj01": dataset.averages("subj01", "test").responses}, "text")
+    records = run.evaluate(dataset, "runs/study/scores")
+
+Names are imported when they are first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PLACES = {
+    "BrainSpace": "core.space",
+    "Checkpoint": "model.checkpoint",
+    "Dataset": "data.dataset",
+    "GenerationConfig": "generate",
+    "PrepareConfig": "data.spec",
+    "Run": "run",
+    "RunConfig": "run",
+    "SimulationConfig": "data.simulate",
+    "UserError": "core.errors",
+    "prepare": "data.prepare",
+    "simulate": "data.simulate",
+}
+__all__ = sorted(_PLACES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'brainjanus' has no attribute '{name}'")
+    return getattr(import_module(f"brainjanus.{_PLACES[name]}"), name)

@@ -162,18 +162,19 @@ def train(argv: list[str]) -> Path:
         out: Folder for the run. If it holds an unfinished run, that one goes on.
         config: JSON or TOML file with the options below, such as the config.json of a run.
     """
-    from brainjanus import recipes
+    from brainjanus.run import RunConfig
+    from brainjanus.run import train as fit
 
     file = config_file(argv)
-    base = recipes.RunConfig() if file is None else recipes.RunConfig.load(file)
+    base = RunConfig() if file is None else RunConfig.load(file)
 
     def run(
         dataset: DatasetFolder,
         out: Path,
         config: Path | None = None,
-        options: Annotated[recipes.RunConfig, arg(name="")] = base,
+        options: Annotated[RunConfig, arg(name="")] = base,
     ) -> Path:
-        recipes.train(dataset, out, options)
+        fit(dataset, out, options)
         return out
 
     return parse(train, run, argv)
@@ -198,11 +199,11 @@ def generate(argv: list[str]) -> Path:
         ids: Stimuli of the dataset to take the sources from. Default: its test stimuli.
         images: Picture files instead of stimuli of the dataset.
         prompt: Sentences instead of captions of the dataset.
-        responses: File with an array [trials, sites], z-scored as in the dataset, instead of its responses.
-        estimate: A plausible trial ("sample") or the expected response ("mean").
-        num_samples: How many to draw for each; "mean" averages over them.
-        temperature: Below 1 the likely is preferred.
-        top_k: Draw from the k most likely codes only.
+        responses: File with an array [trials, sites] of raw betas, instead of the dataset's responses.
+        estimate: The expected response or picture ("mean") or a plausible one ("sample"); captions are always sampled.
+        num_samples: How many samples a mean is averaged over; 0 takes it in one pass without samples.
+        temperature: Below 1 the likely is preferred; 0 takes the likeliest code each time.
+        top_k: Draw from the k most likely codes only; 0 is all.
         top_p: Draw from the fewest codes that hold this probability only.
         guidance: Above 1 the sources weigh more (classifier-free guidance).
         seed: Of all random draws.
@@ -218,33 +219,29 @@ def generate(argv: list[str]) -> Path:
         images: tuple[Path, ...] = (),
         prompt: tuple[str, ...] = (),
         responses: Path | None = None,
-        estimate: Literal["sample", "mean"] = "sample",
-        num_samples: int = 1,
+        estimate: Literal["sample", "mean"] = "mean",
+        num_samples: int = 0,
         temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
+        top_k: int = 0,
+        top_p: float = 1.0,
         guidance: float = 1.0,
         seed: int = 0,
     ) -> Path:
-        from brainjanus import recipes
+        from brainjanus.generate import GenerationConfig
+        from brainjanus.outputs import generate_files
 
-        return recipes.generate(
+        config = GenerationConfig(estimate, num_samples, temperature, top_k, top_p, guidance, seed)
+        return generate_files(
             run,
             dataset,
-            target=target,
+            out,
             source=source,
+            target=target,
             ids=ids,
             images=images,
             prompt=prompt,
             responses=responses,
-            out=out,
-            estimate=estimate,
-            num_samples=num_samples,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance=guidance,
-            seed=seed,
+            config=config,
         )
 
     return parse(generate, run, argv)
@@ -261,13 +258,14 @@ def evaluate(argv: list[str]) -> Path:
         dataset: Folder of the dataset.
         out: Folder for report.html and scores.json.
         seed: Of generation, shuffles and permutations.
-        num_samples: How many samples an expected response is averaged over.
     """
 
-    def run(run: RunFolder, dataset: DatasetFolder, out: Path, seed: int = 0, num_samples: int = 8) -> Path:
-        from brainjanus import recipes
+    def run(run: RunFolder, dataset: DatasetFolder, out: Path, seed: int = 0) -> Path:
+        from brainjanus.recipes import print_table
+        from brainjanus.run import evaluate as score
 
-        return recipes.evaluate(run, dataset, out, seed=seed, num_samples=num_samples)
+        print_table(score(run, dataset, out, seed=seed))
+        return out / "report.html"
 
     return parse(evaluate, run, argv)
 

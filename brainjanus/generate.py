@@ -9,7 +9,7 @@ Source: Ho & Salimans 2022 (guidance); Holtzman et al. 2020 (top-p).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ def generate(
     """One output per row of the conditions.
 
     conditions: name -> rows; "image": pictures uint8 [b, h, w, 3] or vision features float [b, t, c];
-    "text": captions; "brain:SUBJECT": z-scored responses [b, v].
+    "text": captions, or text features float [b, t, c]; "brain:SUBJECT": z-scored responses [b, v].
     Returns captions for target "text", pictures float [b, h, w, 3] in [0, 1] for "image", z-scored responses [b, v]
     for "brain:SUBJECT". Text is always sampled (temperature 0 is greedy), whatever the estimate.
     Raises UserError if a condition does not fit the model.
@@ -204,6 +204,8 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
     require(checkpoint, name)
     if modality == "text":
         assert tokenizers.text is not None
+        if not as_codes and model.config.text_input != "codes":
+            return Block("text", vectors=feature_rows(rows, name, model.config.text_input), features=model.config.text_input)
         return Block("text", codes=tokenizers.text.encode([rows] if isinstance(rows, str) else list(rows)))  # type: ignore[call-overload]
     assert tokenizers.image is not None
     pictures = torch.as_tensor(rows)
@@ -211,8 +213,18 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
         pixels = pictures.permute(0, 3, 1, 2).float() / 255
         if as_codes or model.config.image_input == "codes":
             return Block("image", codes=tokenizers.image.encode(pixels))
-        pictures = vision_encoder(model.config.image_input)(pixels)
-    return Block("image", vectors=pictures.float(), features=model.config.image_input)
+        rows = vision_encoder(model.config.image_input)(pixels)
+    encoder = model.config.image_input
+    return Block("image", vectors=feature_rows(rows, name, encoder), features=encoder)
+
+
+def feature_rows(rows: object, name: str, encoder: str) -> Float[Tensor, "b t c"]:
+    if isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows)):
+        raise UserError(
+            f"{name}: expected the features '{encoder}', through which this model reads {name}, got words. "
+            "Take them from a dataset that was prepared with these features, or train with text_input codes."
+        )
+    return torch.as_tensor(rows).float()
 
 
 def target_block(checkpoint: Checkpoint, name: str, batch: int) -> Block:
@@ -261,7 +273,9 @@ def rows_of(block: Block, rows: slice) -> Block:
 def stack(first: Block, second: Block) -> Block:
     """The rows of two blocks that differ in what they withhold."""
     dropped = [torch.zeros(b.batch, dtype=torch.bool) if b.dropped is None else b.dropped for b in (first, second)]
-    both = {f: torch.cat([getattr(first, f)] * 2) for f in ("codes", "vectors") if getattr(first, f) is not None}
+    both: dict[str, Any] = {
+        f: torch.cat([getattr(first, f)] * 2) for f in ("codes", "vectors") if getattr(first, f) is not None
+    }
     return replace(first, **both, dropped=torch.cat(dropped))
 
 

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,9 +50,9 @@ class RunConfig:
 
     seed: int = 0
     brain_tokenizer: BrainTokenizerConfig = field(default_factory=BrainTokenizerConfig)
-    brain_training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=900, batch_size=128))
+    brain_training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=500, batch_size=64, learning_rate=2e-3))
     image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
-    image_training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=600, batch_size=64))
+    image_training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=600, batch_size=64, learning_rate=2e-3))
     text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
     omni: OmniConfig = field(default_factory=OmniConfig)
     training: OmniTrainingConfig = field(default_factory=OmniTrainingConfig)
@@ -64,6 +66,33 @@ class RunConfig:
             if "config" in facts:
                 return from_dict(cls, facts["config"], where=str(path))
         return load_config(cls, path)
+
+
+class Run(NamedTuple):
+    """A trained run, opened: what the functions of this file do, as methods."""
+
+    path: Path
+    checkpoint: Checkpoint
+
+    @classmethod
+    def train(cls, dataset: Dataset | Path | str, out: Path | str, config: RunConfig | None = None) -> "Run":
+        """Train, or go on with an unfinished run in `out`."""
+        return cls(Path(out), train(dataset, out, config))
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Run":
+        """Read a finished run. Raises UserError if it is missing, unfinished or damaged."""
+        return cls(Path(path), Checkpoint.load(path))
+
+    def generate(
+        self, conditions: Mapping[str, object], target: str, config: GenerationConfig | None = None
+    ) -> torch.Tensor | list[str]:
+        """One output per row of the conditions; see `brainjanus.generate.generate`."""
+        return generate(self.checkpoint, conditions, target, config)
+
+    def evaluate(self, dataset: Dataset | Path | str, out: Path | str, *, seed: int = 0) -> list[Record]:
+        """Score all directions on the test split; writes scores.json and report.html into `out`."""
+        return evaluate(self.path, dataset, out, seed=seed)
 
 
 def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | None = None) -> Checkpoint:
@@ -96,8 +125,9 @@ def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | No
         text = TextTokenizer.fit(captions, config.text_tokenizer)
     tokenizers = Tokenizers(brain, image, text)
 
-    vision = [config.omni.image_input] if image is not None and config.omni.image_input != "codes" else []
-    codes = encode_split(dataset, tokenizers, "train", vision, out / "codes")
+    inputs = [(config.omni.image_input, image), (config.omni.text_input, text)]
+    features = [name for name, tokenizer in inputs if tokenizer is not None and name != "codes"]
+    codes = encode_split(dataset, tokenizers, "train", features, out / "codes")
     sizes = {name: (values.shape[1], values.shape[2]) for name, values in codes.features.items()}
     torch.manual_seed(config.seed)
     model = OmniModel(config.omni, interface_of(tokenizers, sizes))
@@ -113,7 +143,7 @@ def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | No
 
 def claim(out: Path, dataset: Dataset, config: RunConfig) -> None:
     """Make `out` the folder of this run, or make sure that it is."""
-    facts = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "config": to_dict(config)}
+    facts: dict[str, Any] = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "config": to_dict(config)}
     if (out / "config.json").exists():
         found = read_json(out / "config.json")
         if found.get("fingerprint") != dataset.fingerprint:
@@ -186,6 +216,9 @@ def condition(checkpoint: Checkpoint, dataset: Dataset, name: str, ids: Sequence
                 "Did this subject see it? trials.tsv lists what was shown."
             )
         return averages.responses[[row_of[stimulus] for stimulus in ids]]
+    encoder = checkpoint.model.config.text_input if name == "text" else checkpoint.model.config.image_input
+    if encoder != "codes":
+        return features_of(dataset, encoder, ids)
     if name == "text":
         captions = [dataset.captions(stimulus) for stimulus in ids]
         if not all(captions):
@@ -194,9 +227,7 @@ def condition(checkpoint: Checkpoint, dataset: Dataset, name: str, ids: Sequence
                 f"'{ids[[bool(c) for c in captions].index(False)]}'. Prepare the dataset with captions."
             )
         return [group[0] for group in captions]
-    if checkpoint.model.config.image_input == "codes":
-        return dataset.images(ids)
-    return features_of(dataset, checkpoint.model.config.image_input, ids)
+    return dataset.images(ids)
 
 
 def predict(
@@ -208,7 +239,8 @@ def predict(
     values = generate(checkpoint, {source: condition(checkpoint, dataset, source, ids)}, target, config)
     estimator = config.estimate if target != "text" else "greedy" if config.temperature == 0 else "sample"
     if isinstance(values, torch.Tensor):
-        values = (values * 255 if target == "image" else values).numpy()
+        array = (values * 255 if target == "image" else values).numpy()
+        return Predictions(direction, subject, ids, estimator, array)
     return Predictions(direction, subject, ids, estimator, values)
 
 

@@ -29,3 +29,90 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs real recordings: {folder} is absent; set BRAINJANUS_REAL_DATA to their folder")
     return folder
+
+
+# What follows imports the package inside: the hook above has to come first.
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory):
+    """A dataset that is learnt in seconds: 16 x 16 pictures of one colour on one side, captions that name both.
+
+    Responses are linear in colour and side. The subjects have 40 and 28 sites, and training stimuli of their own beside
+    shared ones; each first saw eight of them twice, as all test stimuli.
+    """
+    import numpy as np
+
+    from brainjanus.core.space import BrainSpace
+    from brainjanus.data.dataset import Stimuli, Subject, Trials
+    from brainjanus.data.write import write_dataset
+
+    rng = np.random.default_rng(0)
+    colours = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (230, 230, 230)}
+    num_train, num_test = 64, 16
+    ids = [f"s{i:03}" for i in range(num_train + num_test)]
+    colour, side = np.arange(len(ids)) % 4, np.arange(len(ids)) // 4 % 2
+    pixels = np.full((len(ids), 16, 16, 3), 90)
+    for i in range(len(ids)):
+        pixels[i, :, slice(0, 8) if side[i] == 0 else slice(8, 16)] = list(colours.values())[colour[i]]
+    pixels = (pixels + rng.integers(-20, 20, pixels.shape)).astype(np.uint8)
+    captions = {s: [f"{list(colours)[c]} {('left', 'right')[w]}"] for s, c, w in zip(ids, colour, side, strict=True)}
+    facts = np.concatenate([np.eye(4)[colour], np.eye(2)[side]], axis=1)
+    subjects = []
+    for name, sites, first in (("s1", 40, 0), ("s2", 28, 16)):
+        train, test = np.arange(first, first + 48), np.arange(num_train, len(ids))
+        shown = np.concatenate([train, test, train[:8], test])
+        responses = facts[shown] @ rng.standard_normal((6, sites)) + 0.4 * rng.standard_normal((len(shown), sites))
+        split = ["train" if i < num_train else "test" for i in shown]
+        repeat = (np.arange(len(shown)) >= 64).astype(np.int64)
+        trials = Trials([ids[i] for i in shown], np.zeros_like(repeat), np.zeros_like(repeat), repeat, split)
+        space = BrainSpace(
+            name, sites, coordinates_mm=rng.standard_normal((sites, 3)) * 30, rois={"V1": np.arange(sites) < 10}
+        )
+        subjects.append(Subject(space, responses.astype(np.float32), trials))
+    return write_dataset(
+        tmp_path_factory.mktemp("study") / "data", name="study", modality="fMRI (simulated)", subjects=subjects,
+        stimuli=Stimuli(ids, pixels, captions=captions), zscore="all",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint():
+    """A function that returns an untrained checkpoint with decided opinions: subjects a (10 sites) and b (8), 4 sites
+    a code; 8 x 8 pictures of 4 codes; short captions."""
+    import torch
+
+    from brainjanus.model.checkpoint import Checkpoint, Tokenizers, interface_of
+    from brainjanus.model.decoder import DecoderConfig
+    from brainjanus.model.omni import OmniConfig, OmniModel
+    from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
+    from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+    from brainjanus.tokenizers.quantizer import QuantizerConfig
+    from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
+
+    def make(
+        *, brain_input: str = "latents", image_input: str = "wavelet", num_codes: int = 6, modalities: bool = True
+    ) -> Checkpoint:
+        torch.manual_seed(0)
+        quantizer = QuantizerConfig(num_codes=num_codes, dim=4)
+        orders = {"a": torch.randperm(10), "b": torch.randperm(8)}
+        brain = BrainTokenizer(BrainTokenizerConfig(4, width=8, depth=1, heads=2, quantizer=quantizer), orders)
+        image = text = None
+        features = {}
+        if modalities:
+            image = ImageTokenizer(ImageTokenizerConfig(8, 2, width=8, blocks=1, quantizer=quantizer))
+            text = TextTokenizer.fit(["a red cup", "a blue one", "one"], TextTokenizerConfig(num_codes=262))
+            features = {} if image_input == "codes" else {image_input: (64, 15)}
+        decoder = DecoderConfig(
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            initializer_range=0.3,
+        )  # fmt: skip
+        tokenizers = Tokenizers(brain, image, text)
+        model = OmniModel(OmniConfig(decoder, brain_input, image_input), interface_of(tokenizers, features))
+        model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
+        for module in (brain, image, model):
+            if module is not None:
+                module.eval().requires_grad_(False)
+        return Checkpoint(tokenizers, model, {"dataset": "none", "fingerprint": "0" * 64, "seed": 0})
+
+    return make

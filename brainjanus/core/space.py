@@ -86,7 +86,7 @@ class BrainSpace:
         total = self.signal_variance + self.noise_variance / num_repeats
         return np.sqrt(np.divide(self.signal_variance, total, out=np.zeros_like(total), where=total > 0))
 
-    def to_nifti(self, values: Float[np.ndarray, "v"]):
+    def to_nifti(self, values: Float[np.ndarray, "v"]) -> Any:
         """A nibabel image of one value per site, NaN elsewhere. Raises UserError for a space without a volume."""
         if self.geometry.get("type") != "volume":
             raise UserError(
@@ -136,7 +136,7 @@ class BrainSpace:
         """Read what `save` wrote. Raises UserError if a file is missing or damaged."""
         try:
             facts = json.loads((folder / "space.json").read_text())
-            arrays = load_file(folder / "space.safetensors")
+            arrays: dict[str, Any] = load_file(folder / "space.safetensors")
         except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"{folder}: expected space.json and space.safetensors, got '{error}'. "

@@ -5,7 +5,6 @@ pictures. Two ids that show the same pictures, pixel for pixel once resized, are
 picture are grouped: a split by name would test on pictures that were trained on.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from rich.progress import track
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.progress import progress
 from brainjanus.data.dataset import listed
 from brainjanus.data.readers.pictures import picture_names, read_pictures
 from brainjanus.data.write import digest_of
@@ -145,19 +144,14 @@ def stimuli_shown(names: Sequence[str], catalogue: Catalogue, size: int) -> Show
 def _decoded(
     catalogue: Catalogue, wanted: Mapping[int, Any], size: int
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-    def one_by_one() -> Iterator[tuple[int, np.ndarray]]:
+    done = 0
+    with progress("decoding pictures", len(wanted)) as advance:
         for number, source in enumerate(catalogue.sources):
-            named = {
-                catalogue.pictures[picture][1]: picture
-                for picture in wanted
-                if catalogue.pictures[picture][0] == number
-            }
+            named = {name: p for p, (where, name) in enumerate(catalogue.pictures) if where == number and p in wanted}
             for name, image in read_pictures(source, named, size):
+                done += 1
+                advance(done, None)
                 yield named[name], image
-
-    yield from track(
-        one_by_one(), "decoding pictures", total=len(wanted), transient=True, disable=not sys.stderr.isatty()
-    )
 
 
 def _groups(ids: Sequence[str], digests: Mapping[str, Sequence[bytes]]) -> list[list[str]]:

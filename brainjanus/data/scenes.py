@@ -110,7 +110,7 @@ def compose(rng: np.random.Generator) -> Scene:
         places = ["left", "right"] if rng.random() < 0.65 else ["top", "bottom"]
         extents = {"small": (0.27, 0.32), "big": (0.37, 0.43)}
     else:
-        places, extents = ["left", "middle", "right"], {"small": (0.25, 0.29), "big": (0.25, 0.29)}
+        places, extents = ["left", "middle", "right"], {"small": (0.25, 0.29), "big": (0.25, 0.29)}  # size untold
     used: list[str] = []
     items = []
     for place in places:
@@ -122,7 +122,9 @@ def compose(rng: np.random.Generator) -> Scene:
         extent = rng.uniform(*extents[size])
         margin = extent / 2 + 0.01
         jitter = 0.02 if count == 3 else 0.04
-        x, y = np.clip(np.array(CENTRES[place]) + rng.uniform(-jitter, jitter, 2), margin, 1 - margin)
+        wide = 1.25 if count == 3 else 1.0  # three stand farther apart
+        centre = (0.5 + (CENTRES[place][0] - 0.5) * wide, CENTRES[place][1])
+        x, y = np.clip(np.array(centre) + rng.uniform(-jitter, jitter, 2), margin, 1 - margin)
         items.append(Item(category, colour, size, place, float(x), float(y), float(extent)))
     return Scene(setting, tuple(items))
 
@@ -131,7 +133,7 @@ def compose(rng: np.random.Generator) -> Scene:
 
 
 def captions(scene: Scene, rng: np.random.Generator, count: int = CAPTIONS_PER_SCENE) -> tuple[str, ...]:
-    """`count` independent descriptions of a scene: lower case, ASCII, at most 14 words.
+    """`count` independent descriptions of a scene: lower case, ASCII, at most 15 words.
 
     One object is named with size, colour and place; two with colours and how they lie; three with colours.
     """
@@ -149,7 +151,7 @@ def _caption(scene: Scene, rng: np.random.Generator) -> str:
         what = f"{first} {near} {second}" if rng.random() < DOMINANT else f"{second} {far} {first}"
     else:
         first, *others = (_phrase(scene.items[i], rng) for i in rng.permutation(3))
-        what = " and ".join([first, *(phrase.split(" ", 1)[1] for phrase in others)])  # one article: 14 words at most
+        what = " and ".join([first, *(phrase.split(" ", 1)[1] for phrase in others)])  # one article, to be short
     return f"{what} {where}" if rng.random() < DOMINANT else f"{where} {what}"
 
 
@@ -222,7 +224,7 @@ class Pen:
     def line(self, *points: float, fill: RGB = INK, thick: float = 0.05) -> None:
         self.draw.line(self.at(*points), fill=fill, width=max(2, round(self.side * thick)), joint="curve")
 
-    def arc(self, *corners: float, start: float, end: float, fill: RGB = INK, thick: float = 0.05) -> None:
+    def arc(self, *corners: float, start: int, end: int, fill: RGB = INK, thick: float = 0.05) -> None:
         if self.flip:
             start, end = 180 - end, 180 - start
         self.draw.arc(self._box(*corners), start, end, fill=fill, width=max(2, round(self.side * thick)))
@@ -372,7 +374,7 @@ def _ball(p: Pen) -> None:
     corners = p._box(0.05, 0.05, 0.95, 0.95)
     for start in (20, 140, 260):
         p.draw.pieslice(corners, start, start + 50, fill=(250, 250, 250), outline=INK, width=p.width)
-    p.oval(0.05, 0.05, 0.95, 0.95, fill=None, outline=INK)  # type: ignore[arg-type]
+    p.arc(0.05, 0.05, 0.95, 0.95, start=0, end=360, thick=0.025)
     p.oval(0.41, 0.41, 0.59, 0.59, fill=shade(p.colour, 1.3))
 
 

@@ -41,7 +41,7 @@ class SimulationConfig:
     num_train: int = 1500
     num_test: int = 200
     repeats: int = 3
-    num_sites: tuple[int, int] = (1500, 1800)
+    num_sites: tuple[int, int] = (1500, 1650)
     trials_per_session: int = 750
     runs_per_session: int = 12
     seed: int = 0
@@ -98,7 +98,7 @@ MAX_ECCENTRICITY_DEG = 16.0
 LEFT_VERTICES = 10242
 SPHERE_PER_MM = 1.33  # fsaverage5's sphere (radius 100) has 1.33^2 times the area of its mid-surface
 # Cortical magnification is k / (eccentricity + a): Horton & Hoyt 1991 (k 17.3 mm; the averaged template is smaller)
-MAGNIFICATION_MM, FOVEA_A_DEG = 14.5, 0.75
+MAGNIFICATION_MM, FOVEA_A_DEG = 15.5, 0.75
 # The calcarine axis in MNI mm (right; left mirrored): confluent fovea (Dougherty et al. 2003), fundus at 90 degrees
 FOVEA_MM, PERIPHERY_MM = (24, -97, -7), (24, -66, 3)
 WEDGES = {"V1": 0.62, "V2": 0.41, "V3": 0.30, "hV4": 0.16}  # share of visual angle that each keeps on the cortex
@@ -134,7 +134,7 @@ class Patch(NamedTuple):
     ventral surface, Lafer-Sousa et al. 2016).
     """
 
-    centre_mm: tuple[float, float, float]
+    centre_mm: tuple[int, int, int]
     radius_mm: float
     tuning: Mapping[str, float]
     scene: float
@@ -281,7 +281,7 @@ def calcarine_plane(surface: Surface, sign: int) -> Float[np.ndarray, "n 2"]:
     return flat + np.array([length / 2, 0])
 
 
-def _nearest(surface: Surface, point_mm: tuple[float, float, float]) -> int:
+def _nearest(surface: Surface, point_mm: tuple[int, int, int]) -> int:
     return int(np.linalg.norm(surface.mid_mm - point_mm, axis=1).argmin())
 
 
@@ -344,9 +344,14 @@ def lay_out(config: SimulationConfig, subject: int, surfaces: Mapping[str, Surfa
         vertex = kept + LEFT_VERTICES * (sign > 0)
         parts.append(Cortex(vertex, surface.mid_mm[kept], far, area[kept], -sign * x[kept], y[kept], size[kept]))
     cortex = Cortex(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    # Signal is lost in places, as near large veins: the best sites are kept. A cortex has about 1,700 in all.
     wanted = int(rng.integers(config.num_sites[0], config.num_sites[1] + 1))
     quality = Field(cortex.points_mm, 8.0, rng).sample(1, rng)[0] + rng.normal(0, 1, len(cortex.area))
-    chosen = np.sort(np.argsort(quality)[::-1][:wanted])  # signal is lost in places, as near large veins
+    standing = np.zeros(len(quality))  # within the area, so that every area keeps its share
+    for name in AREAS:
+        of_area = cortex.area == name
+        standing[of_area] = (np.argsort(np.argsort(-quality[of_area])) + 0.5) / of_area.sum()
+    chosen = np.sort(np.argsort(standing, kind="stable")[:wanted])
     return Cortex(*(column[chosen] for column in cortex))
 
 

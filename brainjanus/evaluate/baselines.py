@@ -25,7 +25,7 @@ from torch import Tensor
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Averages, Dataset
 from brainjanus.evaluate.record import Direction
-from brainjanus.evaluate.text import content_f1_scores, content_words
+from brainjanus.evaluate.text import content_words
 
 PENALTIES = np.logspace(-4, 4, 25)  # in units of the mean eigenvalue of the features' scatter matrix
 PIXEL_SIDE = 32  # pixels; the pictures that the linear model reads
@@ -161,8 +161,15 @@ def _predict(dataset: Dataset, subject: str, direction: Direction, measured: Ave
         pictures = np.stack([dataset.pictures(stimulus).mean(axis=0, dtype=np.float32) for stimulus in train_ids])
         predicted = fit_ridge(train_responses, pictures.reshape(len(pictures), -1)).predict(measured.responses)
         return predicted.reshape(-1, *pictures.shape[1:])
-    captions = [dataset.captions(stimulus) for stimulus in train_ids]
+    given = [dataset.captions(stimulus) for stimulus in train_ids]
+    captions = [group for group in given if group]
+    train_responses = train_responses[[bool(group) for group in given]]
     bag = BagOfWords(captions)
+    if not bag.words:
+        raise UserError(
+            f"{dataset.path}: expected captions of training stimuli to decode text, got none for {subject}. "
+            "Prepare the dataset again with captions."
+        )
     table = bag.encode(captions)
     num_words = _best_num_words(bag, train_responses, table, captions)
     return bag.decode(fit_ridge(train_responses, table).predict(measured.responses), num_words)
@@ -212,8 +219,13 @@ def _best_num_words(
     for left_out in range(NUM_FOLDS):
         held = fold == left_out
         predicted[held] = fit_ridge(responses[~held], table[~held]).predict(responses[held])
-    scores = [
-        np.mean([content_f1_scores([group], [said])[0, 0] for group, said in zip(captions, decoded, strict=True)])
-        for decoded in (bag.decode(predicted, n) for n in range(1, MAX_CAPTION_WORDS + 1))
-    ]
-    return int(np.argmax(scores)) + 1
+    longest = min(MAX_CAPTION_WORDS, len(bag.words))
+    best = np.argsort(-predicted, axis=1, kind="stable")[:, :longest]
+    scores = np.zeros((len(captions), longest))  # of the first 1, 2, ... words
+    for row, group in enumerate(captions):
+        references = [content_words(caption) for caption in group]
+        said = [bag.words[column] for column in best[row]]
+        hits = np.cumsum([[word in reference for word in said] for reference in references], axis=1)
+        lengths = np.array([[len(reference)] for reference in references])
+        scores[row] = (2 * hits / (lengths + np.arange(1, longest + 1))).max(axis=0)
+    return int(np.argmax(scores.mean(axis=0))) + 1

@@ -32,14 +32,14 @@ FADE_MM = (-18.0, 4.0)  # visual cortex lies behind: in front of this, the infla
 INK = "#222222"
 MIN_LABELLED_PIXELS = 750
 BAR_HEIGHT = 0.75  # inches below the maps, for the colour bar
-# hemisphere, name, where the viewer stands (x to the right, y opacity, z up), what is up
+# hemisphere, name, where the viewer stands (x to the right, y forward, z up), what is up
 VIEWS = (
-    ("left", "lateral", (-1.0, -1.3, -0.15), (0, 0, 1)),
-    ("left", "medial", (1.0, -1.3, -0.15), (0, 0, 1)),
-    ("left", "ventral", (0, -0.6, -1), (0, 1, 0)),
-    ("right", "ventral", (0, -0.6, -1), (0, 1, 0)),
-    ("right", "medial", (-1.0, -1.3, -0.15), (0, 0, 1)),
-    ("right", "lateral", (1.0, -1.3, -0.15), (0, 0, 1)),
+    ("left", "lateral", (-1.0, -1.3, -0.15), (0.0, 0.0, 1.0)),
+    ("left", "medial", (1.0, -1.3, -0.15), (0.0, 0.0, 1.0)),
+    ("left", "ventral", (0.0, -0.6, -1.0), (0.0, 1.0, 0.0)),
+    ("right", "ventral", (0.0, -0.6, -1.0), (0.0, 1.0, 0.0)),
+    ("right", "medial", (-1.0, -1.3, -0.15), (0.0, 0.0, 1.0)),
+    ("right", "lateral", (1.0, -1.3, -0.15), (0.0, 0.0, 1.0)),
 )
 
 

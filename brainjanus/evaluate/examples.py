@@ -78,12 +78,12 @@ def image_examples(dataset: Dataset, predictions: Sequence[Predictions], count: 
     first = predictions[0]
     ids = list(first.stimulus_ids)
     scores = pixcorr_scores([dataset.pictures(stimulus) for stimulus in ids], np.asarray(first.values)).diagonal()
-    linear = linear_baseline(dataset, first.subject, "brain->image", ids)
+    linear = np.asarray(linear_baseline(dataset, first.subject, "brain->image", ids))
     examples = []
     for row in even_ranks(scores, count):
         decoded = {}
         for one in predictions:
-            decoded[one.estimator] = displayable(one.values[list(one.stimulus_ids).index(ids[row])])
+            decoded[one.estimator] = displayable(np.asarray(one.values[list(one.stimulus_ids).index(ids[row])]))
         decoded[LINEAR] = displayable(linear[row])
         seen = dataset.pictures(ids[row])[0]
         examples.append(ImageExample(ids[row], seen, decoded, f"PixCorr {scores[row]:.2f}"))

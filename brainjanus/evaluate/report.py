@@ -9,7 +9,6 @@ import io
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +18,7 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Int, UInt8
 
 from brainjanus.core.errors import written_beside
 from brainjanus.data.dataset import Dataset
@@ -38,7 +37,7 @@ METRICS = {
     "content_f1": (
         "Content-word F1",
         "overlap (harmonic mean of precision and recall) of the content words, as sets, of the decoded caption and of "
-        "the best-matching human caption; 1 is the same words.",
+        "the best-matching caption of the stimulus; 1 is the same words.",
     ),
     "text_similarity": (
         "Word-vector similarity",
@@ -73,14 +72,15 @@ METRICS = {
     ),
 }
 TERMS = {
-    "Floor": "the same predictions, handed out to the wrong stimuli: what one gets for knowing nothing about the trial.",
+    "Floor": "the same predictions, handed out to random stimuli: what one gets for knowing nothing about a trial.",
     "Linear baseline": "cross-validated ridge regression on the same training data, scored in the same run.",
     "Ceiling": "the best possible score: for responses given their measurement noise (Allen et al. 2022), for captions "
-    "what one human caption scores against the others.",
+    "what the first caption of a picture scores against its others.",
     "p": "permutation test: the share of shuffles of predictions over stimuli that score as much as the model.",
     "Held out": "no stimulus that is scored here was used to train, to normalise, or to choose anything.",
 }
 NUM_POINTS = 300  # of a loss curve; more cannot be seen
+TOTAL = "total"  # the curve of the whole loss, drawn first
 VERSIONS = ("brainjanus", "torch", "numpy")
 
 
@@ -108,7 +108,7 @@ def write_report(
         ("run", "What was run", _run(dataset, records)),
         ("directions", "Four directions", _directions(records)),
         ("pictures", "Seen and decoded pictures", _pictures(pictures)),
-        ("captions", "Captions: written by people, decoded from the brain", _captions(captions)),
+        ("captions", "Given and decoded captions", _captions(captions)),
         ("maps", "Measured and predicted responses", _maps(maps)),
         ("regions", "Region by region", _regions(records)),
         ("training", "Training", _losses(losses) + _codebooks(codebooks)),
@@ -197,9 +197,9 @@ def _details(records: Sequence[Record]) -> str:
     parts = []
     for direction, group in groupby(rest, key=lambda r: r.direction):
         parts.append(f"<h3>{direction.replace('->', ' → ')}</h3>{_table(list(group))}")
-    return "<p>Means over subjects; every figure, per subject and region, is in scores.json.</p>" * bool(
-        parts
-    ) + "".join(parts)
+    if not parts:
+        return ""
+    return "<p>Means over subjects; every figure, per subject and region, is in scores.json.</p>" + "".join(parts)
 
 
 def _table(records: Sequence[Record]) -> str:
@@ -266,11 +266,12 @@ def _captions(examples: Sequence[CaptionExample]) -> str:
         cards.append(
             f'<div class="card">{picture}<div><p class="label">decoded from the brain</p>'
             f'<p class="said">{_marked(example.decoded, known)}</p>{linear}'
-            f'<p class="label">written by people</p><ul>{references}</ul><small>{escape(example.note)}</small></div></div>'
+            f'<p class="label">captions of the picture</p><ul>{references}</ul>'
+            f"<small>{escape(example.note)}</small></div></div>"
         )
     text = (
-        "<p>Words that also stand in a human caption of the same picture are <mark>marked</mark>. The examples stand at "
-        "even ranks of the score, the best first.</p>"
+        "<p>Words that also stand in a caption of the same picture are <mark>marked</mark>. The examples stand at even "
+        " ranks of the score, the best first.</p>"
     )
     return f'{text}<div class="cards">{"".join(cards)}</div>'
 
@@ -283,12 +284,11 @@ def _marked(caption: str, known: frozenset[str]) -> str:
 
 
 def _maps(maps: Sequence[MapExample]) -> str:
-    figures = [
-        f'<figure><figcaption><b>{escape(example.title)}</b> <span class="soft">{escape(example.note)}</span></figcaption>'
+    return "".join(
+        f"<figure>{_figcaption(example.title, example.note)}"
         f'<img class="map" alt="{escape(example.title)}" src="{_embedded(example.png)}"></figure>'
         for example in maps
-    ]
-    return "".join(figures)
+    )
 
 
 def _regions(records: Sequence[Record]) -> str:
@@ -316,17 +316,18 @@ def _losses(losses: Iterable[Mapping[str, Any]]) -> str:
     stages: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for line in losses:
         for key, value in line.items():
-            name = key.removeprefix("loss/") if key != "loss" else "all"
+            name = key.removeprefix("loss/") if key != "loss" else TOTAL
             if key.startswith("loss") and isinstance(value, int | float) and np.isfinite(value):
-                stages.setdefault(str(line.get("stage", "")), {}).setdefault(name, []).append((line["step"], value))
+                stages.setdefault(str(line.get("stage", "")), {}).setdefault(name, []).append(
+                    (float(line["step"]), float(value))
+                )
+    if not stages:
+        return ""
     charts = [
-        f'<figure class="keep"><figcaption><b>{escape(stage)}</b></figcaption>{_curves(curves)}</figure>'
-        for stage, curves in stages.items()
+        f'<figure class="keep">{_figcaption(stage)}{_curves(curves)}</figure>' for stage, curves in stages.items()
     ]
-    return (
-        f'<p>Training loss by step, for each part that was trained.</p><div class="columns">{"".join(charts)}</div>'
-        * bool(charts)
-    )
+    text = "<p>Training loss by step, for each part that was trained.</p>"
+    return f'{text}<div class="columns">{"".join(charts)}</div>'
 
 
 def _codebooks(codebooks: Sequence[CodebookUsage]) -> str:
@@ -335,10 +336,7 @@ def _codebooks(codebooks: Sequence[CodebookUsage]) -> str:
     figures = []
     for book in codebooks:
         note = f"{book.used:.0%} of {len(book.counts):,} codes used, worth {book.perplexity:.0f} used evenly"
-        figures.append(
-            f'<figure class="keep"><figcaption><b>{escape(book.name)}</b> <span class="soft">{note}</span></figcaption>'
-            f"{_usage(book.counts)}</figure>"
-        )
+        figures.append(f'<figure class="keep">{_figcaption(book.name, note)}{_usage(book.counts)}</figure>')
     text = "<h3>Codebooks</h3><p>How often each code is used on held-out data, the most frequent first.</p>"
     return f'{text}<div class="columns">{"".join(figures)}</div>'
 
@@ -369,6 +367,11 @@ def _config(config: Mapping[str, Any], records: Sequence[Record]) -> str:
 # ------------------------------------------------------------------------------------------------ small parts
 
 
+def _figcaption(title: str, note: str = "") -> str:
+    title = escape(title.replace("->", " → "))
+    return f'<figcaption><b>{title}</b> <span class="soft">{escape(note)}</span></figcaption>'
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}".replace("-0.000", "0.000")
 
@@ -382,7 +385,7 @@ def _bar(record: Record) -> str:
         return round((np.clip(value, low, 1) - low) / (1 - low) * wide, 1)
 
     parts = [f'<rect class="track" x="0" y="3" width="{wide}" height="8"/>']
-    start, end = sorted((x(0), x(record.value)))
+    start, end = sorted((x(0.0), x(record.value)))
     parts.append(f'<rect class="value" x="{start}" y="3" width="{max(end - start, 0.5)}" height="8"/>')
     for name, value in (("floor", record.floor), ("linear", record.baseline), ("ceiling", record.ceiling)):
         if value is not None:
@@ -417,18 +420,19 @@ def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
         x = left + step / last_step * (wide - left)
         parts.append(f'<text x="{x:.0f}" y="{high - 8}" text-anchor="{anchor}">{step:,.0f}</text>')
     legend = []
-    for number, (name, curve) in enumerate(sorted(curves.items(), key=lambda item: item[0] != "all")):
+    for number, (name, curve) in enumerate(sorted(curves.items(), key=lambda item: item[0] != TOTAL)):
         kept = curve[:: max(1, len(curve) // NUM_POINTS)]
         points = " ".join(f"{left + step / last_step * (wide - left):.1f},{y(value)}" for step, value in kept)
         parts.append(f'<polyline class="c{number % 6}" points="{points}"/>')
         if len(kept) == 1:
             parts.append(f'<circle class="c{number % 6}" cx="{points.split(",")[0]}" cy="{y(kept[0][1])}" r="2"/>')
         legend.append(f'<span class="c{number % 6}">{escape(name.replace("->", " → "))} {curve[-1][1]:.3g}</span>')
-    svg = f'<svg class="chart" viewBox="0 0 {wide + 8} {high}" role="img" aria-label="loss by step">{"".join(parts)}</svg>'
+    size = f'viewBox="0 0 {wide + 8} {high}"'
+    svg = f'<svg class="chart" {size} role="img" aria-label="loss by step">{"".join(parts)}</svg>'
     return f'{svg}<p class="legend">{" ".join(legend)}</p>'
 
 
-def _usage(counts: Float[np.ndarray, "codes"]) -> str:
+def _usage(counts: Int[np.ndarray, "codes"]) -> str:
     """Sorted shares as an area."""
     wide, high = 420, 70
     shares = np.sort(counts / max(counts.sum(), 1))[::-1]
@@ -453,8 +457,10 @@ def _embedded(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-_BAR_LEGEND = """<p class="key"><span><i class="k-value"></i>model</span><span><i class="k-floor"></i>floor (shuffled)</span>
-<span><i class="k-linear"></i>linear baseline</span><span><i class="k-ceiling"></i>ceiling</span></p>"""
+_BAR_LEGEND = """<p class="key"><span><i class="k-value"></i>model</span>
+<span><i class="k-floor"></i>floor (shuffled)</span>
+<span><i class="k-linear"></i>linear baseline</span>
+<span><i class="k-ceiling"></i>ceiling</span></p>"""
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -484,11 +490,12 @@ dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.
 dl.facts dt { color: var(--soft); } dd { margin: 0; }
 dl.glossary { display: grid; grid-template-columns: 12rem 1fr; gap: .4rem 1.4rem; } dl.glossary dt { font-weight: 600; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-table.scores { width: 100%; margin-bottom: .8rem; font-size: .9rem; }
+table.scores { width: 100%; table-layout: fixed; margin-bottom: .8rem; font-size: .9rem; }
 th { text-align: right; font-weight: 500; color: var(--soft); font-size: .78rem; padding: .2rem .5rem;
   border-bottom: 1px solid var(--line); }
 td { padding: .16rem .5rem; text-align: right; white-space: nowrap; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; padding-left: 0; }
+th:nth-child(1) { width: 15rem; } th:nth-child(2) { width: 6.2rem; } th:nth-child(3) { width: 226px; }
 tr.mean td { padding-top: .5rem; } tr.mean td:first-child { font-weight: 600; }
 tr.one td { color: var(--soft); font-size: .84rem; } tr.one b { font-weight: 400; }
 table.regions td { text-align: left; font-size: .88rem; padding: .08rem .6rem .08rem 0; }

@@ -205,6 +205,11 @@ def _image(dataset: Dataset, subject: str, measured: Averages, decoded: Shaped[n
 
 def _text(dataset: Dataset, subject: str, measured: Averages, decoded: Sequence[str]) -> _Metrics:
     references = [dataset.captions(stimulus) for stimulus in measured.stimulus_ids]
+    if not any(references):
+        raise UserError(
+            f"{dataset.path}: expected captions of the stimuli that are scored, got none. "
+            "Prepare the dataset again with captions, or leave brain->text out."
+        )
     metrics: _Metrics = {
         (None, "content_f1"): _Metric(content_f1_scores(references, decoded), human_content_f1(references))
     }

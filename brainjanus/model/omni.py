@@ -28,12 +28,13 @@ class OmniConfig:
 
     brain_input: what a brain that is a condition enters as: "codes", or "latents", the tokenizer's vectors before they
     are quantized. image_input: what a picture that is a condition enters as: "codes", or the name of a vision encoder,
-    built in or of the dataset's stored features.
+    built in or of the dataset's stored features. text_input: likewise, "codes" or the name of stored features.
     """
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     brain_input: str = "latents"
     image_input: str = "wavelet"
+    text_input: str = "codes"
 
     def __post_init__(self) -> None:
         if self.brain_input not in ("codes", "latents"):
@@ -105,7 +106,9 @@ class OmniModel(nn.Module):
     def load_feature_statistics(self, features: Mapping[str, Float[Tensor, "n t c"]]) -> None:
         """Take over the mean and spread of each channel of the vision features of the training split."""
         for name, values in features.items():
-            self.aligners[f"features:{name}"][0].load(values)
+            standardise = self.aligners[f"features:{name}"].get_submodule("0")
+            assert isinstance(standardise, Standardise)
+            standardise.load(values)
 
     def forward(
         self, conditions: Sequence[Block], target: Block, hidden: Bool[Tensor, "b k"] | None = None
@@ -139,8 +142,8 @@ class OmniModel(nn.Module):
             if name not in self.aligners:
                 known = [key.removeprefix("features:") for key in self.aligners if key.startswith("features:")]
                 raise UserError(
-                    f"features '{block.features}': expected those the model was trained on ({', '.join(known) or 'none'})."
-                    " Prepare the dataset with the same vision encoder."
+                    f"features '{block.features}': expected those the model was trained on "
+                    f"({', '.join(known) or 'none'}). Prepare the dataset with the same vision encoder."
                 )
             return self.aligners[name](block.content)
         if block.modality == "text":

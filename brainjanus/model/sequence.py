@@ -21,7 +21,7 @@ class Block:
     """One modality's part of a sequence, for a batch of B.
 
     modality: text, image or brain. codes [b, k] or vectors [b, k, c]; exactly one is given.
-    subject: whose brain (brain only). features: name of the vision encoder that the vectors come from (image only).
+    subject: whose brain (brain only). features: name of the encoder that the vectors come from (image and text).
     dropped: rows whose content is withheld; None withholds nothing.
     """
 

@@ -114,7 +114,9 @@ class BrainTokenizer(nn.Module):
                 f"brain tokenizer: expected one of the subjects it was trained on ({', '.join(self.maps)}), got "
                 f"'{subject}'. Train a tokenizer on a dataset that has this subject."
             )
-        return self.maps[subject]
+        patch_map = self.maps[subject]
+        assert isinstance(patch_map, PatchMap)
+        return patch_map
 
 
 class PatchMap(nn.Module):

@@ -24,7 +24,7 @@ class ImageTokenizerConfig:
 
     image_size: int = 64
     codes_per_side: int = 8
-    width: int = 96
+    width: int = 64
     blocks: int = 2
     quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(num_codes=512, dim=16))
 

@@ -62,7 +62,7 @@ class TextTokenizer:
 
         Raises UserError if a text is longer than max_length codes.
         """
-        rows = [encoding.ids + [END] for encoding in self.tokenizer.encode_batch(list(texts))]
+        rows = [[*encoding.ids, END] for encoding in self.tokenizer.encode_batch(list(texts))]
         longest = max(map(len, rows), default=1)
         if longest > self.max_length:
             text = texts[max(range(len(rows)), key=lambda i: len(rows[i]))]

@@ -8,6 +8,7 @@ the tokenizers, so that a second run on the same data starts at once.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.progress import progress
 from brainjanus.data.dataset import Dataset
 from brainjanus.model.checkpoint import Tokenizers
+from brainjanus.model.omni import OmniConfig
 from brainjanus.model.sequence import Block, Task, modality_of
 from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.vision import ENCODERS, vision_encoder
@@ -77,15 +79,16 @@ class Codes:
             if modality == "brain":
                 subject = name.removeprefix("brain:")
                 brain, picked = self.brains[subject], rows[subject]
-                if given and brain_input == "latents":
+                if given and config.brain_input == "latents":
                     return Block("brain", vectors=brain.latents[picked].float(), subject=subject), None
                 return Block("brain", codes=brain.codes[picked].long(), subject=subject), brain.values[picked].float()
+            encoder = config.text_input if modality == "text" else config.image_input
+            if given and encoder != "codes":
+                return Block(modality, vectors=self.features[encoder][stimuli].float(), features=encoder), None
             if modality == "text":
                 assert self.caption_codes is not None
                 return Block("text", codes=self.caption_codes[pick(self.captions_of, stimuli, generator)].long()), None
             assert self.picture_codes is not None and self.pixels is not None
-            if given and image_input != "codes":
-                return Block("image", vectors=self.features[image_input][stimuli].float(), features=image_input), None
             picked = pick(self.pictures_of, stimuli, generator)
             return Block("image", codes=self.picture_codes[picked].long()), self.pixels[picked].float() / 255
 
@@ -147,7 +150,7 @@ def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features:
         values, stimulus, is_average = training_rows(dataset, subject, split, row_of)
         tensors = stored(
             store, f"brain-{subject}-{split}", (dataset.fingerprint, fingerprint(tokenizers.brain)),
-            lambda s=subject, v=values: encode_brain(tokenizers.brain, v, s),
+            partial(encode_brain, tokenizers.brain, values, subject),
         )  # fmt: skip
         brains[subject] = BrainRows(stimulus, is_average, values, tensors["codes"], tensors["latents"])
     return Codes(ids, pixels, picture_codes, pictures_of, caption_codes, captions_of, vision, brains)
@@ -156,7 +159,7 @@ def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features:
 def training_rows(
     dataset: Dataset, subject: str, split: str, row_of: Mapping[str, int]
 ) -> tuple[Float[Tensor, "r v"], Int[Tensor, "r"], Tensor]:
-    """Single trials, then averages of the stimuli that were repeated: values, rows of their stimuli, which are which."""
+    """Single trials, then averages of the repeated stimuli: values, rows of their stimuli, which are averages."""
     trials = dataset.trials(subject)
     rows = trials.rows(split)
     averages = dataset.averages(subject, split)

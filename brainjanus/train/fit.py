@@ -14,7 +14,7 @@ from torch import nn
 from brainjanus.core.config import to_dict
 from brainjanus.core.errors import UserError
 from brainjanus.core.progress import progress
-from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizer_of
+from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizers_of
 from brainjanus.train.state import generator_of, interruptible, load_state, save_state
 
 # (step, the step's own generator) -> named losses; "loss" is the one that is differentiated
@@ -30,9 +30,9 @@ def fit(
     Raises UserError if the loss is not finite (the last good state stays) and KeyboardInterrupt, after saving, when
     it is interrupted.
     """
-    optimizer = optimizer_of(module, config)
+    optimizers = optimizers_of(module, config)
     settings = to_dict(config) | {"seed": seed}
-    facts = load_state(folder / "state", module, optimizer, settings)
+    facts = load_state(folder / "state", module, optimizers, settings)
     start = facts["step"] if facts else 0
     log = Log(folder / "log.jsonl", stage, start)
     device = next(module.parameters()).device
@@ -40,12 +40,13 @@ def fit(
     module.train()
 
     def save(step: int) -> None:
-        save_state(folder / "state", module, optimizer, {"step": step, "config": settings})
+        save_state(folder / "state", module, optimizers, {"step": step, "config": settings})
 
     with interruptible() as interrupted, progress(stage, config.steps, start) as advance:
         for step in range(start, config.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
+            rate = learning_rate(config, step)
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = rate
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 losses = losses_of(step, generator_of(seed, step))
             loss = float(losses["loss"].detach())
@@ -54,15 +55,16 @@ def fit(
                     f"{stage}: expected a finite loss, got {loss} at step {step}. The last saved state "
                     "is intact. Lower the learning rate, or look for extreme values in the responses."
                 )
-            optimizer.zero_grad(set_to_none=True)
+            module.zero_grad(set_to_none=True)
             losses["loss"].backward()
             nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             done = step + 1
             log.add(
                 done,
                 losses,
-                lr=optimizer.param_groups[0]["lr"],
+                lr=rate,
                 write=done % config.log_every == 0 or done == config.steps,
             )
             advance(done, loss)

@@ -69,7 +69,7 @@ class Losses(NamedTuple):
 
 def expand_tasks(tasks: Mapping[str, float], subjects: tuple[str, ...], available: set[str]) -> dict[Task, float]:
     """One task per subject out of each direction whose modalities the data has."""
-    expanded = {}
+    expanded: dict[Task, float] = {}
     for direction, weight in tasks.items():
         left, target = direction.split("->")
         conditions = tuple(filter(None, left.split("+")))
@@ -106,7 +106,7 @@ def step_losses(
         return Losses(likelihood, likelihood, None)
     assert continuous is not None
     probabilities = logits[hidden].softmax(dim=-1)
-    if modality == "brain":
+    if target.subject is not None:
         expected = tokenizers.brain.decode_probabilities(probabilities, target.subject)
     else:
         assert tokenizers.image is not None
@@ -134,10 +134,7 @@ def fit_omni(
 
     def losses_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         task = names[int(torch.multinomial(weights, 1, generator=generator))]
-        batch = codes.batch(
-            task, config.optim.batch_size, generator,
-            image_input=model.config.image_input, brain_input=model.config.brain_input,
-        )  # fmt: skip
+        batch = codes.batch(task, config.optim.batch_size, generator, model.config)
         losses = step_losses(model, tokenizers, batch, generator, config)
         named = {"loss": losses.total, f"nats/{task.direction}": losses.likelihood}
         if losses.expectation is not None:

@@ -1,4 +1,8 @@
-"""Optimizer and schedule: AdamW, linear warm-up, cosine decay; the published settings are the defaults' shape."""
+"""Optimizer and schedule: Muon and AdamW, linear warm-up, cosine decay.
+
+Source: Jordan et al. 2024 (Muon), Liu et al. 2025 (its step scaled to that of AdamW, so that one learning rate serves
+both); Loshchilov & Hutter 2019 (AdamW). BrainJanus (arXiv 2606.30319) uses AdamW alone: `optimizer="adamw"`.
+"""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +15,13 @@ from brainjanus.core.errors import UserError
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """steps, batch_size: how long and how wide. learning_rate: its peak, after `warmup` (a share of the steps).
+    """optimizer: "muon" (with AdamW for what is no hidden matrix) or "adamw". steps, batch_size: how long and how wide. learning_rate: its peak, after `warmup` (a share of the steps).
 
     weight_decay applies to matrices only. clip: largest norm of a gradient. precision: "auto" computes in bfloat16
     where the machine has instructions for it and in float32 elsewhere. log_every, save_every: in steps.
     """
 
+    optimizer: str = "muon"
     steps: int = 1000
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -34,6 +39,8 @@ class OptimConfig:
             for name in ("steps", "batch_size", "log_every", "save_every")
             if getattr(self, name) < 1
         ]
+        if self.optimizer not in ("muon", "adamw"):
+            problems.append(f"optimizer must be muon or adamw, got '{self.optimizer}'")
         if self.learning_rate <= 0:
             problems.append(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 <= self.warmup < 1:
@@ -44,14 +51,36 @@ class OptimConfig:
             raise UserError("training config: " + "; ".join(problems) + ". Correct the config.")
 
 
-def optimizer_of(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the parameters that are trained, without decay for vectors and scalars."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+def optimizers_of(module: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices that map hidden states to hidden states, if the config says so; AdamW for the rest.
+
+    Vectors, scalars and tables (embeddings, positions) are not decayed.
+    """
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    hidden = {n for n, p in trained.items() if config.optimizer == "muon" and p.dim() == 2 and is_hidden(n)}
+    matrices = {n for n, p in trained.items() if p.dim() >= 2 and n not in hidden and n.endswith("weight")}
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [trained[n] for n in trained if n in matrices], "weight_decay": config.weight_decay},
+        {"params": [trained[n] for n in trained if n not in matrices | hidden], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
+    ]
+    if hidden:
+        optimizers.append(
+            torch.optim.Muon(
+                [trained[n] for n in trained if n in hidden],
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    return optimizers
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a parameter is a weight inside a transformer layer."""
+    return ".layers." in f".{name}" or ".encoder." in f".{name}" or ".decoder." in f".{name}"
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:

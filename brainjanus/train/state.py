@@ -6,7 +6,7 @@ they need no saving. Saved as safetensors + JSON beside the old state and rename
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,10 +23,11 @@ def generator_of(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
-def save_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, facts: dict) -> None:
+def save_state(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], facts: dict) -> None:
     """Write weights, moments and facts ({"step": steps done, "config": ..., ...}) to `folder`."""
     moments = {
-        f"{index}.{name}": value.contiguous()
+        f"{which}.{index}.{name}": value.contiguous()
+        for which, optimizer in enumerate(optimizers)
         for index, slots in optimizer.state_dict()["state"].items()
         for name, value in slots.items()
     }
@@ -37,7 +38,7 @@ def save_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
         (beside / "state.json").write_text(json.dumps(facts, indent=1))
 
 
-def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, config: dict) -> dict | None:
+def load_state(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], config: dict) -> dict | None:
     """Put a saved state back; its facts, or None where there is none.
 
     Raises UserError if it is damaged or was made with another config.
@@ -61,11 +62,12 @@ def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
             "Go on with the old config, or train into another --out."
         )
     module.load_state_dict(weights)
-    state: dict[int, dict] = {}
+    states: list[dict[int, dict]] = [{} for _ in optimizers]
     for key, value in moments.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        which, index, name = key.split(".", 2)
+        states[int(which)].setdefault(int(index), {})[name] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return facts
 
 

@@ -1,0 +1,86 @@
+"""No half-written file, whatever happens."""
+
+import errno
+
+import pytest
+
+from brainjanus.core.errors import UserError, written_beside
+
+
+@pytest.fixture
+def file(tmp_path):
+    (tmp_path / "there").write_text("old")
+    return tmp_path / "there"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "old").write_text("old")
+    return tmp_path / "there"
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def test_a_file_is_new_or_replaced(tmp_path, file):
+    for target in (file, tmp_path / "a" / "b" / "new"):
+        with written_beside(target) as beside:
+            assert beside.name == target.name
+            beside.write_text("new")
+            assert not target.exists() or target.read_text() == "old"
+        assert target.read_text() == "new"
+        assert names(target.parent)[-1] == target.name, "nothing is left beside it"
+
+
+def test_a_folder_is_replaced_as_a_whole(folder):
+    with written_beside(folder) as beside:
+        beside.mkdir()
+        (beside / "new").write_text("new")
+    assert names(folder) == ["new"]
+    assert names(folder.parent) == ["there"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(errno.EIO, "broken")])
+def test_what_goes_wrong_leaves_the_file_as_it_was(file, error):
+    with pytest.raises(error if isinstance(error, type) else OSError), written_beside(file) as beside:
+        beside.write_text("half")
+        raise error
+    assert file.read_text() == "old"
+    assert names(file.parent) == ["there"]
+
+
+def test_what_goes_wrong_leaves_the_folder_as_it_was(folder):
+    with pytest.raises(KeyboardInterrupt), written_beside(folder) as beside:
+        beside.mkdir()
+        (beside / "half").write_text("half")
+        raise KeyboardInterrupt
+    assert names(folder) == ["old"]
+    assert names(folder.parent) == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "expected room to write it, got a full disk"),
+        (errno.EDQUOT, "expected room to write it, got a full disk"),
+        (errno.EROFS, "expected a place that can be written to"),
+        (errno.EACCES, "expected a place that can be written to"),
+    ],
+)
+def test_the_disk_is_the_users_to_mend(file, number, message):
+    with pytest.raises(UserError, match=message), written_beside(file) as beside:
+        beside.write_text("half")
+        raise OSError(number, "the reason")
+    assert file.read_text() == "old"
+    assert names(file.parent) == ["there"]
+
+
+def test_a_file_in_the_way_is_the_users_to_mend(file):
+    with pytest.raises(UserError, match="Choose another --out"), written_beside(file / "under" / "it"):
+        pass
+
+
+def test_a_user_error_is_a_value_error():
+    assert issubclass(UserError, ValueError)

@@ -1,0 +1,149 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from brainjanus.core.errors import UserError
+from brainjanus.evaluate.baselines import linear_baseline
+from brainjanus.evaluate.brain import pattern_r, voxel_r
+from brainjanus.evaluate.record import Predictions
+from brainjanus.evaluate.score import score, summary
+
+RNG = np.random.default_rng(0)
+
+
+def encoded(tiny, subject="s1", noise=1.0, seed=0):
+    averages = tiny.averages(subject, "test")
+    added = noise * np.random.default_rng(seed).standard_normal(averages.responses.shape)
+    values = (averages.responses + added).astype(np.float32)
+    return Predictions("image->brain", subject, averages.stimulus_ids, "mean", values)
+
+
+def of(records, metric, roi=None):
+    (record,) = [record for record in records if record.metric == metric and record.roi == roi]
+    return record
+
+
+def test_brain_scores_are_those_of_the_metrics(tiny):
+    predictions = encoded(tiny)
+    measured = tiny.averages("s1", "test").responses
+    records = score(tiny, predictions, baseline=False)
+    per_site = voxel_r(measured, predictions.values)
+    roi = tiny.space("s1").rois["V1"]
+    assert of(records, "voxel_r").value == pytest.approx(per_site.mean())
+    assert of(records, "voxel_r", "V1").value == pytest.approx(per_site[roi].mean())
+    assert of(records, "pattern_r").value == pytest.approx(pattern_r(measured, predictions.values).mean())
+    ceiling = tiny.space("s1").noise_ceiling(3)
+    assert of(records, "voxel_r").ceiling == pytest.approx(ceiling.mean(), rel=1e-5)
+    kept = ceiling >= 0.1
+    assert of(records, "voxel_r_normalised").value == pytest.approx((per_site[kept] / ceiling[kept]).mean(), rel=1e-5)
+
+
+def test_the_order_of_predictions_does_not_matter(tiny):
+    predictions = encoded(tiny)
+    order = RNG.permutation(len(predictions.stimulus_ids))
+    other = replace(
+        predictions, stimulus_ids=[predictions.stimulus_ids[i] for i in order], values=predictions.values[order]
+    )
+    assert score(tiny, predictions, baseline=False) == score(tiny, other, baseline=False)
+
+
+def test_a_shuffled_model_is_at_the_floor(tiny):
+    predictions = encoded(tiny)
+    wrong = replace(predictions, values=np.roll(predictions.values, 1, axis=0))
+    record = of(score(tiny, wrong, baseline=False), "voxel_r")
+    assert record.floor == 0
+    assert abs(record.value) < 0.15
+    assert record.p > 0.05
+    good = of(score(tiny, predictions, baseline=False, permutations=500), "voxel_r")
+    assert good.p == pytest.approx(1 / 501)
+
+
+def test_the_p_value_counts_shuffles_that_do_as_well(tiny):
+    record = of(score(tiny, encoded(tiny, noise=25.0), baseline=False, permutations=300), "voxel_r")
+    assert 1 / 301 < record.p < 1
+    assert record.p == pytest.approx((1 + (record.null >= record.value).sum()) / 301)
+    assert record.null.mean() == pytest.approx(record.floor, abs=0.01)
+
+
+def test_a_low_rank_counts_as_good(tiny):
+    record = of(score(tiny, encoded(tiny, noise=0.2), baseline=False), "identification_rank")
+    assert record.value == 1
+    assert record.p < 0.01
+    assert record.floor == pytest.approx((30 + 1) / 2)
+
+
+def test_seed_gives_the_same_records(tiny):
+    first, second = (score(tiny, encoded(tiny), baseline=False, seed=4) for _ in range(2))
+    assert first == second
+    assert (first[0].null == second[0].null).all()
+
+
+def test_the_linear_baseline_scores_as_itself(tiny):
+    ids = tiny.averages("s1", "test").stimulus_ids
+    for direction in ("image->brain", "text->brain", "brain->image", "brain->text"):
+        values = linear_baseline(tiny, "s1", direction, ids)
+        for record in score(tiny, Predictions(direction, "s1", ids, "linear", values)):
+            assert record.value == pytest.approx(record.baseline), record.metric
+
+
+def test_right_captions_and_pictures_score_one(tiny):
+    ids = tiny.averages("s1", "test").stimulus_ids
+    records = score(tiny, Predictions("brain->text", "s1", ids, "greedy", [tiny.captions(i)[1] for i in ids]))
+    text = of(records, "content_f1")
+    assert text.value == 1
+    assert 0 < text.floor < text.baseline < 1
+    assert 0 < text.ceiling < 1
+    image = score(tiny, Predictions("brain->image", "s1", ids, "mean", tiny.images(ids)), baseline=False)
+    assert of(image, "pixcorr").value == pytest.approx(1)
+    assert of(image, "two_way").value == 1
+    assert of(image, "two_way").floor == pytest.approx(0.5)
+    assert of(image, "two_way").ceiling is None
+
+
+def test_several_pictures_score_their_mean(blocks):
+    ids = blocks.averages("s1", "test").stimulus_ids
+    found = [
+        of(score(blocks, Predictions("brain->image", "s1", ids, "mean", values), baseline=False), "pixcorr").value
+        for values in (np.stack([blocks.pictures(i)[k] for i in ids]) for k in range(3))
+    ]
+    assert all(0.9 < value < 1 for value in found)  # like one of them exactly, like the others almost
+
+
+def test_the_mean_over_subjects_has_a_joint_p_value(tiny):
+    records = score(tiny, encoded(tiny, "s1", 12.0), baseline=False, seed=2)
+    records += score(tiny, encoded(tiny, "s2", 12.0, seed=1), baseline=False, seed=2)
+    mean = of(summary(records), "voxel_r")
+    each = [record for record in records if record.metric == "voxel_r" and record.roi is None]
+    assert mean.subject == "mean"
+    assert mean.n == 60
+    assert mean.value == pytest.approx(np.mean([record.value for record in each]))
+    joint = (each[0].null + each[1].null) / 2
+    assert mean.p == pytest.approx((1 + (joint >= mean.value).sum()) / 1001)
+    assert mean.baseline is None
+    assert of(summary([replace(record, null=None) for record in records]), "voxel_r").p is None
+
+
+def test_folds_are_averaged_under_one_name(tiny):
+    records = score(tiny, encoded(tiny), baseline=False)
+    folds = [replace(record, dataset=f"fold{i}", value=record.value + i) for i in range(3) for record in records]
+    assert of(summary(folds, dataset="all folds"), "voxel_r").value == pytest.approx(of(records, "voxel_r").value + 1)
+    assert len(summary(folds)) == 3 * len(summary(folds, dataset="all folds"))
+
+
+def test_training_stimuli_are_refused(tiny):
+    train = tiny.averages("s1", "train")
+    with pytest.raises(UserError, match="expected stimuli of the test split, got 'im0000'"):
+        score(tiny, Predictions("image->brain", "s1", train.stimulus_ids, "mean", train.responses))
+
+
+def test_one_stimulus_is_refused(tiny):
+    predictions = encoded(tiny)
+    with pytest.raises(UserError, match="at least 2 stimuli, got 1"):
+        score(tiny, Predictions("image->brain", "s1", predictions.stimulus_ids[:1], "mean", predictions.values[:1]))
+
+
+def test_another_number_of_sites_is_refused(tiny):
+    predictions = encoded(tiny)
+    with pytest.raises(UserError, match="expected 40 sites, got 39"):
+        score(tiny, replace(predictions, values=predictions.values[:, 1:]))

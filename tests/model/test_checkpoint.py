@@ -1,0 +1,126 @@
+"""A checkpoint loads anywhere, gives the same bits, and says what is wrong with it."""
+
+import json
+
+import pytest
+import torch
+
+from brainjanus.core.errors import UserError
+from brainjanus.generate import GenerationConfig, generate
+from brainjanus.model.checkpoint import Checkpoint
+
+SAMPLE = GenerationConfig(estimate="sample", seed=3)
+
+
+@pytest.fixture
+def saved(make_checkpoint, tmp_path):
+    make_checkpoint().save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def conditions():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "brain:a": torch.randn(4, 10, generator=generator),
+        "text": ["a cup", "one", "blue", "a red cup"],
+        "image": torch.randint(256, (4, 8, 8, 3), dtype=torch.uint8, generator=generator),
+    }
+
+
+@pytest.mark.parametrize("inputs", [{}, {"brain_input": "codes", "image_input": "codes"}, {"modalities": False}])
+def test_what_is_saved_is_loaded_and_gives_the_same_bits(make_checkpoint, tmp_path, inputs):
+    checkpoint = make_checkpoint(**inputs)
+    checkpoint.save(tmp_path / "run")
+    loaded = Checkpoint.load(tmp_path / "run")
+    assert loaded.model.config == checkpoint.model.config
+    assert loaded.model.interface == checkpoint.model.interface
+    assert loaded.provenance.items() >= checkpoint.provenance.items()
+    shown = conditions() if inputs.get("modalities", True) else {"brain:a": conditions()["brain:a"]}
+    for target in ("brain:b", *(("text", "image") if len(shown) > 1 else ())):
+        given = {name: rows for name, rows in shown.items() if name != target}
+        one, other = generate(checkpoint, given, target, SAMPLE), generate(loaded, given, target, SAMPLE)
+        assert one == other if target == "text" else torch.equal(one, other)
+
+
+def test_orders_of_sites_are_loaded(make_checkpoint, saved):
+    maps, loaded = make_checkpoint().tokenizers.brain.maps, Checkpoint.load(saved).tokenizers.brain.maps
+    assert not torch.equal(maps["a"].order, torch.arange(10))
+    assert torch.equal(loaded["a"].order, maps["a"].order)
+
+
+def test_loaded_weights_are_frozen(saved):
+    checkpoint = Checkpoint.load(saved)
+    for module in (checkpoint.model, checkpoint.tokenizers.brain, checkpoint.tokenizers.image):
+        assert not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_nothing_is_pickled(saved):
+    files = {p.relative_to(saved).as_posix() for p in saved.rglob("*") if p.is_file()}
+    assert files == {"model.json", "model.safetensors"} | {
+        f"tokenizers/{name}" for name in ("brain.safetensors", "image.safetensors", "tokenizer.json")
+    }
+
+
+def test_model_json_comes_last(make_checkpoint, tmp_path, monkeypatch):
+    """A checkpoint whose writing was cut short is an unfinished run, not a damaged one."""
+    monkeypatch.setattr(json, "dumps", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        make_checkpoint(modalities=False).save(tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "model.safetensors").exists()
+    with pytest.raises(UserError, match="If its training was interrupted, run"):
+        Checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizers/brain.safetensors", "tokenizers/image.safetensors"])
+def test_says_that_weights_are_truncated_or_missing(saved, file):
+    whole = (saved / file).read_bytes()
+    for part in (whole[: len(whole) // 2], whole[:4], b""):
+        (saved / file).write_bytes(part)
+        with pytest.raises(UserError, match=f"{file}: expected saved weights, got .* missing or truncated"):
+            Checkpoint.load(saved)
+    (saved / file).unlink()
+    with pytest.raises(UserError, match="missing or truncated"):
+        Checkpoint.load(saved)
+
+
+def test_says_that_files_of_two_runs_were_mixed(make_checkpoint, saved, tmp_path):
+    make_checkpoint(num_codes=7).save(tmp_path / "other")
+    (saved / "model.safetensors").write_bytes((tmp_path / "other/model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"brain_codebook has shape \[7, 4\] instead of \[6, 4\].* two runs were mixed"):
+        Checkpoint.load(saved)
+    make_checkpoint(image_input="codes").save(tmp_path / "third")
+    (saved / "model.safetensors").write_bytes((tmp_path / "third/model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="aligners.features:wavelet.0.mean is missing"):
+        Checkpoint.load(saved)
+    (tmp_path / "third/model.safetensors").write_bytes((tmp_path / "other/model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="aligners.features:wavelet.0.mean is unknown"):
+        Checkpoint.load(tmp_path / "third")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "pytorch"}, "expected format 'brainjanus-model' up to version 1, got .*pytorch"),
+        ({"version": 2}, "It was written by another program or a newer version"),
+        ({"omni": {"layers": 3}}, "unknown key 'layers'"),
+    ],
+)
+def test_says_that_it_is_foreign_or_newer(saved, change, message):
+    facts = json.loads((saved / "model.json").read_text())
+    (saved / "model.json").write_text(json.dumps(facts | change))
+    with pytest.raises(UserError, match=message):
+        Checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "expected JSON, got"), ("[]", "up to version 1, got list")])
+def test_says_that_model_json_is_damaged(saved, text, message):
+    (saved / "model.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        Checkpoint.load(saved)
+
+
+def test_says_that_there_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"expected a trained run with model.json, got none"):
+        Checkpoint.load(tmp_path / "nowhere")

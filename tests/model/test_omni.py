@@ -1,0 +1,181 @@
+"""The unified model: what each logit may and may not depend on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from brainjanus.core.errors import UserError
+from brainjanus.model.omni import OmniConfig, Standardise
+from brainjanus.model.sequence import Block, total_length
+
+ROWS = 3
+TARGETS = ("text", "image", "brain:a", "brain:b")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint):
+    return make_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return checkpoint.model
+
+
+def block(name, rows=ROWS, seed=0):
+    """Random content for a target or a condition by name; image is vision features, a brain is latents."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def codes(size, length):
+        return torch.randint(size, (rows, length), generator=generator)
+
+    return {
+        "text": lambda: Block("text", codes=codes(262, 4)),
+        "image": lambda: Block("image", codes=codes(6, 4)),
+        "features": lambda: Block("image", vectors=torch.rand(rows, 64, 15, generator=generator), features="wavelet"),
+        "brain:a": lambda: Block("brain", codes=codes(6, 3), subject="a"),
+        "brain:b": lambda: Block("brain", codes=codes(6, 2), subject="b"),
+        "latents:a": lambda: Block("brain", vectors=torch.randn(rows, 3, 4, generator=generator), subject="a"),
+    }[name]()
+
+
+def conditions_for(target):
+    names = {"text": ["features", "latents:a"], "image": ["text", "brain:b"], "brain:a": ["features", "text"]}
+    return [block(name, seed=1) for name in names.get(target, ["image", "brain:a"])]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_logits_step_by_step_are_those_of_one_pass(model, target, conditioned):
+    conditions, goal = conditions_for(target) if conditioned else [], block(target)
+    cache = model.start(conditions, ROWS, total_length(conditions, goal.length))
+    steps = torch.stack([model.step(cache, goal, position) for position in range(goal.length)], dim=1)
+    torch.testing.assert_close(steps, model(conditions, goal), atol=1e-4, rtol=1e-4)
+    assert cache.filled == total_length(conditions, goal.length) == cache.tensors.shape[4]
+
+
+@pytest.mark.parametrize(("target", "size"), [("text", 262), ("image", 6), ("brain:a", 6)])
+def test_only_codes_of_the_targets_own_codebook_are_predicted(model, target, size):
+    assert model(conditions_for(target), block(target)).shape[-1] == size
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_code_changes_only_logits_behind_it(model, target):
+    conditions, goal = conditions_for(target), block(target)
+    before = model(conditions, goal)
+    for position in range(goal.length):
+        codes = goal.codes.clone()
+        codes[:, position] = (codes[:, position] + 1) % 6
+        moved = (model(conditions, replace(goal, codes=codes)) - before).abs().amax(dim=-1) > 1e-4
+        assert not moved[:, : position + 1].any()
+        assert moved[:, position + 1 :].all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_hidden_is_hidden_nowhere(model, target):
+    conditions, goal = conditions_for(target), block(target)
+    nowhere = torch.zeros(ROWS, goal.length, dtype=torch.bool)
+    torch.testing.assert_close(model(conditions, goal, nowhere), model(conditions, goal))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_hidden_target_is_predicted_without_its_codes(model, target):
+    conditions, goal = conditions_for(target), block(target)
+    hidden = torch.ones(ROWS, goal.length, dtype=torch.bool)
+    hidden[0] = False
+    one, other = model(conditions, goal, hidden), model(conditions, block(target, seed=9), hidden)
+    torch.testing.assert_close(one[1:], other[1:])
+    assert not torch.allclose(one[0], other[0])
+
+
+def test_a_single_code_may_be_hidden(model):
+    conditions, goal = conditions_for("image"), block("image")
+    hidden = torch.zeros(ROWS, 4, dtype=torch.bool)
+    hidden[:, 1] = True
+    before = model(conditions, goal, hidden)
+    for position, seen in ((0, True), (1, False), (2, True)):
+        codes = goal.codes.clone()
+        codes[:, position] = (codes[:, position] + 1) % 6
+        after = model(conditions, replace(goal, codes=codes), hidden)
+        assert torch.allclose(before, after, atol=1e-5) != seen
+
+
+@pytest.mark.parametrize("name", ["text", "image", "features", "brain:b", "latents:a"])
+def test_dropped_rows_do_not_show_their_content(model, name):
+    target = "brain:a" if name != "latents:a" else "image"
+    dropped = torch.tensor([True, False, True])
+    one, other = (replace(block(name, seed=s), dropped=dropped) for s in (1, 2))
+    before, after = model([one], block(target)), model([other], block(target))
+    torch.testing.assert_close(before[dropped], after[dropped])
+    assert not torch.allclose(before[~dropped], after[~dropped])
+    plain = model([block(name, seed=1)], block(target))
+    torch.testing.assert_close(before[~dropped], plain[~dropped])
+    assert not torch.allclose(before[dropped], plain[dropped])
+
+
+@pytest.mark.parametrize("name", ["text", "image", "features", "brain:b"])
+def test_every_condition_is_seen(model, name):
+    goal = block("brain:a")
+    assert not torch.allclose(model([block(name, seed=1)], goal), model([block(name, seed=2)], goal))
+    assert not torch.allclose(model([block(name, seed=1)], goal), model([], goal))
+
+
+def test_a_row_does_not_depend_on_its_neighbours(model):
+    conditions, goal = conditions_for("brain:a"), block("brain:a")
+    alone = [replace(c, **{f: getattr(c, f)[1:2] for f in ("codes", "vectors") if getattr(c, f) is not None}) for c in conditions]
+    single = model(alone, replace(goal, codes=goal.codes[1:2]))
+    torch.testing.assert_close(model(conditions, goal)[1:2], single, atol=1e-4, rtol=1e-4)
+
+
+def test_every_position_is_a_place(make_checkpoint):
+    """With the same code everywhere and hidden neighbours, places of a target still differ; text has none."""
+    model = make_checkpoint().model
+    hidden = torch.ones(1, 4, dtype=torch.bool)
+    for name in ("image", "text"):
+        target = block(name, rows=1)
+        embedded = model.embed_target(target, hidden)
+        assert torch.allclose(embedded[:, 1], embedded[:, 2]) == (name == "text")
+    same = Block("image", codes=torch.zeros(1, 4, dtype=torch.long))
+    content = model.embed_content(same)
+    torch.testing.assert_close(content - model.places["image"], content[:, :1] - model.places["image"][:1] + 0 * content)
+
+
+def test_subjects_are_opened_by_tokens_of_their_own(make_checkpoint):
+    model = make_checkpoint().model
+    model.targets["brain:b"].copy_(model.targets["brain:a"][:2])
+    a, b = (Block("brain", codes=torch.zeros(1, 2, dtype=torch.long), subject=s) for s in "ab")
+    model.targets["brain:a"] = model.targets["brain:a"][:2]
+    assert not torch.allclose(model([], a), model([], b))
+
+
+def test_codes_enter_as_their_codebook_vectors(checkpoint, model):
+    codes = block("brain:a")
+    vectors = checkpoint.tokenizers.brain.quantizer.codebook[codes.codes]
+    goal = block("image")
+    torch.testing.assert_close(model([codes], goal), model([Block("brain", vectors=vectors, subject="a")], goal))
+
+
+def test_features_are_standardised_as_in_the_training_split(make_checkpoint):
+    model = make_checkpoint().model
+    goal, features = block("brain:a"), block("features")
+    values = torch.randn(7, 64, 15, generator=torch.Generator().manual_seed(3)) * 4 + 9
+    unit = (features.vectors - values.mean((0, 1))) / values.flatten(0, 1).std(0)
+    expected = model([replace(features, vectors=unit)], goal)
+    model.load_feature_statistics({"wavelet": values})
+    torch.testing.assert_close(model([features], goal), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_constant_channel_is_no_division_by_zero():
+    standardise = Standardise(2)
+    standardise.load(torch.tensor([[[1.0, 5.0], [3.0, 5.0]]]))
+    assert torch.isfinite(standardise(torch.tensor([[[2.0, 5.0]]]))).all()
+
+
+def test_says_what_is_wrong(model):
+    with pytest.raises(UserError, match=r"features 'clip': expected those the model was trained on \(wavelet\)"):
+        model([Block("image", vectors=torch.zeros(3, 64, 15), features="clip")], block("brain:a"))
+    with pytest.raises(UserError, match="text codes: expected ids in"):
+        model([Block("text", codes=torch.full((3, 2), 262))], block("brain:a"))
+    with pytest.raises(UserError, match="brain_input: expected codes or latents, got 'voxels'"):
+        OmniConfig(brain_input="voxels")
