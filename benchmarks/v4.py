@@ -54,7 +54,9 @@ def main() -> None:
         if r["roi"] is None and r["metric"] in ("voxel_r", "two_way", "pixcorr", "identification_top1"):
             name = f"{r['direction']} {r['metric']} ({r['estimator']}, {r['subject']})"
             mean = r["subject"] == "mean" and r["estimator"] != "sample"
-            claims.append(Claim(name, r["value"], "", "ridge", r["baseline"], 0.9 if mean and r["metric"] == "voxel_r" else None))
+            claims.append(
+                Claim(name, r["value"], "", "ridge", r["baseline"], 0.9 if mean and r["metric"] == "voxel_r" else None)
+            )
             if mean and r["metric"] == "two_way":
                 claims.append(Claim(f"{name} itself", r["value"], "", bar=0.80))
     write(claims, args.out)

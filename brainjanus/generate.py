@@ -205,7 +205,9 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
     if modality == "text":
         assert tokenizers.text is not None
         if not as_codes and model.config.text_input != "codes":
-            return Block("text", vectors=feature_rows(rows, name, model.config.text_input), features=model.config.text_input)
+            return Block(
+                "text", vectors=feature_rows(rows, name, model.config.text_input), features=model.config.text_input
+            )
         return Block("text", codes=tokenizers.text.encode([rows] if isinstance(rows, str) else list(rows)))  # type: ignore[call-overload]
     assert tokenizers.image is not None
     pictures = torch.as_tensor(rows)

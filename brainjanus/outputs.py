@@ -49,7 +49,9 @@ def generate_files(
     run, out = Path(run), Path(out)
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     if out.exists():
-        raise UserError(f"{out}: expected a new folder for what is generated, got one that exists. Choose another --out.")
+        raise UserError(
+            f"{out}: expected a new folder for what is generated, got one that exists. Choose another --out."
+        )
     checkpoint = Checkpoint.load(run)
     check_same_data(checkpoint, dataset, run)
     given: dict[str, object] = {}
@@ -73,8 +75,8 @@ def generate_files(
     rest = [name for name in source if name not in given]
     if given and rest:
         raise UserError(
-            f"generate: expected every source from files, or every source from the dataset, got {', '.join(given)} from "
-            f"files and {', '.join(rest)} from the dataset, which cannot be paired. Give files for {', '.join(rest)}."
+            "generate: expected every source from files, or every source from the dataset, got "
+            f"{', '.join(given)} from files and {', '.join(rest)} from the dataset, which cannot be paired. Give files for {', '.join(rest)}."
         )
     if rest or not given:
         subject = next((n.removeprefix("brain:") for n in (*source, target) if n.startswith("brain:")), None)

@@ -11,6 +11,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Dataset
 from brainjanus.data.simulate import SimulationConfig, simulate
 from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
+from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig
 from brainjanus.run import RunConfig, evaluate, train
 from brainjanus.tokenizers.brain import BrainTokenizerConfig
@@ -46,6 +47,28 @@ def neurons(features: str, seed: int = 0) -> RunConfig:
         training=OmniTrainingConfig(
             optim=OptimConfig(steps=1500, batch_size=48), tasks={"image->brain": 1.0, "brain->image": 1.0}
         ),
+    )
+
+
+def few_trials(image_features: str, text_features: str, seed: int = 0) -> RunConfig:
+    """Fewer than a hundred responses, whose pictures and words come with features of pretrained encoders."""
+    return RunConfig(
+        seed=seed,
+        brain_tokenizer=BrainTokenizerConfig(patch_size=64, width=64, depth=1, quantizer=QuantizerConfig(num_codes=64)),
+        brain_training=OptimConfig(steps=150, batch_size=32),
+        image_training=OptimConfig(steps=200, batch_size=32, learning_rate=2e-3),
+        omni=OmniConfig(
+            decoder=DecoderConfig(
+                hidden_size=128,
+                intermediate_size=320,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+            ),
+            image_input=image_features,
+            text_input=text_features,
+        ),
+        training=OmniTrainingConfig(optim=OptimConfig(steps=300, batch_size=32)),
     )
 
 

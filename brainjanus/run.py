@@ -10,8 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,9 +49,13 @@ class RunConfig:
 
     seed: int = 0
     brain_tokenizer: BrainTokenizerConfig = field(default_factory=BrainTokenizerConfig)
-    brain_training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=500, batch_size=64, learning_rate=2e-3))
+    brain_training: OptimConfig = field(
+        default_factory=lambda: OptimConfig(steps=500, batch_size=64, learning_rate=2e-3)
+    )
     image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
-    image_training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=600, batch_size=64, learning_rate=2e-3))
+    image_training: OptimConfig = field(
+        default_factory=lambda: OptimConfig(steps=600, batch_size=64, learning_rate=2e-3)
+    )
     text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
     omni: OmniConfig = field(default_factory=OmniConfig)
     training: OmniTrainingConfig = field(default_factory=OmniTrainingConfig)
@@ -233,10 +236,21 @@ def condition(checkpoint: Checkpoint, dataset: Dataset, name: str, ids: Sequence
 def predict(
     checkpoint: Checkpoint, dataset: Dataset, direction: Direction, subject: str, config: GenerationConfig
 ) -> Predictions:
-    """Predictions for all test stimuli of one subject, ready to be scored."""
+    """Predictions for all test stimuli of one subject, ready to be scored.
+
+    The expected response to a stimulus with several captions is the mean of the responses expected from each.
+    """
     ids = dataset.averages(subject, "test").stimulus_ids
     source, target = (f"brain:{subject}" if name == "brain" else name for name in direction.split("->"))
-    values = generate(checkpoint, {source: condition(checkpoint, dataset, source, ids)}, target, config)
+    shown = condition(checkpoint, dataset, source, ids)
+    if direction == "text->brain" and config.estimate == "mean" and isinstance(shown, list):
+        captions = [dataset.captions(stimulus) for stimulus in ids]
+        flat = [caption for group in captions for caption in group]
+        rows = generate(checkpoint, {source: flat}, target, config)
+        assert isinstance(rows, torch.Tensor)
+        values: torch.Tensor | list[str] = torch.stack([g.mean(dim=0) for g in rows.split([len(g) for g in captions])])
+    else:
+        values = generate(checkpoint, {source: shown}, target, config)
     estimator = config.estimate if target != "text" else "greedy" if config.temperature == 0 else "sample"
     if isinstance(values, torch.Tensor):
         array = (values * 255 if target == "image" else values).numpy()
@@ -247,7 +261,7 @@ def predict(
 def estimators_of(direction: Direction, seed: int) -> list[GenerationConfig]:
     """How each direction is estimated in an evaluation; the first is the main one."""
     if direction == "brain->text":
-        return [GenerationConfig(temperature=0, seed=seed)]
+        return [GenerationConfig(temperature=0.0, seed=seed)]
     return [GenerationConfig(estimate="mean", seed=seed), GenerationConfig(estimate="sample", seed=seed)]
 
 

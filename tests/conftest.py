@@ -89,9 +89,15 @@ def make_checkpoint():
     from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
     from brainjanus.tokenizers.quantizer import QuantizerConfig
     from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
+    from brainjanus.tokenizers.vision import wavelet
 
     def make(
-        *, brain_input: str = "latents", image_input: str = "wavelet", num_codes: int = 6, modalities: bool = True
+        *,
+        brain_input: str = "latents",
+        image_input: str = "wavelet",
+        text_input: str = "codes",
+        num_codes: int = 6,
+        modalities: bool = True,
     ) -> Checkpoint:
         torch.manual_seed(0)
         quantizer = QuantizerConfig(num_codes=num_codes, dim=4)
@@ -102,13 +108,17 @@ def make_checkpoint():
         if modalities:
             image = ImageTokenizer(ImageTokenizerConfig(8, 2, width=8, blocks=1, quantizer=quantizer))
             text = TextTokenizer.fit(["a red cup", "a blue one", "one"], TextTokenizerConfig(num_codes=262))
-            features = {} if image_input == "codes" else {image_input: (64, 15)}
+            tokens, channels = wavelet(torch.zeros(1, 3, 8, 8)).shape[1:]
+            sizes = {image_input: (tokens, channels), text_input: (2, 7)}
+            features = {name: size for name, size in sizes.items() if name != "codes"}
         decoder = DecoderConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            initializer_range=0.3,
-        )  # fmt: skip
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        )
         tokenizers = Tokenizers(brain, image, text)
-        model = OmniModel(OmniConfig(decoder, brain_input, image_input), interface_of(tokenizers, features))
+        model = OmniModel(OmniConfig(decoder, brain_input, image_input, text_input), interface_of(tokenizers, features))
+        for parameter in model.parameters():
+            if parameter.dim() >= 2:
+                torch.nn.init.normal_(parameter, std=0.3)
         model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
         for module in (brain, image, model):
             if module is not None:

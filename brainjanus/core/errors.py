@@ -7,11 +7,14 @@ mistake and keeps its traceback.
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 class UserError(ValueError):
@@ -37,18 +40,27 @@ def written_beside(target: Path | str) -> Iterator[Path]:
             old = beside / "replaced"
             os.replace(target, old)
         os.replace(written, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        number = errno_of(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{target}: expected room to write it, got a full disk ({error.strerror}). Nothing was left "
+                f"{target}: expected room to write it, got a full disk ({os.strerror(number)}). Nothing was left "
                 "half-written. Free some space or choose another --out, then run the same command again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UserError(
-                f"{target}: expected a place that can be written to, got '{error.strerror}'. "
+                f"{target}: expected a place that can be written to, got '{os.strerror(number)}'. "
                 "Choose another --out or change its permissions."
             ) from error
         raise
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def errno_of(error: OSError | SafetensorError) -> int:
+    """The system's number of an error; safetensors has errors of its own, which only name it. 0 is unknown."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else 0

@@ -3,8 +3,9 @@
 Enters: a dataset, a subject, a direction. Leaves: what a cross-validated ridge regression, fitted to the averages of
 the training split alone, predicts for the stimuli asked for.
 
-    text->brain   from a bag of content words (or from a word-vector feature, if training data favour it)
-    image->brain  from pixels or the stored features, whichever training data favour
+    text->brain   from a bag of content words, or from a word-vector feature, whichever training data favour; it reads
+                  all captions of a stimulus, as the model does
+    image->brain  from pixels, built-in vision encoders or stored features, whichever training data favour
     brain->image  to pixels
     brain->text   to a bag of content words; the caption is the n most probable words, n chosen by cross-validation
 
@@ -26,6 +27,8 @@ from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Averages, Dataset
 from brainjanus.evaluate.record import Direction
 from brainjanus.evaluate.text import content_words
+from brainjanus.tokenizers.vision import ENCODERS
+from brainjanus.train.codes import features_of
 
 PENALTIES = np.logspace(-4, 4, 25)  # in units of the mean eigenvalue of the features' scatter matrix
 PIXEL_SIDE = 32  # pixels; the pictures that the linear model reads
@@ -175,21 +178,27 @@ def _predict(dataset: Dataset, subject: str, direction: Direction, measured: Ave
     return bag.decode(fit_ridge(train_responses, table).predict(measured.responses), num_words)
 
 
-def _text_features(dataset: Dataset, *splits: Sequence[str]) -> Iterator[list[np.ndarray]]:
+def _text_features(
+    dataset: Dataset, train_ids: Sequence[str], stimulus_ids: Sequence[str]
+) -> Iterator[list[np.ndarray]]:
     """Each description of the stimuli's text, for the training stimuli and for those asked for."""
-    captions = [[dataset.captions(stimulus) for stimulus in ids] for ids in splits]
-    bag = BagOfWords(captions[0])
-    yield [bag.encode(group) for group in captions]
+    captions = [dataset.captions(stimulus) for stimulus in train_ids]
+    bag = BagOfWords(captions)
+    yield [bag.encode(captions), bag.encode([dataset.captions(stimulus) for stimulus in stimulus_ids])]
     for name in set(TEXT_FEATURES) & set(dataset.feature_names):
-        yield [_flat(dataset.features(name, ids)) for ids in splits]
+        yield [_flat(dataset.features(name, ids)) for ids in (train_ids, stimulus_ids)]
 
 
-def _image_features(dataset: Dataset, *splits: Sequence[str]) -> Iterator[list[np.ndarray]]:
-    """Each description of the stimuli's pictures: small pixels, and the stored features made from pictures."""
+def _image_features(
+    dataset: Dataset, train_ids: Sequence[str], stimulus_ids: Sequence[str]
+) -> Iterator[list[np.ndarray]]:
+    """Each description of the stimuli's pictures: small pixels, built-in encoders, and stored features of pictures."""
     if dataset.image_size is not None:
-        yield [_small_pixels(dataset, ids) for ids in splits]
+        yield [_small_pixels(dataset, ids) for ids in (train_ids, stimulus_ids)]
+        for name in sorted(set(ENCODERS) - set(dataset.feature_names)):
+            yield [_flat(features_of(dataset, name, ids).numpy()) for ids in (train_ids, stimulus_ids)]
     for name in sorted(set(dataset.feature_names) - set(TEXT_FEATURES)):
-        yield [_flat(dataset.features(name, ids)) for ids in splits]
+        yield [_flat(dataset.features(name, ids)) for ids in (train_ids, stimulus_ids)]
 
 
 def _flat(features: Float[np.ndarray, "n t c"]) -> Float[np.ndarray, "n d"]:

@@ -27,7 +27,7 @@ class Predictions:
 
     stimulus_ids: whose responses were decoded, or which stimuli were encoded; unique. estimator: how a value was drawn
     from the model ("sample", "mean", "greedy", ...).
-    values: [n v] z-scored responses for ->brain, [n h w 3] RGB for ->image, n captions for ->text.
+    values: [n v] z-scored responses for ->brain, [n h w 3] RGB in [0, 255] for ->image, n captions for ->text.
     Raises UserError if a value is missing, doubled, not finite, or not of the direction's form.
     """
 

@@ -28,7 +28,6 @@ class DecoderConfig:
     num_key_value_heads: int = 6
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
-    initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
         problems = []

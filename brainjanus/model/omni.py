@@ -17,9 +17,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
-from brainjanus.core.vocabulary import MODALITIES, Vocabulary
+from brainjanus.core.vocabulary import MODALITIES, Modality, Vocabulary
 from brainjanus.model.decoder import Cache, Decoder, DecoderConfig
 from brainjanus.model.sequence import Block
+
+
+ENTRY_SCALE = 0.5  # standard deviation of what enters the decoder, before training
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,29 @@ class OmniModel(nn.Module):
         self.targets = nn.ParameterDict(
             {name: torch.zeros(k, width) for name, k in places.items() if not name.startswith("features:")}
         )
-        self.heads = nn.ModuleDict({m: nn.Linear(width, getattr(vocabulary, m), bias=False) for m in MODALITIES})
-        self.apply(self._initialise)
-        for parameter in (*self.places.values(), *self.targets.values()):
-            nn.init.normal_(parameter, std=config.decoder.initializer_range)
+        sizes = {m: getattr(vocabulary, m) for m in MODALITIES}
+        self.heads = nn.ModuleDict({m: nn.Linear(width, n, bias=False) for m, n in sizes.items() if n})
+        dims = {"image": interface.image_dim, "brain": interface.brain_dim}
+        self.pointers = nn.ModuleDict({m: nn.Linear(width, dim, bias=False) for m, dim in dims.items() if m in self.heads})
+        self._initialise()
 
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.decoder.initializer_range)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Everything that enters has one scale, so that no content drowns in its position; layers start as identity.
+
+        Codebook vectors and latents have length one, not one per entry: their aligners start accordingly larger.
+        """
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "bias")):
+                nn.init.zeros_(parameter)
+            elif name.startswith(("places.", "targets.", "embed_tokens.")):
+                nn.init.normal_(parameter, std=ENTRY_SCALE)
+            elif name.startswith(("heads.", "pointers.")):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        for name in ("image", "brain"):
+            nn.init.normal_(self.aligners[name][0].weight, std=1.0)
 
     @torch.no_grad()
     def load_codebooks(self, image: Float[Tensor, "n d"], brain: Float[Tensor, "m e"]) -> None:
@@ -103,7 +119,7 @@ class OmniModel(nn.Module):
         self.brain_codebook.copy_(brain)
 
     @torch.no_grad()
-    def load_feature_statistics(self, features: Mapping[str, Float[Tensor, "n t c"]]) -> None:
+    def load_feature_statistics(self, features: Mapping[str, Float[Tensor, "n _ _"]]) -> None:
         """Take over the mean and spread of each channel of the vision features of the training split."""
         for name, values in features.items():
             standardise = self.aligners[f"features:{name}"].get_submodule("0")
@@ -119,7 +135,15 @@ class OmniModel(nn.Module):
         """
         prefix = self.embed_conditions(conditions, target.batch)
         states = self.decoder(torch.cat([prefix, self.embed_target(target, hidden)], dim=1))
-        return self.heads[target.modality](states[:, prefix.shape[1] :])
+        return self.logits(states[:, prefix.shape[1] :], target.modality)
+
+    def logits(self, states: Float[Tensor, "*b d"], modality: Modality) -> Float[Tensor, "*b n"]:
+        """Of each code of a modality; codes of images and brains are also pointed at by their place in the codebook,
+        so that what is learned of one code holds for its neighbours."""
+        logits = self.heads[modality](states)
+        if modality in self.pointers:
+            logits = logits + self.pointers[modality](states) @ getattr(self, f"{modality}_codebook").T
+        return logits
 
     def embed_conditions(self, conditions: Sequence[Block], batch: int) -> Float[Tensor, "b l d"]:
         """begin, and each condition behind its opening token."""
@@ -183,7 +207,7 @@ class OmniModel(nn.Module):
         place = place_of(target)
         if place in self.targets:
             x = x + self.targets[place][position]
-        return self.heads[target.modality](self.decoder(x, cache)[:, 0])
+        return self.logits(self.decoder(x, cache)[:, 0], target.modality)
 
 
 class Standardise(nn.Module):

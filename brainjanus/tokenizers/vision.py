@@ -32,7 +32,7 @@ def wavelet(pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b t c"]:
         waves = F.conv2d(F.pad(grey, (half,) * 4, mode="reflect"), kernels)
         energy = waves.unflatten(1, (ORIENTATIONS, 2)).square().sum(dim=2)
         cells.append(F.adaptive_avg_pool2d(energy, GRID).sqrt())
-    return torch.cat(cells, dim=1).flatten(2).transpose(1, 2)
+    return F.pixel_unshuffle(torch.cat(cells, dim=1), 2).flatten(2).transpose(1, 2)
 
 
 def gabor_pairs(wavelength_px: float) -> Float[Tensor, "o 1 k k"]:

@@ -29,6 +29,7 @@ from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.vision import ENCODERS, vision_encoder
 
 ENCODE_BATCH = 256
+AVERAGES = 0.8  # share of brains that are averages over repeats; the rest are single trials
 
 
 # R rows, V sites, K codes, D codebook dimension
@@ -60,10 +61,10 @@ class Codes:
     pictures_of: list[Tensor]
     caption_codes: Int[Tensor, "c l"] | None
     captions_of: list[Tensor]
-    features: Mapping[str, Float[Tensor, "n t c"]]
+    features: Mapping[str, Float[Tensor, "n _ _"]]
     brains: Mapping[str, BrainRows]
 
-    def batch(self, task: Task, size: int, generator: torch.Generator, *, image_input: str, brain_input: str) -> Batch:
+    def batch(self, task: Task, size: int, generator: torch.Generator, config: OmniConfig) -> Batch:
         """Random rows for a task. Half of the brains are averages over repeats, half single trials."""
         brains = [name.removeprefix("brain:") for name in (*task.conditions, task.target) if name.startswith("brain:")]
         rows: dict[str, Tensor] = {}
@@ -101,7 +102,7 @@ class Codes:
         averages, trials = brain.is_average.nonzero()[:, 0], (~brain.is_average).nonzero()[:, 0]
         if not len(averages) or not len(trials):
             averages = trials = averages if len(averages) else trials
-        coin = torch.rand(size, generator=generator) < 0.5
+        coin = torch.rand(size, generator=generator) < AVERAGES
         draw = torch.rand(size, generator=generator)
         rows = torch.where(coin, averages[(draw * len(averages)).long()], trials[(draw * len(trials)).long()])
         return rows, brain.stimulus[rows]

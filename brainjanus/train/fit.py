@@ -34,13 +34,13 @@ def fit(
     settings = to_dict(config) | {"seed": seed}
     facts = load_state(folder / "state", module, optimizers, settings)
     start = facts["step"] if facts else 0
-    log = Log(folder / "log.jsonl", stage, start)
+    log = Log(folder / "log.jsonl", stage, start, facts.get("since_log", {}) if facts else {})
     device = next(module.parameters()).device
     dtype = autocast_dtype(config.precision, device)
     module.train()
 
     def save(step: int) -> None:
-        save_state(folder / "state", module, optimizers, {"step": step, "config": settings})
+        save_state(folder / "state", module, optimizers, {"step": step, "config": settings, "since_log": log.sums})
 
     with interruptible() as interrupted, progress(stage, config.steps, start) as advance:
         for step in range(start, config.steps):
@@ -70,21 +70,23 @@ def fit(
             advance(done, loss)
             if done % config.save_every == 0 or done == config.steps or interrupted:
                 save(done)
-            if interrupted and done < config.steps:
+            if interrupted:
                 raise KeyboardInterrupt(f"{stage} is saved at step {done} of {config.steps}")
     return module.eval()
 
 
 class Log:
-    """log.jsonl of one training; lines behind the step that is gone on from are dropped."""
+    """log.jsonl of one training; lines behind the step that is gone on from are dropped.
 
-    def __init__(self, path: Path, stage: str, start: int):
-        self.path, self.stage = path, stage
-        self.sums: dict[str, list[float]] = {}
+    sums: the values since the last line, as they were at that step.
+    """
+
+    def __init__(self, path: Path, stage: str, start: int, sums: dict[str, list[float]]):
+        self.path, self.stage, self.sums = path, stage, sums
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= start]
-        path.write_text("".join(line + "\n" for line in kept))
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut short
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= start))
 
     def add(self, step: int, losses: dict[str, torch.Tensor], *, lr: float, write: bool) -> None:
         for name, value in losses.items():

@@ -38,7 +38,9 @@ def save_state(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim
         (beside / "state.json").write_text(json.dumps(facts, indent=1))
 
 
-def load_state(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], config: dict) -> dict | None:
+def load_state(
+    folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], config: dict
+) -> dict | None:
     """Put a saved state back; its facts, or None where there is none.
 
     Raises UserError if it is damaged or was made with another config.

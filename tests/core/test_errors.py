@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from safetensors import SafetensorError
 
 from brainjanus.core.errors import UserError, written_beside
 
@@ -18,6 +19,16 @@ def folder(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "old").write_text("old")
     return tmp_path / "there"
+
+
+def fail(target, error):
+    """Write half of a file or folder, then fail."""
+    with written_beside(target) as beside:
+        if target.is_dir():
+            beside.mkdir()
+            beside /= "half"
+        beside.write_text("half")
+        raise error
 
 
 def names(path):
@@ -44,18 +55,15 @@ def test_a_folder_is_replaced_as_a_whole(folder):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(errno.EIO, "broken")])
 def test_what_goes_wrong_leaves_the_file_as_it_was(file, error):
-    with pytest.raises(error if isinstance(error, type) else OSError), written_beside(file) as beside:
-        beside.write_text("half")
-        raise error
+    with pytest.raises(error if isinstance(error, type) else OSError):
+        fail(file, error)
     assert file.read_text() == "old"
     assert names(file.parent) == ["there"]
 
 
 def test_what_goes_wrong_leaves_the_folder_as_it_was(folder):
-    with pytest.raises(KeyboardInterrupt), written_beside(folder) as beside:
-        beside.mkdir()
-        (beside / "half").write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        fail(folder, KeyboardInterrupt)
     assert names(folder) == ["old"]
     assert names(folder.parent) == ["there"]
 
@@ -70,11 +78,18 @@ def test_what_goes_wrong_leaves_the_folder_as_it_was(folder):
     ],
 )
 def test_the_disk_is_the_users_to_mend(file, number, message):
-    with pytest.raises(UserError, match=message), written_beside(file) as beside:
-        beside.write_text("half")
-        raise OSError(number, "the reason")
+    with pytest.raises(UserError, match=message):
+        fail(file, OSError(number, "the reason"))
     assert file.read_text() == "old"
     assert names(file.parent) == ["there"]
+
+
+def test_a_full_disk_that_safetensors_reports_is_one_too(file):
+    with pytest.raises(UserError, match=r"full disk \(No space left on device\)"):
+        fail(file, SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"))
+    with pytest.raises(SafetensorError, match="header"):
+        fail(file, SafetensorError("invalid header"))
+    assert file.read_text() == "old"
 
 
 def test_a_file_in_the_way_is_the_users_to_mend(file):

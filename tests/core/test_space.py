@@ -44,9 +44,7 @@ def test_without_coordinates_the_given_order_stands():
 
 
 def test_noise_ceiling_is_that_of_allen():
-    space = BrainSpace(
-        "s", 3, signal_variance=np.array([0.3, 0.0, 0.0]), noise_variance=np.array([0.7, 1.0, 0.0])
-    )
+    space = BrainSpace("s", 3, signal_variance=np.array([0.3, 0.0, 0.0]), noise_variance=np.array([0.7, 1.0, 0.0]))
     np.testing.assert_allclose(space.noise_ceiling(1), [np.sqrt(0.3), 0, 0])
     np.testing.assert_allclose(space.noise_ceiling(3), [np.sqrt(0.3 / (0.3 + 0.7 / 3)), 0, 0])
     assert BrainSpace("s", 3).noise_ceiling(1) is None
@@ -121,7 +119,7 @@ def test_says_that_a_file_is_missing_or_damaged(tmp_path, file):
     with pytest.raises(UserError, match="The folder is damaged"):
         BrainSpace.load(tmp_path)
     (tmp_path / file).unlink()
-    with pytest.raises(UserError, match="expected space.json and space.safetensors"):
+    with pytest.raises(UserError, match=r"expected space.json and space.safetensors"):
         BrainSpace.load(tmp_path)
 
 

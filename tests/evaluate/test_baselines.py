@@ -129,3 +129,12 @@ def test_nothing_is_fitted_to_test_responses(tiny, direction, monkeypatch):
     else:
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-4, atol=1e-4)
     assert np.array_equal(found[1:], expected[1:]) == direction.endswith("->brain")
+
+
+def test_the_linear_model_reads_the_caption_that_the_model_reads(tiny, monkeypatch):
+    ids = tiny.averages("s1", "test").stimulus_ids
+    expected = linear_baseline(tiny, "s1", "text->brain", ids)
+    captions = type(tiny).captions
+    monkeypatch.setattr(baselines, "_fitted", {})
+    monkeypatch.setattr(type(tiny), "captions", lambda self, name: captions(self, name)[: 1 if name in ids else None])
+    np.testing.assert_array_equal(linear_baseline(tiny, "s1", "text->brain", ids), expected)

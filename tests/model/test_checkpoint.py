@@ -92,10 +92,10 @@ def test_says_that_files_of_two_runs_were_mixed(make_checkpoint, saved, tmp_path
         Checkpoint.load(saved)
     make_checkpoint(image_input="codes").save(tmp_path / "third")
     (saved / "model.safetensors").write_bytes((tmp_path / "third/model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="aligners.features:wavelet.0.mean is missing"):
+    with pytest.raises(UserError, match=r"aligners.features:wavelet.0.mean is missing"):
         Checkpoint.load(saved)
     (tmp_path / "third/model.safetensors").write_bytes((tmp_path / "other/model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="aligners.features:wavelet.0.mean is unknown"):
+    with pytest.raises(UserError, match=r"aligners.features:wavelet.0.mean is unknown"):
         Checkpoint.load(tmp_path / "third")
 
 

@@ -30,10 +30,8 @@ def test_hidden_states_are_those_of_llama(x, settings):
 
     ours = make(**settings)
     fields = asdict(ours.config)
-    theta = fields.pop("rope_theta")
-    config = LlamaConfig(
-        vocab_size=1, rope_parameters={"rope_type": "default", "rope_theta": theta}, attn_implementation="eager", **fields
-    )
+    rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
+    config = LlamaConfig(vocab_size=1, rope_parameters=rope, attn_implementation="eager", **fields)
     theirs = LlamaModel(config).eval()
     loaded = theirs.load_state_dict(ours.state_dict(), strict=False)
     assert loaded.missing_keys == ["embed_tokens.weight"]
@@ -90,7 +88,7 @@ def test_a_filled_cache_is_continued_one_position_at_a_time(x):
 def test_says_what_is_wrong():
     with pytest.raises(UserError, match="hidden_size must be an even multiple of num_attention_heads, got 30 and 4"):
         DecoderConfig(hidden_size=30, num_attention_heads=4, num_key_value_heads=4)
-    with pytest.raises(UserError, match="hidden_size must .* got 36 and 4"):  # 9 a head: odd
+    with pytest.raises(UserError, match=r"hidden_size must .* got 36 and 4"):  # 9 a head: odd
         DecoderConfig(hidden_size=36, num_attention_heads=4, num_key_value_heads=4)
     with pytest.raises(UserError, match="num_attention_heads must be a multiple of num_key_value_heads, got 6 and 4"):
         DecoderConfig(num_key_value_heads=4)

@@ -70,7 +70,7 @@ def test_subjects_have_their_own_sites_and_codes(tokenizer, subject, sites, code
     assert (tokenizer.num_sites(subject), tokenizer.num_codes(subject)) == (sites, codes)
     encoded = tokenizer.encode(values(sites), subject)
     assert encoded.shape == (3, codes)
-    assert 0 <= int(encoded.min()) and int(encoded.max()) < 9
+    assert int(encoded.min()) >= 0 and int(encoded.max()) < 9
     assert tokenizer.decode(encoded, subject).shape == (3, sites)
 
 
@@ -101,6 +101,15 @@ def test_patches_of_one_response_share_the_work(tokenizer):
     x, y = values(10, 1), values(10, 1)
     y[:, tokenizer.map_of("a").order[0]] += 3  # a site of the first patch
     assert not torch.allclose(tokenizer.latents(x, "a")[:, 2], tokenizer.latents(y, "a")[:, 2])
+
+
+def test_a_code_is_told_its_place(tokenizer):
+    patch_map = tokenizer.map_of("b")
+    patch_map.out[1] = patch_map.out[0]
+    for same in (False, True):
+        first, second = tokenizer.decode(torch.zeros(1, 2, dtype=torch.long), "b")[:, patch_map.order].split(4, dim=1)
+        assert torch.allclose(first, second) == same
+        patch_map.position.zero_()
 
 
 def test_what_is_learnt_reaches_every_weight_of_its_subject_alone(orders):
@@ -136,7 +145,7 @@ def test_no_depth_is_no_context(orders):
 
 
 def test_says_what_is_wrong(tokenizer):
-    with pytest.raises(UserError, match="response: expected 10 sites, got 8. Was it made with another mask?"):
+    with pytest.raises(UserError, match=r"response: expected 10 sites, got 8. Was it made with another mask?"):
         tokenizer.encode(values(8), "a")
     with pytest.raises(UserError, match=r"the subjects it was trained on \(a, b\), got 'c'"):
         tokenizer.encode(values(8), "c")

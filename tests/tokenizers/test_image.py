@@ -32,7 +32,7 @@ def test_a_picture_becomes_a_grid_of_codes_and_a_picture(size, side):
     tokenizer = make(image_size=size, codes_per_side=side, quantizer=QUANTIZER)
     codes = tokenizer.encode(torch.rand(2, 3, size, size))
     assert codes.shape == (2, side**2) == (2, tokenizer.num_codes)
-    assert 0 <= int(codes.min()) and int(codes.max()) < 7
+    assert int(codes.min()) >= 0 and int(codes.max()) < 7
     assert tokenizer.decode(codes).shape == (2, 3, size, size)
 
 
@@ -80,7 +80,7 @@ def test_what_is_learnt_reaches_every_weight(pixels):
 
 
 def test_says_what_is_wrong(tokenizer):
-    with pytest.raises(UserError, match="expected 16 x 16 pixels, got 16 x 8. Resize it"):
+    with pytest.raises(UserError, match=r"expected 16 x 16 pixels, got 16 x 8. Resize it"):
         tokenizer.encode(torch.rand(1, 3, 16, 8))
     for size, side in ((16, 3), (18, 2), (48, 4), (16, 0), (8, 4)):
         with pytest.raises(UserError, match=f"got image_size {size}, codes_per_side {side}"):

@@ -18,7 +18,7 @@ def latents():
 
 
 def test_agrees_with_vector_quantize_pytorch(latents):
-    """Codes, vectors, commitment, gradient, and the codebook after an update by N latents (their sums are per latent)."""
+    """Codes, vectors, commitment, and the codebook after an update by N latents (our sums are per latent)."""
     from vector_quantize_pytorch import VectorQuantize
 
     ours = Quantizer(QuantizerConfig(N, DIM, decay=0.9, commitment=0.25, dead_below=0.0))

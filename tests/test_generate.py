@@ -1,0 +1,386 @@
+"""Generation: estimates against enumeration, and what a row may and may not depend on."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+
+from brainjanus import generate as module
+from brainjanus.core.errors import UserError
+from brainjanus.generate import GenerationConfig, draw, generate, marginal, sample, score
+from brainjanus.model.sequence import Block
+
+TARGETS = ("text", "image", "brain:a")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint):
+    return make_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def small(make_checkpoint):
+    """Subject b has K = 2 codes out of N = 3: nine sequences in all."""
+    return make_checkpoint(num_codes=3)
+
+
+def conditions(target="brain:a", rows=4):
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "image": torch.randint(256, (rows, 8, 8, 3), dtype=torch.uint8, generator=generator),
+        "text": ["a cup", "one", "blue", "a red cup"][:rows],
+        "brain:b": torch.randn(rows, 8, generator=generator),
+    }
+    given.pop(target, None)
+    return given
+
+
+def blocks(checkpoint, given):
+    return [module.condition_block(checkpoint, name, rows) for name, rows in given.items()]
+
+
+def same(one, other):
+    return one == other if isinstance(one, list) else torch.equal(one, other)
+
+
+def enumerated(checkpoint, given):
+    """log p of all nine code sequences of subject b, [rows, 9, 2] per code, from teacher forcing."""
+    sequences = torch.tensor(list(product(range(3), repeat=2)))
+    rows = len(next(iter(given.values())))
+    shown = blocks(checkpoint, given)
+    log_p = []
+    for sequence in sequences:
+        target = Block("brain", codes=sequence.expand(rows, 2), subject="b")
+        all_codes = checkpoint.model(shown, target).log_softmax(dim=-1)
+        log_p.append(all_codes.gather(2, target.codes[..., None])[..., 0])
+    return sequences, torch.stack(log_p, dim=1)
+
+
+# --- estimates
+
+
+@pytest.mark.parametrize(("target", "shape"), [("image", (4, 8, 8, 3)), ("brain:a", (4, 10)), ("brain:b", (4, 8))])
+@pytest.mark.parametrize("config", [{"estimate": "sample"}, {"num_samples": 0}, {"num_samples": 2}, {"guidance": 2.0}])
+def test_there_is_one_output_per_row(checkpoint, target, shape, config):
+    values = generate(checkpoint, conditions(target), target, GenerationConfig(**config))
+    assert values.shape == shape
+    assert values.isfinite().all()
+    if target == "image":
+        assert values.min() >= 0 and values.max() <= 1
+
+
+def test_captions_are_texts(checkpoint):
+    captions = generate(checkpoint, conditions("text"), "text")
+    assert len(captions) == 4
+    assert all(isinstance(caption, str) for caption in captions)
+
+
+def test_averaged_probabilities_are_those_of_all_sequences(small):
+    """The mean over samples approaches the exact marginal of the second code; the first is exact."""
+    given = {"image": conditions(rows=2)["image"]}
+    sequences, log_p = enumerated(small, given)
+    p = log_p.sum(dim=2).exp()
+    exact = torch.stack([(p[:, :, None] * torch.eye(3)[sequences[:, k]]).sum(dim=1) for k in range(2)], dim=1)
+    target = Block("brain", codes=torch.zeros(2, 2, dtype=torch.long), subject="b")
+    uniform = torch.rand(2, 3000, 2, generator=torch.Generator().manual_seed(0))
+    codes, means = sample(small.model, blocks(small, given), target, GenerationConfig(), uniform)
+    torch.testing.assert_close(means[:, 0], exact[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(means[:, 1], exact[:, 1], atol=0.02, rtol=0)
+    shares = (codes[:, :, None] == sequences).all(dim=-1).float().mean(dim=1)
+    torch.testing.assert_close(shares, p, atol=0.03, rtol=0)
+
+
+def test_the_mean_of_many_samples_decodes_the_averaged_probabilities(small):
+    given = {"image": conditions(rows=2)["image"]}
+    sequences, log_p = enumerated(small, given)
+    p = log_p.sum(dim=2).exp()
+    exact = torch.stack([(p[:, :, None] * torch.eye(3)[sequences[:, k]]).sum(dim=1) for k in range(2)], dim=1)
+    wanted = small.tokenizers.brain.decode_probabilities(exact, "b")
+    values = generate(small, given, "brain:b", GenerationConfig(num_samples=2000))
+    torch.testing.assert_close(values, wanted, atol=0.05, rtol=0)
+
+
+def test_one_pass_estimates_each_code_by_itself(checkpoint):
+    """The marginal is the model's with all codes hidden: it knows nothing of any code of the target."""
+    given = conditions()
+    target = Block("brain", codes=torch.full((4, 3), 5), subject="a")
+    probabilities = marginal(checkpoint.model, blocks(checkpoint, given), target)
+    hidden = torch.ones(4, 3, dtype=torch.bool)
+    zeros = replace(target, codes=torch.zeros(4, 3, dtype=torch.long))
+    torch.testing.assert_close(probabilities, checkpoint.model(blocks(checkpoint, given), zeros, hidden).softmax(-1))
+    wanted = checkpoint.tokenizers.brain.decode_probabilities(probabilities, "a")
+    torch.testing.assert_close(generate(checkpoint, given, "brain:a"), wanted)
+
+
+def test_temperature_zero_takes_the_likeliest_code_each_time(small):
+    given = {"image": conditions()["image"]}
+    shown = blocks(small, given)
+    codes = torch.zeros(4, 2, dtype=torch.long)
+    for position in range(2):
+        logits = small.model(shown, Block("brain", codes=codes, subject="b"))
+        codes[:, position] = logits[:, position].argmax(dim=-1)
+    greedy = generate(small, given, "brain:b", GenerationConfig(estimate="sample", temperature=0.0))
+    torch.testing.assert_close(greedy, small.tokenizers.brain.decode(codes, "b"))
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_narrows_to_one_code_is_greedy(checkpoint, target, narrow):
+    greedy = GenerationConfig(estimate="sample", temperature=0.0)
+    narrowed = GenerationConfig(estimate="sample", seed=5, **narrow)
+    given = conditions(target)
+    assert same(generate(checkpoint, given, target, greedy), generate(checkpoint, given, target, narrowed))
+
+
+def test_nothing_is_said_behind_the_end(checkpoint):
+    shown, goal = blocks(checkpoint, conditions("text")), module.target_block(checkpoint, "text", 4)
+    uniform = torch.rand(4, 200, goal.length, generator=torch.Generator().manual_seed(0))
+    codes, _ = sample(checkpoint.model, shown, goal, GenerationConfig(), uniform)
+    ended = (codes == 0).cumsum(dim=-1) > 0
+    assert ended[..., :-1].any()
+    assert (codes[ended] == 0).all()
+
+
+# --- draws
+
+LOGITS = torch.tensor([2.0, -1.0, 1.0, 0.0])
+
+
+def shares(config):
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    return torch.bincount(draw(LOGITS.expand(4000, 4), uniform, config), minlength=4) / 4000
+
+
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"temperature": 2.0}, [0, 1, 2, 3]),
+        ({"top_k": 2}, [0, 2]),
+        ({"top_k": 9}, [0, 1, 2, 3]),
+        ({"top_p": 0.5}, [0]),  # shares 0.64, 0.24, 0.09, 0.03
+        ({"top_p": 0.7}, [0, 2]),
+        ({"top_p": 0.89}, [0, 2, 3]),
+        ({"top_k": 3, "top_p": 0.95, "temperature": 0.5}, [0, 2]),
+    ],
+)
+def test_codes_are_drawn_as_often_as_they_are_likely(config, kept):
+    wanted = torch.zeros(4)
+    wanted[kept] = (LOGITS[kept] / config.get("temperature", 1.0)).softmax(dim=0)
+    torch.testing.assert_close(shares(GenerationConfig(**config)), wanted, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_the_ends_of_the_interval_draw_a_code_that_is_kept(uniform):
+    logits = torch.randn(500, 7, generator=torch.Generator().manual_seed(0)) * 5
+    chosen = draw(logits, torch.full((500,), uniform), GenerationConfig(top_k=3))
+    assert (logits.gather(1, chosen[:, None]) >= logits.topk(3).values[:, -1:]).all()
+
+
+# --- what a row depends on
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "config", [{"estimate": "sample"}, {"num_samples": 3}, {"estimate": "sample", "guidance": 2.0}]
+)
+def test_a_row_does_not_depend_on_its_neighbours(checkpoint, monkeypatch, target, config):
+    given, config = conditions(target), GenerationConfig(**config)
+    together = generate(checkpoint, given, target, config)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
+    in_parts = generate(checkpoint, given, target, config)
+    fewer = generate(checkpoint, {name: rows[:2] for name, rows in given.items()}, target, config)
+    if target == "text":
+        assert together == in_parts and together[:2] == fewer
+    else:
+        torch.testing.assert_close(in_parts, together, atol=1e-2, rtol=0)
+        torch.testing.assert_close(fewer, together[:2], atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_seed_decides(checkpoint, target):
+    config = GenerationConfig(estimate="sample", seed=1)
+    first = generate(checkpoint, conditions(target), target, config)
+    assert same(generate(checkpoint, conditions(target), target, config), first)
+    assert not same(generate(checkpoint, conditions(target), target, replace(config, seed=2)), first)
+
+
+def test_the_same_rows_are_drawn_independently(checkpoint):
+    """One condition eight times: the samples of a request differ."""
+    given = {"image": conditions()["image"][:1].expand(8, -1, -1, -1)}
+    values = generate(checkpoint, given, "brain:a", GenerationConfig(estimate="sample"))
+    assert len(torch.unique(values, dim=0)) > 1
+
+
+def test_several_conditions_all_count(checkpoint):
+    given = conditions()
+    values = generate(checkpoint, given, "brain:a")
+    for name in given:
+        fewer = {n: r for n, r in given.items() if n != name}
+        assert not torch.allclose(generate(checkpoint, fewer, "brain:a"), values)
+
+
+def test_without_conditions_there_is_one_row(checkpoint):
+    assert generate(checkpoint, {}, "brain:a").shape == (1, 10)
+    assert len(generate(checkpoint, {}, "text")) == 1
+
+
+def test_codes_are_written_to_no_argument(checkpoint):
+    given = conditions()
+    copies = {name: rows.clone() for name, rows in given.items() if name != "text"}
+    generate(checkpoint, given, "brain:a", GenerationConfig(estimate="sample", guidance=2.0))
+    assert all(torch.equal(given[name], rows) for name, rows in copies.items())
+
+
+# --- guidance
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("config", [{"estimate": "sample", "temperature": 0.0}, {"num_samples": 0}])
+def test_guidance_by_one_is_none(checkpoint, target, config):
+    plain = generate(checkpoint, conditions(target), target, GenerationConfig(**config))
+    almost = generate(checkpoint, conditions(target), target, GenerationConfig(guidance=1 + 1e-7, **config))
+    assert plain == almost if target == "text" else torch.allclose(plain, almost, atol=1e-4)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_guided_rows_are_those_of_two_separate_passes(checkpoint, target):
+    """Greedy codes under guidance, from one batch of given and withheld rows, against two models side by side."""
+    shown = blocks(checkpoint, conditions(target))
+    goal = module.target_block(checkpoint, target, 4)
+    codes = goal.codes.clone()
+    ended = torch.zeros(4, dtype=torch.bool)
+    for position in range(goal.length):
+        given = checkpoint.model(shown, replace(goal, codes=codes))[:, position]
+        without = checkpoint.model([b.withheld() for b in shown], replace(goal, codes=codes))[:, position]
+        codes[:, position] = torch.where(ended, 0, (without + 2.5 * (given - without)).argmax(dim=-1))
+        ended |= (codes[:, position] == 0) & (target == "text")
+    config = GenerationConfig(estimate="sample", temperature=0.0, guidance=2.5)
+    drawn, _ = sample(checkpoint.model, shown, goal, config, torch.zeros(4, 1, goal.length))
+    assert torch.equal(drawn[:, 0], codes)
+
+
+def test_guidance_of_the_marginal(checkpoint):
+    shown, goal = blocks(checkpoint, conditions()), module.target_block(checkpoint, "brain:a", 4)
+    given = marginal(checkpoint.model, shown, goal).log()
+    without = marginal(checkpoint.model, [b.withheld() for b in shown], goal).log()
+    wanted = (without + 3 * (given - without)).softmax(dim=-1)
+    torch.testing.assert_close(marginal(checkpoint.model, shown, goal, 3.0), wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_no_guidance_at_all_shows_nothing_of_the_conditions(checkpoint):
+    given = conditions()
+    other = {name: rows[::-1] if name == "text" else rows.flip(0) for name, rows in given.items()}
+    config = GenerationConfig(guidance=0.0, estimate="sample")
+    one, two = (generate(checkpoint, shown, "brain:a", config) for shown in (given, other))
+    torch.testing.assert_close(one, two)
+
+
+# --- likelihood
+
+
+def test_probabilities_of_all_sequences_sum_to_one(small):
+    """score() of every sequence that subject b can have; responses stand for their codes here."""
+    given = conditions(rows=2)
+    given.pop("brain:b")
+    sequences, log_p = enumerated(small, given)
+    torch.testing.assert_close(log_p.sum(dim=2).exp().sum(dim=1), torch.ones(2))
+    responses = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    codes = small.tokenizers.brain.encode(responses, "b")
+    which = (codes[:, None] == sequences).all(dim=-1).float().argmax(dim=1)
+    torch.testing.assert_close(
+        score(small, given, "brain:b", responses), log_p.sum(dim=2).gather(1, which[:, None])[:, 0]
+    )
+
+
+def test_a_text_is_scored_up_to_and_with_its_end(checkpoint):
+    given, captions = conditions("text"), ["a cup", "one", "", "a red cup"]
+    codes = checkpoint.tokenizers.text.encode(captions)
+    log_p = checkpoint.model(blocks(checkpoint, given), Block("text", codes=codes)).log_softmax(dim=-1)
+    for row, caption in enumerate(captions):
+        length = int((codes[row] != 0).sum()) + 1
+        wanted = sum(float(log_p[row, k, codes[row, k]]) for k in range(length))
+        assert float(score(checkpoint, given, "text", captions)[row]) == pytest.approx(wanted, rel=1e-4), caption
+
+
+def test_pictures_are_scored_and_in_parts_too(checkpoint, monkeypatch):
+    given, pictures = conditions("image"), conditions()["image"]
+    whole = score(checkpoint, given, "image", pictures)
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 3)
+    torch.testing.assert_close(score(checkpoint, given, "image", pictures), whole, atol=1e-4, rtol=1e-4)
+    assert (whole < 0).all()
+
+
+# --- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("given", "target", "message"),
+    [
+        ({"brain:a": torch.zeros(2, 9)}, "image", "response: expected 10 sites, got 9"),
+        ({"brain:c": torch.zeros(2, 9)}, "image", r"the subjects it was trained on \(a, b\), got 'c'"),
+        ({"brain:a": torch.tensor([[0.0] * 10, [float("nan")] * 10])}, "image", "responses of a: .* infinity in row 1"),
+        ({"text": ["a cup"]}, "brain:c", r"the subjects it was trained on \(a, b\), got 'c'"),
+        ({"text": ["a cup"]}, "text", "expected a target that is not among the conditions, got 'text'"),
+        ({"text": ["one"], "brain:a": torch.zeros(2, 10)}, "image", "got text 1, brain:a 2. Pair them by stimulus id"),
+        ({"text": ["unseen words " * 9]}, "image", "expected at most .* codes with its end"),
+        ({"sound": [1]}, "image", "'sound': expected text, image or brain:SUBJECT"),
+        ({"text": ["one"]}, "sound", "'sound': expected text, image or brain:SUBJECT"),
+    ],
+)
+def test_says_what_is_wrong(checkpoint, given, target, message):
+    with pytest.raises(UserError, match=message):
+        generate(checkpoint, given, target)
+
+
+def test_says_that_the_model_lacks_a_modality(make_checkpoint):
+    brains = make_checkpoint(modalities=False)
+    for given, target, name in (({"text": ["one"]}, "brain:a", "captions"), ({}, "image", "pictures")):
+        with pytest.raises(UserError, match=rf"trained on \(brain\), got .* a dataset that has {name}"):
+            generate(brains, given, target)
+
+
+def test_captions_may_be_read_through_features(make_checkpoint):
+    """... as conditions; as targets they are codes as ever."""
+    checkpoint = make_checkpoint(text_input="words")
+    features = torch.randn(2, 2, 7, generator=torch.Generator().manual_seed(0))
+    values = generate(checkpoint, {"text": features}, "brain:a")
+    assert not torch.allclose(values[0], values[1])
+    assert len(generate(checkpoint, {"brain:a": torch.zeros(2, 10)}, "text")) == 2
+    assert score(checkpoint, {"brain:a": torch.zeros(2, 10)}, "text", ["one", "a cup"]).shape == (2,)
+    for words in (["a cup", "one"], "a cup"):
+        with pytest.raises(UserError, match=r"text: expected the features 'words', through which .* got words"):
+            generate(checkpoint, {"text": words}, "brain:a")
+
+
+def test_says_that_the_vision_encoder_is_not_at_hand(make_checkpoint):
+    trained_on_clip = make_checkpoint(image_input="clip")
+    with pytest.raises(UserError, match="vision encoder 'clip': expected one that is built in"):
+        generate(trained_on_clip, {"image": conditions()["image"]}, "brain:a")
+    features = torch.rand(2, *trained_on_clip.model.interface.features["clip"])
+    assert generate(trained_on_clip, {"image": features}, "brain:a").shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_samples": -1}, "num_samples and top_k must be at least 0, got -1 and 0"),
+        ({"top_k": -1}, "num_samples and top_k must be at least 0, got 0 and -1"),
+        ({"temperature": -0.1}, "temperature and guidance must be at least 0"),
+        ({"guidance": -0.1}, "temperature and guidance must be at least 0"),
+        ({"top_p": 0.0}, r"top_p must lie in \(0, 1\], got 0.0"),
+        ({"top_p": 1.1}, r"top_p must lie in \(0, 1\], got 1.1"),
+        ({"top_p": 0.0, "top_k": -1}, "top_k must .*; top_p must"),
+    ],
+)
+def test_says_which_option_is_wrong(config, message):
+    with pytest.raises(UserError, match=message):
+        GenerationConfig(**config)
+
+
+def test_says_which_estimates_there_are():
+    config = GenerationConfig()
+    object.__setattr__(config, "estimate", "median")  # where types are checked, as here, nothing else passes
+    with pytest.raises(UserError, match="estimate must be sample or mean, got 'median'"):
+        config.__post_init__()

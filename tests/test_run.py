@@ -1,0 +1,330 @@
+"""A run from a dataset to its report, stopped and gone on with, and what it refuses."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from brainjanus import run as module
+from brainjanus.core.errors import UserError
+from brainjanus.data.dataset import Dataset, Stimuli, Subject
+from brainjanus.data.write import write_dataset
+from brainjanus.generate import GenerationConfig, generate
+from brainjanus.model import checkpoint as checkpoint_module
+from brainjanus.model.checkpoint import Checkpoint
+from brainjanus.model.decoder import DecoderConfig
+from brainjanus.model.omni import OmniConfig
+from brainjanus.run import Run, RunConfig, condition, directions_of, evaluate, predict, train
+from brainjanus.tokenizers.brain import BrainTokenizerConfig
+from brainjanus.tokenizers.image import ImageTokenizerConfig
+from brainjanus.tokenizers.quantizer import QuantizerConfig
+from brainjanus.tokenizers.text import TextTokenizerConfig
+from brainjanus.tokenizers.vision import wavelet
+from brainjanus.train import omni, tokenizer
+from brainjanus.train.omni import OmniTrainingConfig, default_tasks
+from brainjanus.train.optim import OptimConfig
+
+
+def tiny(steps=(60, 40, 120)) -> RunConfig:
+    """Learns the `study` of the fixtures in seconds."""
+    brain, image, joint = (
+        OptimConfig(steps=n, batch_size=b, learning_rate=rate, precision="float32", log_every=10, save_every=50)
+        for n, b, rate in zip(steps, (32, 16, 24), (5e-3, 5e-3, 1e-2), strict=True)
+    )
+    decoder = DecoderConfig(
+        hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4
+    )
+    quantizer = QuantizerConfig(num_codes=16, dim=8, decay=0.9)
+    return RunConfig(
+        brain_tokenizer=BrainTokenizerConfig(8, width=32, depth=1, heads=2, quantizer=quantizer),
+        brain_training=brain,
+        image_tokenizer=ImageTokenizerConfig(16, 2, width=16, blocks=1, quantizer=quantizer),
+        image_training=image,
+        text_tokenizer=TextTokenizerConfig(num_codes=270),
+        omni=OmniConfig(decoder),
+        training=OmniTrainingConfig(joint, {**default_tasks(), "brain->text": 2.0}),
+    )
+
+
+SHORT = tiny((4, 4, 6))
+
+
+@pytest.fixture(scope="module")
+def short(study, tmp_path_factory):
+    """A run of a few steps."""
+    out = tmp_path_factory.mktemp("short") / "run"
+    train(study, out, SHORT)
+    return out
+
+
+# --- the whole way
+
+
+def test_from_a_dataset_to_scores_and_a_report(study, tmp_path):
+    """All four directions are learnt: better than shuffled predictions on stimuli that training never saw."""
+    train(study, tmp_path / "run", tiny())
+    records = evaluate(tmp_path / "run", study, tmp_path)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert {s["direction"] for s in scores} == {"brain->text", "brain->image", "image->brain", "text->brain"}
+    assert {s["subject"] for s in scores} == {"s1", "s2", "mean"}
+    assert len(scores) == len(records)
+    main = {"brain->text": "content_f1", "brain->image": "pixcorr", "image->brain": "voxel_r", "text->brain": "voxel_r"}
+    for direction, metric in main.items():
+        figure = (direction, metric, "mean", None)
+        found = [r for r in records if (r.direction, r.metric, r.subject, r.roi) == figure]
+        (record,) = [r for r in found if r.estimator != "sample"]
+        assert record.p < 0.05, f"{direction}: {metric} {record.value:.2f} with floor {record.floor:.2f}"
+    report = (tmp_path / "report.html").read_text()
+    assert "BrainJanus on study" in report
+    assert all(direction.replace(">", "&gt;") in report or direction in report for direction in main)
+
+
+def test_the_folder_is_as_it_says(short):
+    files = {p.relative_to(short).as_posix() for p in short.rglob("*") if p.is_file()}
+    stages = {
+        f"stages/{stage}/{name}"
+        for stage in ("brain", "image", "omni")
+        for name in ("log.jsonl", "state/state.json", "state/model.safetensors", "state/optimizer.safetensors")
+    }
+    assert {"config.json", "model.json", "model.safetensors", "tokenizers/tokenizer.json"} | stages <= files
+    assert {f.rpartition(".")[2] for f in files} == {"json", "jsonl", "safetensors"}
+
+
+def test_the_config_of_a_run_is_read_back(short, study):
+    assert RunConfig.load(short / "config.json") == SHORT
+    facts = json.loads((short / "config.json").read_text())
+    assert facts["fingerprint"] == study.fingerprint
+    provenance = Checkpoint.load(short).provenance
+    assert (provenance["dataset"], provenance["fingerprint"], provenance["seed"]) == ("study", study.fingerprint, 0)
+
+
+def test_a_config_may_be_a_file(tmp_path):
+    (tmp_path / "my.toml").write_text("seed = 3\n[training.optim]\nsteps = 7\n")
+    config = RunConfig.load(tmp_path / "my.toml")
+    assert (config.seed, config.training.optim.steps) == (3, 7)
+    assert config.image_training == RunConfig().image_training
+    (tmp_path / "config.json").write_text('{"seed": 4}')
+    assert RunConfig.load(tmp_path / "config.json").seed == 4
+
+
+def test_a_finished_run_is_loaded_and_not_trained_again(short, study, monkeypatch):
+    monkeypatch.setattr(module, "fit_brain_tokenizer", lambda *_: pytest.fail("trained again"))
+    assert train(study, short, SHORT).provenance["fingerprint"] == study.fingerprint
+
+
+# --- stopped and gone on with
+
+
+@pytest.mark.parametrize("stage", ["fit_brain_tokenizer", "fit_image_tokenizer", "fit_omni"])
+def test_a_stopped_run_goes_on_to_the_same_weights(short, study, tmp_path, monkeypatch, stage):
+    home = omni if stage == "fit_omni" else tokenizer
+    fit = home.fit
+
+    def stopped(net, losses_of, config, **rest):
+        def and_interrupt(step, generator):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return losses_of(step, generator)
+
+        return fit(net, and_interrupt if rest["stage"].split()[0] in stage else losses_of, config, **rest)
+
+    monkeypatch.setattr(home, "fit", stopped)
+    with pytest.raises(KeyboardInterrupt, match="is saved at step 3 of"):
+        train(study, tmp_path / "run", SHORT)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="If its training was interrupted, run"):
+        evaluate(tmp_path / "run", study, tmp_path)
+    train(study, tmp_path / "run", SHORT)
+    for file in ("model.safetensors", "tokenizers/brain.safetensors", "tokenizers/image.safetensors"):
+        assert (tmp_path / "run" / file).read_bytes() == (short / file).read_bytes(), file
+    for name in module.STAGES:
+        log = f"stages/{name}/log.jsonl"
+        assert (tmp_path / "run" / log).read_text() == (short / log).read_text()
+
+
+def test_the_seed_decides(short, study, tmp_path):
+    train(study, tmp_path, replace(SHORT, seed=1))
+    assert (tmp_path / "model.safetensors").read_bytes() != (short / "model.safetensors").read_bytes()
+
+
+# --- leakage
+
+
+def test_training_asks_for_no_test_stimulus(study, tmp_path, monkeypatch):
+    """Every response, picture and caption that is read while training belongs to the training split."""
+    asked, rows = set(), {"s1": set(), "s2": set()}
+    pictures, captions, responses = Dataset.pictures, Dataset.captions, Dataset.responses
+
+    def spy(method):
+        return lambda self, stimulus: asked.add(stimulus) or method(self, stimulus)
+
+    def spy_rows(self, subject, chosen=None):
+        assert chosen is not None, "all rows were read"
+        rows[subject].update(chosen.tolist())
+        return responses(self, subject, chosen)
+
+    monkeypatch.setattr(Dataset, "pictures", spy(pictures))
+    monkeypatch.setattr(Dataset, "captions", spy(captions))
+    monkeypatch.setattr(Dataset, "responses", spy_rows)
+    monkeypatch.setattr(Dataset, "images", lambda *_: pytest.fail("pictures by another way"))
+    train(study, tmp_path, SHORT)
+    assert asked == set(study.split_ids("train"))
+    for subject, seen in rows.items():
+        assert seen == set(study.trials(subject).rows("train").tolist())
+
+
+def test_text_pieces_are_of_training_captions_alone(study, short, tmp_path):
+    """A word of test captions alone is spelt out."""
+    text = Checkpoint.load(short).tokenizers.text
+    known = {c for s in study.split_ids("train") for c in study.captions(s)}
+    assert max(int((text.encode([c]) != 0).sum()) for c in known) < int((text.encode(["orange"]) != 0).sum()) + 2
+
+
+def test_refuses_to_evaluate_on_other_data(study, short, tmp_path):
+    trials = study.trials("s1")
+    pixels = study.images(study.stimulus_ids)
+    other = write_dataset(
+        tmp_path / "other", name="other", modality="fMRI", zscore="all",
+        subjects=[Subject(study.space("s1"), study.responses("s1") + 1, trials)],
+        stimuli=Stimuli(study.stimulus_ids, pixels, captions={s: study.captions(s) for s in study.stimulus_ids}),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=rf"trained on \(study, {study.fingerprint[:12]}\), got other \("):
+        evaluate(short, other, tmp_path / "scores")
+    assert not (tmp_path / "scores").exists()
+    with pytest.raises(UserError, match=r"expected a run on this dataset .* got one on 'study'"):
+        train(other, short, SHORT)
+
+
+# --- what it refuses
+
+
+def test_refuses_other_settings_and_names_them(study, short):
+    changed = replace(SHORT, seed=5, training=replace(SHORT.training, dropped=0.3))
+    with pytest.raises(UserError, match=r"got others \(seed 0 -> 5; training.dropped 0.1 -> 0.3\).*--config"):
+        train(study, short, changed)
+
+
+def test_refuses_a_folder_that_holds_something_else(study, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for out in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(UserError, match=r"got something else. Choose another --out: nothing there was touched"):
+            train(study, out, SHORT)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "config.json: expected JSON, got"), ("[1]", "expected settings by name, got list")]
+)
+def test_refuses_a_damaged_config(study, tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        train(study, tmp_path, SHORT)
+
+
+def test_refuses_unknown_settings(tmp_path):
+    (tmp_path / "my.toml").write_text("[training]\nsteps = 7\n")
+    with pytest.raises(UserError, match=r"my.toml: unknown key 'training.steps' \(there are optim, tasks"):
+        RunConfig.load(tmp_path / "my.toml")
+
+
+# --- conditions and predictions
+
+
+def test_conditions_are_in_the_order_of_the_ids(study, short):
+    checkpoint = Checkpoint.load(short)
+    ids = list(study.split_ids("test"))[::-1]
+    averages = study.averages("s2", "test")
+    np.testing.assert_array_equal(condition(checkpoint, study, "brain:s2", ids), averages.responses[::-1])
+    assert condition(checkpoint, study, "text", ids) == [study.captions(s)[0] for s in ids]
+    pixels = torch.from_numpy(study.images(ids)).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(condition(checkpoint, study, "image", ids), wavelet(pixels))
+
+
+def test_pictures_that_enter_as_codes_are_given_as_pixels(study, short):
+    checkpoint = Checkpoint.load(short)
+    object.__setattr__(checkpoint.model, "config", OmniConfig(SHORT.omni.decoder, image_input="codes"))
+    ids = study.split_ids("test")
+    np.testing.assert_array_equal(condition(checkpoint, study, "image", ids), study.images(ids))
+
+
+@pytest.mark.parametrize("direction", ["brain->text", "brain->image", "image->brain", "text->brain"])
+def test_predictions_are_of_the_test_stimuli(study, short, direction):
+    checkpoint = Checkpoint.load(short)
+    predictions = predict(checkpoint, study, direction, "s2", GenerationConfig(temperature=0.0))
+    assert predictions.stimulus_ids == study.averages("s2", "test").stimulus_ids
+    assert predictions.estimator == ("greedy" if direction == "brain->text" else "mean")
+    if direction == "brain->image":
+        assert predictions.values.shape == (16, 16, 16, 3)
+        assert 1 < predictions.values.max() <= 255
+    elif direction == "brain->text":
+        assert len(predictions.values) == 16
+    else:
+        assert predictions.values.shape == (16, 28)
+
+
+def test_the_response_expected_to_several_captions_is_their_mean(study, short, monkeypatch):
+    checkpoint, first = Checkpoint.load(short), Dataset.captions
+    monkeypatch.setattr(Dataset, "captions", lambda self, s: (*first(self, s), "red left") if s != "s064" else ("red",))
+    values = predict(checkpoint, study, "text->brain", "s1", GenerationConfig()).values
+    ids = study.averages("s1", "test").stimulus_ids
+    one, other = (
+        generate(checkpoint, {"text": captions}, "brain:s1")
+        for captions in (["red"] + [first(study, s)[0] for s in ids[1:]], ["red"] + ["red left"] * 15)
+    )
+    torch.testing.assert_close(torch.from_numpy(values), (one + other) / 2, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_is_opened_and_asked(study, short, tmp_path):
+    run = Run.open(short)
+    conditions = {"brain:s1": study.averages("s1", "test").responses}
+    assert torch.equal(run.generate(conditions, "image"), generate(Checkpoint.load(short), conditions, "image"))
+    assert Run.train(study, short, SHORT).checkpoint.provenance == run.checkpoint.provenance
+
+
+def test_directions_are_those_of_the_modalities(short, make_checkpoint):
+    everything = ["brain->text", "brain->image", "image->brain", "text->brain"]
+    assert directions_of(Checkpoint.load(short)) == everything
+    assert directions_of(make_checkpoint(modalities=False)) == []
+
+
+def test_says_that_a_stimulus_was_not_seen_or_has_no_caption(study, short, tmp_path):
+    checkpoint = Checkpoint.load(short)
+    with pytest.raises(UserError, match="brain:s1: expected a test response to every stimulus, got none to 's000'"):
+        condition(checkpoint, study, "brain:s1", ["s064", "s000"])
+    ids = study.stimulus_ids
+    bare = write_dataset(
+        tmp_path / "bare", name="bare", modality="fMRI", zscore="all",
+        subjects=[Subject(study.space("s1"), study.responses("s1"), study.trials("s1"))],
+        stimuli=Stimuli(ids, study.images(ids), captions={s: ["red"] for s in ids if s != "s070"}),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="expected a caption for every stimulus, got none for 's070'"):
+        condition(checkpoint, bare, "text", ["s069", "s070"])
+
+
+def test_a_full_disk_ends_a_training_with_one_sentence(short, study, tmp_path, monkeypatch):
+    """... and once there is room, the same command goes on from there."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(UserError, match=r"brain.safetensors: expected room to write it, got a full disk"):
+        train(study, tmp_path, SHORT)
+    monkeypatch.undo()
+    train(study, tmp_path, SHORT)
+    assert (tmp_path / "model.safetensors").read_bytes() == (short / "model.safetensors").read_bytes()
+
+
+def test_training_leaves_global_randomness_decided(study, tmp_path):
+    """A run does not depend on what drew random numbers before it."""
+    torch.manual_seed(123)
+    torch.rand(7)
+    first = train(study, tmp_path / "a", SHORT).model.state_dict()
+    torch.manual_seed(321)
+    second = train(study, tmp_path / "b", SHORT).model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,260 @@
+"""The tokenized training split: nothing of the test split, and each row what it says it is."""
+
+import numpy as np
+import pytest
+import torch
+
+from brainjanus.core.errors import UserError
+from brainjanus.data.dataset import Stimuli, Subject
+from brainjanus.data.write import write_dataset
+from brainjanus.model.checkpoint import Tokenizers
+from brainjanus.model.omni import OmniConfig
+from brainjanus.model.sequence import Task
+from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
+from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from brainjanus.tokenizers.quantizer import QuantizerConfig
+from brainjanus.tokenizers.text import END, TextTokenizer, TextTokenizerConfig
+from brainjanus.tokenizers.vision import wavelet
+from brainjanus.train import codes as module
+from brainjanus.train.codes import encode_split, features_of, pick, rows_of_groups, stored, training_rows
+
+QUANTIZER = QuantizerConfig(num_codes=8, dim=4)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(study):
+    torch.manual_seed(0)
+    orders = {s: torch.from_numpy(study.space(s).order.copy()) for s in study.subjects}
+    brain = BrainTokenizer(BrainTokenizerConfig(8, width=16, depth=1, heads=2, quantizer=QUANTIZER), orders)
+    image = ImageTokenizer(ImageTokenizerConfig(16, 2, width=8, blocks=1, quantizer=QUANTIZER))
+    captions = [c for s in study.split_ids("train") for c in study.captions(s)]
+    return Tokenizers(brain.eval(), image.eval(), TextTokenizer.fit(captions, TextTokenizerConfig(num_codes=270)))
+
+
+@pytest.fixture(scope="module")
+def codes(study, tokenizers, tmp_path_factory):
+    return encode_split(study, tokenizers, "train", ["wavelet"], tmp_path_factory.mktemp("codes"))
+
+
+def draw(codes, task, size=64, seed=0, **inputs):
+    generator = torch.Generator().manual_seed(seed)
+    return codes.batch(task, size, generator, OmniConfig(**inputs))
+
+
+def stimuli_of(codes, block, subject):
+    """Which stimuli the latents of a brain block belong to."""
+    brain = codes.brains[subject]
+    found = (block.vectors[:, None] == brain.latents.float()).flatten(2).all(dim=-1)
+    return brain.stimulus[found.float().argmax(dim=1)]
+
+
+# --- leakage
+
+
+def test_training_rows_hold_no_test_stimulus(study, codes):
+    train, test = set(study.split_ids("train")), set(study.split_ids("test"))
+    assert set(codes.ids) == train
+    assert not train & test
+    for subject in study.subjects:
+        seen = {codes.ids[i] for i in codes.brains[subject].stimulus.tolist()}
+        assert seen == set(study.averages(subject, "train").stimulus_ids)
+        test_rows = torch.from_numpy(study.responses(subject, study.trials(subject).rows("test")))
+        assert not (codes.brains[subject].values[:, None] == test_rows).all(dim=-1).any()
+
+
+def test_another_split_has_other_rows(study, tokenizers, tmp_path):
+    test = encode_split(study, tokenizers, "test", [], tmp_path)
+    assert test.ids == study.split_ids("test")
+    assert test.features == {}
+
+
+# --- rows
+
+
+def test_rows_are_single_trials_then_averages(study):
+    row_of = {stimulus: row for row, stimulus in enumerate(study.split_ids("train"))}
+    values, stimulus, is_average = training_rows(study, "s2", "train", row_of)
+    assert (len(values), int(is_average.sum())) == (48 + 8 + 8, 8)
+    assert not is_average[:56].any()
+    trials = study.trials("s2")
+    ids = np.array(trials.stimulus_id)
+    for row in torch.nonzero(is_average)[:, 0].tolist():
+        name = study.split_ids("train")[stimulus[row]]
+        repeats = study.responses("s2", np.flatnonzero(ids == name))
+        assert len(repeats) == 2
+        np.testing.assert_allclose(values[row], repeats.mean(axis=0), rtol=1e-5, atol=1e-6)
+    for row, trial in enumerate(trials.rows("train")[:3]):
+        assert study.split_ids("train")[stimulus[row]] == trials.stimulus_id[trial]
+        np.testing.assert_array_equal(values[row], study.responses("s2", np.array([trial]))[0])
+
+
+def test_codes_and_latents_are_the_tokenizers(study, tokenizers, codes):
+    for subject, brain in codes.brains.items():
+        assert torch.equal(brain.codes.long(), tokenizers.brain.encode(brain.values, subject))
+        torch.testing.assert_close(
+            brain.latents.float(), tokenizers.brain.latents(brain.values, subject), atol=1e-3, rtol=0
+        )
+    pixels = torch.from_numpy(study.images(codes.ids)).permute(0, 3, 1, 2)
+    assert torch.equal(codes.pixels, pixels)
+    assert torch.equal(codes.picture_codes.long(), tokenizers.image.encode(pixels / 255))
+    captions = [study.captions(name)[0] for name in codes.ids]
+    assert torch.equal(codes.caption_codes.long(), tokenizers.text.encode(captions))
+    torch.testing.assert_close(codes.features["wavelet"], wavelet(pixels / 255))
+
+
+# --- batches
+
+
+def test_rows_of_a_batch_belong_together(study, tokenizers, codes):
+    batch = draw(codes, Task(("brain:s1", "image"), "text"))
+    stimuli = stimuli_of(codes, batch.conditions[0], "s1")
+    assert len(set(stimuli.tolist())) > 20
+    torch.testing.assert_close(batch.conditions[1].vectors, codes.features["wavelet"][stimuli])
+    texts = tokenizers.text.decode(batch.target.codes)
+    assert texts == [study.captions(codes.ids[i])[0] for i in stimuli.tolist()]
+    assert batch.continuous is None
+
+
+def test_a_brain_target_brings_what_was_measured(tokenizers, codes):
+    batch = draw(codes, Task(("text",), "brain:s2"))
+    assert torch.equal(batch.target.codes, tokenizers.brain.encode(batch.continuous, "s2"))
+    assert batch.continuous.shape == (64, 28)
+
+
+def test_a_picture_target_brings_its_pixels(tokenizers, codes):
+    batch = draw(codes, Task(("brain:s1",), "image"))
+    assert torch.equal(batch.target.codes, tokenizers.image.encode(batch.continuous))
+    assert batch.target.features is None
+
+
+def test_conditions_enter_as_the_model_wants_them(tokenizers, codes):
+    brain, image = draw(codes, Task(("brain:s1", "image"), "text"), image_input="codes", brain_input="codes").conditions
+    assert brain.vectors is None and image.vectors is None
+    assert brain.codes.shape == (64, 5)
+    assert image.codes.shape == (64, 4)
+    brain, image = draw(codes, Task(("brain:s1", "image"), "text")).conditions
+    assert brain.vectors.shape == (64, 5, 4)
+    assert (image.vectors.shape, image.features) == ((64, *codes.features["wavelet"].shape[1:]), "wavelet")
+    (text,) = draw(codes, Task(("text",), "brain:s1"), text_input="wavelet").conditions  # any features will do
+    assert (text.modality, text.vectors.shape, text.features) == ("text", image.vectors.shape, "wavelet")
+
+
+def test_half_of_the_brains_are_averages(codes):
+    """8 of s1's 64 rows are averages; they are drawn as often as the 56 single trials."""
+    batch = draw(codes, Task(("image",), "brain:s1"), size=2000)
+    averages = codes.brains["s1"].values[codes.brains["s1"].is_average]
+    share = (batch.continuous[:, None] == averages).all(dim=-1).any(dim=1).float().mean()
+    assert float(share) == pytest.approx(0.5, abs=0.05)
+
+
+def test_without_brains_every_stimulus_is_drawn(codes):
+    batch = draw(codes, Task(("text",), "image"), size=1000)
+    assert len(torch.unique(batch.continuous, dim=0)) == 64
+
+
+def test_a_batch_is_decided_by_its_generator(codes):
+    task = Task(("image",), "brain:s1")
+    one, same, other = (draw(codes, task, seed=seed).target.codes for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_two_brains_are_paired_by_stimulus(codes):
+    shared = torch.isin(codes.brains["s1"].stimulus, codes.brains["s2"].stimulus)
+    kept = codes.brains["s1"]._replace(
+        **{name: getattr(codes.brains["s1"], name)[shared] for name in codes.brains["s1"]._fields}
+    )
+    both = module.Codes(**{**vars(codes), "brains": {"s1": kept, "s2": codes.brains["s2"]}})
+    batch = draw(both, Task(("brain:s1", "brain:s2"), "text"), size=20)
+    stimuli = stimuli_of(codes, batch.conditions[0], "s1")
+    assert torch.equal(stimuli, stimuli_of(codes, batch.conditions[1], "s2"))
+    with pytest.raises(UserError, match=r"subject s2: expected a response to 's0..', which another subject saw"):
+        draw(codes, Task(("brain:s1", "brain:s2"), "text"))
+
+
+# --- several pictures, several captions
+
+
+def test_pictures_and_captions_are_drawn_and_features_averaged(study, tokenizers, tmp_path):
+    ids = ["a", "b", "c"]
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    trials = study.trials("s1")._replace(
+        stimulus_id=["a", "b", "a", "b", "c"], split=["train"] * 4 + ["test"],
+        session=np.zeros(5, int), run=np.zeros(5, int), repeat=np.zeros(5, int),
+    )  # fmt: skip
+    dataset = write_dataset(
+        tmp_path / "blocks", name="blocks", modality="fMRI",
+        subjects=[Subject(study.space("s1"), np.random.default_rng(1).normal(size=(5, 40)).astype(np.float32), trials),
+                  Subject(study.space("s2"), np.random.default_rng(2).normal(size=(5, 28)).astype(np.float32), trials)],
+        stimuli=Stimuli(ids, pixels, np.array([0, 0, 0, 1, 1, 2]), {"a": ["red", "left"], "b": ["blue"], "c": ["red"]}),
+        zscore="all",
+    )  # fmt: skip
+    codes = encode_split(dataset, tokenizers, "train", ["wavelet"], tmp_path / "codes")
+    assert [len(rows) for rows in codes.pictures_of] == [3, 2]
+    assert [len(rows) for rows in codes.captions_of] == [2, 1]
+    batch = draw(codes, Task(("text",), "image"), size=200)
+    seen = {tuple(text[: (text.index(END))]) for text in batch.conditions[0].codes.tolist()}
+    assert len(seen) == 3
+    assert len(torch.unique(batch.continuous, dim=0)) == 5
+    means = features_of(dataset, "wavelet", ["b", "a"])
+    every = wavelet(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(means, torch.stack([every[3:5].mean(dim=0), every[:3].mean(dim=0)]))
+
+
+def test_pick_takes_a_member_of_each_group():
+    groups = rows_of_groups([3, 1, 2])
+    assert [g.tolist() for g in groups] == [[0, 1, 2], [3], [4, 5]]
+    picked = pick(groups, torch.tensor([0, 1, 2] * 100), torch.Generator().manual_seed(0)).reshape(100, 3)
+    assert [set(column.tolist()) for column in picked.T] == [{0, 1, 2}, {3}, {4, 5}]
+
+
+# --- what is stored
+
+
+def test_what_was_encoded_before_is_read_back(study, tokenizers, codes, tmp_path, monkeypatch):
+    first = encode_split(study, tokenizers, "train", [], tmp_path)
+    monkeypatch.setattr(module, "encode_brain", lambda *_: pytest.fail("encoded again"))
+    again = encode_split(study, tokenizers, "train", [], tmp_path)
+    assert torch.equal(first.brains["s1"].codes, again.brains["s1"].codes)
+    assert torch.equal(first.picture_codes, again.picture_codes)
+
+
+def test_other_tokenizers_find_nothing_of_these(study, tokenizers, codes, tmp_path):
+    encode_split(study, tokenizers, "train", [], tmp_path)
+    torch.manual_seed(1)
+    orders = {s: torch.from_numpy(study.space(s).order.copy()) for s in study.subjects}
+    other = Tokenizers(BrainTokenizer(tokenizers.brain.config, orders), ImageTokenizer(tokenizers.image.config))
+    again = encode_split(study, other, "train", [], tmp_path)
+    assert torch.equal(again.brains["s1"].codes.long(), other.brain.encode(again.brains["s1"].values, "s1"))
+    assert torch.equal(again.picture_codes.long(), other.image.encode(again.pixels / 255))
+    assert again.caption_codes is None
+    assert not torch.equal(again.brains["s1"].codes, codes.brains["s1"].codes)
+
+
+def test_other_weights_or_other_data_are_encoded_anew(tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        return {"codes": torch.tensor([len(made)])}
+
+    keys = [("data", "weights"), ("data", "weights"), ("data", "others"), ("x", "weights")]
+    assert [int(stored(tmp_path, "brain", key, make)["codes"]) for key in keys] == [1, 1, 2, 3]
+
+
+def test_what_is_damaged_is_made_again(tmp_path):
+    stored(tmp_path, "brain", ("key",), lambda: {"codes": torch.arange(3)})
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-3])
+    assert stored(tmp_path, "brain", ("key",), lambda: {"codes": torch.arange(5)})["codes"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_fingerprint_is_of_all_weights(tokenizers):
+    before = module.fingerprint(tokenizers.brain)
+    assert module.fingerprint(tokenizers.brain) == before
+    position = tokenizers.brain.maps["s2"].position
+    with torch.no_grad():
+        position[0, 0] += 1e-3
+        changed = module.fingerprint(tokenizers.brain)
+        position[0, 0] -= 1e-3
+    assert changed != before

@@ -1,0 +1,198 @@
+"""The unified training step: its losses by hand, and what it learns."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from brainjanus.core.errors import UserError
+from brainjanus.generate import GenerationConfig, generate
+from brainjanus.model.sequence import Block, Task
+from brainjanus.tokenizers.vision import wavelet
+from brainjanus.train.codes import Batch, BrainRows, Codes
+from brainjanus.train.omni import OmniTrainingConfig, expand_tasks, fit_omni, step_losses, target_mask
+from brainjanus.train.optim import OptimConfig
+
+SEEN = wavelet(torch.zeros(1, 3, 8, 8)).shape[1:]  # tokens, channels
+
+
+@pytest.fixture(scope="module")
+def checkpoint(make_checkpoint):
+    return make_checkpoint()
+
+
+def brain_batch(rows=8):
+    generator = torch.Generator().manual_seed(0)
+    target = Block("brain", codes=torch.randint(6, (rows, 3), generator=generator), subject="a")
+    condition = Block("image", vectors=torch.rand(rows, *SEEN, generator=generator), features="wavelet")
+    return Batch([condition], target, torch.randn(rows, 10, generator=generator))
+
+
+def losses(checkpoint, batch, **settings):
+    plain = {"dropped": 0.0, "hidden": 0.5, "expectation": {"brain": 2.0, "image": 20.0}}
+    config = OmniTrainingConfig(**(plain | settings))
+    return step_losses(checkpoint.model, checkpoint.tokenizers, batch, torch.Generator().manual_seed(0), config)
+
+
+def test_losses_by_hand(checkpoint):
+    """The first half of the rows is hidden and gives the expectation; all rows give the likelihood."""
+    batch = brain_batch()
+    hidden = torch.zeros(8, 3, dtype=torch.bool)
+    hidden[:4] = True
+    logits = checkpoint.model(batch.conditions, batch.target, hidden)
+    likelihood = -logits.log_softmax(-1).gather(2, batch.target.codes[..., None]).mean()
+    expected = checkpoint.tokenizers.brain.decode_probabilities(logits[:4].softmax(-1), "a")
+    error = (expected - batch.continuous[:4]).square().mean()
+    out = losses(checkpoint, batch)
+    torch.testing.assert_close(out.likelihood, likelihood)
+    torch.testing.assert_close(out.expectation, error)
+    torch.testing.assert_close(out.total, likelihood + 2 * error)
+
+
+def test_pictures_are_expected_as_pixels(checkpoint):
+    pixels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = Block("image", codes=checkpoint.tokenizers.image.encode(pixels))
+    batch = Batch([Block("brain", vectors=torch.randn(4, 2, 4), subject="b")], target, pixels)
+    out = losses(checkpoint, batch, hidden=1.0)
+    logits = checkpoint.model(batch.conditions, target, torch.ones(4, 4, dtype=torch.bool))
+    image = checkpoint.tokenizers.image
+    expected = image.decode_vectors(logits.softmax(-1) @ image.quantizer.codebook)
+    torch.testing.assert_close(out.expectation, F.mse_loss(expected, pixels))
+    torch.testing.assert_close(out.total, out.likelihood + 20 * out.expectation)
+
+
+@pytest.mark.parametrize("settings", [{"hidden": 0.0}, {"expectation": {"brain": 0.0}}, {"expectation": {}}])
+def test_without_an_expectation_the_likelihood_is_all(checkpoint, settings):
+    out = losses(checkpoint, brain_batch(), **settings)
+    assert out.expectation is None
+    assert out.total is out.likelihood
+
+
+def test_texts_are_never_hidden_and_scored_to_their_end(checkpoint):
+    codes = checkpoint.tokenizers.text.encode(["a cup", "one", "a red cup", ""])
+    batch = Batch([Block("brain", vectors=torch.randn(4, 2, 4), subject="b")], Block("text", codes=codes), None)
+    out = losses(checkpoint, batch, hidden=1.0)
+    log_p = checkpoint.model(batch.conditions, batch.target).log_softmax(-1).gather(2, codes[..., None])[..., 0]
+    lengths = (codes != 0).sum(dim=1) + 1
+    wanted = -sum(log_p[row, :length].sum() for row, length in enumerate(lengths)) / lengths.sum()
+    torch.testing.assert_close(out.likelihood, wanted)
+    assert out.expectation is None
+
+
+def test_the_mask_of_a_text_ends_with_its_end():
+    codes = torch.tensor([[5, 0, 0], [0, 7, 0], [3, 4, 5]])
+    assert target_mask(codes).tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+
+
+def test_dropped_rows_show_nothing(checkpoint):
+    batch = brain_batch()
+    other = batch._replace(conditions=[replace(batch.conditions[0], vectors=batch.conditions[0].vectors.flip(0))])
+    one, two = losses(checkpoint, batch, dropped=1.0), losses(checkpoint, other, dropped=1.0)
+    torch.testing.assert_close(one.total, two.total)
+    shown = losses(checkpoint, batch).total
+    assert not torch.allclose(shown, one.total)
+    assert not torch.allclose(shown, losses(checkpoint, other).total)
+
+
+def test_gradients_reach_the_model_alone(make_checkpoint):
+    checkpoint = make_checkpoint()
+    checkpoint.model.requires_grad_(True)
+    losses(checkpoint, brain_batch()).total.backward()
+    with_gradient = {n.split(".")[0] for n, p in checkpoint.model.named_parameters() if p.grad is not None}
+    assert with_gradient == {n.split(".")[0] for n, _ in checkpoint.model.named_parameters()}
+    assert all(p.grad is None for p in checkpoint.tokenizers.brain.parameters())
+    assert checkpoint.model.heads["text"].weight.grad is None
+    assert not checkpoint.model.image_codebook.requires_grad
+
+
+def test_tasks_are_shared_by_the_subjects():
+    weights = {"image->brain": 1.0, "brain->text": 3.0, "image+text->brain": 0.0}
+    tasks = expand_tasks(weights, ("a", "b"), {"image", "text"})
+    assert tasks == {
+        Task(("image",), "brain:a"): 0.5, Task(("image",), "brain:b"): 0.5,
+        Task(("brain:a",), "text"): 1.5, Task(("brain:b",), "text"): 1.5,
+    }  # fmt: skip
+
+
+def test_tasks_without_brains_and_without_conditions():
+    tasks = expand_tasks({"text->image": 2.0, "->text": 1.0}, ("a", "b"), {"image", "text"})
+    assert tasks == {Task(("text",), "image"): 2.0, Task((), "text"): 1.0}
+
+
+def test_tasks_whose_modalities_are_absent_are_left_out():
+    tasks = expand_tasks({"image->brain": 1.0, "text->brain": 1.0}, ("a",), {"text"})
+    assert list(tasks) == [Task(("text",), "brain:a")]
+    with pytest.raises(UserError, match=r"expected at least one of image->brain that the data .* brain, nothing else"):
+        expand_tasks({"image->brain": 1.0}, ("a",), set())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dropped": 1.1}, r"dropped must lie in \[0, 1\], got 1.1"),
+        ({"hidden": -0.1}, r"hidden must lie in \[0, 1\], got -0.1"),
+        ({"tasks": {"image": 1.0}}, "task 'image' must have the form condition->target"),
+        ({"tasks": {"image->brain": -1.0}}, "task 'image->brain' must have a weight of at least 0"),
+        ({"tasks": {"image": -1.0}, "hidden": 2.0}, "hidden .*; task 'image' must have the form.*; task 'image' must"),
+    ],
+)
+def test_says_what_is_wrong(settings, message):
+    with pytest.raises(UserError, match=message):
+        OmniTrainingConfig(**settings)
+
+
+# --- learning
+
+
+def planted(checkpoint, classes=6):
+    """Stimuli that decide every code of a's response: class c has the codes (c, c, c) and the features of its own."""
+    generator = torch.Generator().manual_seed(0)
+    brain, which = checkpoint.tokenizers.brain, torch.arange(classes)
+    codes = which[:, None].expand(-1, 3)
+    rows = BrainRows(which, which < 0, brain.decode(codes, "a"), codes, brain.quantizer.codebook[codes])
+    captions = checkpoint.tokenizers.text.encode(["a red cup", "a blue one", "one", "cup", "red", "blue"])
+    return Codes(
+        tuple("abcdef"), None, None, [], captions, [i[None] for i in which],
+        {"wavelet": torch.rand(classes, *SEEN, generator=generator)}, {"a": rows},
+    )  # fmt: skip
+
+
+def test_a_planted_mapping_is_learnt(make_checkpoint, tmp_path):
+    """After sixty steps captions tell the codes, code by code and all at once, and the log says so."""
+    checkpoint = make_checkpoint()
+    codes, model, tokenizers = planted(checkpoint), checkpoint.model.requires_grad_(True), checkpoint.tokenizers
+    config = OmniTrainingConfig(
+        OptimConfig(steps=60, batch_size=24, learning_rate=1e-2, precision="float32", log_every=20),
+        tasks={"text->brain": 1.0, "brain->text": 1.0}, dropped=0.0,
+    )  # fmt: skip
+    fit_omni(model, tokenizers, codes, config, tmp_path, seed=0)
+    brain = codes.brains["a"]
+    target = Block("brain", codes=brain.codes, subject="a")
+    given = [Block("text", codes=codes.caption_codes)]
+    with torch.no_grad():
+        for hidden in (torch.zeros(6, 3, dtype=torch.bool), torch.ones(6, 3, dtype=torch.bool)):
+            nats = F.cross_entropy(model(given, target, hidden).flatten(0, 1), brain.codes.flatten())
+            assert nats < 0.3 * math.log(6), "the floor is that of six codes that are equally likely"
+    greedy = GenerationConfig(temperature=0.0)
+    assert generate(checkpoint, {"brain:a": brain.values}, "text", greedy).count("a red cup") <= 2
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {"stage", "step", "lr", "loss", "nats/text->brain", "mse/text->brain", "nats/brain->text"} == set(lines[-1])
+    assert lines[-1]["nats/brain->text"] < lines[0]["nats/brain->text"]
+
+
+def test_tokenizers_stay_as_they_are(make_checkpoint, tmp_path):
+    checkpoint = make_checkpoint()
+    before = {name: value.clone() for name, value in checkpoint.tokenizers.brain.state_dict().items()}
+    codebook = checkpoint.model.brain_codebook.clone()
+    codes = planted(checkpoint)
+    checkpoint.tokenizers.brain.requires_grad_(True).train()
+    optim = OptimConfig(steps=2, batch_size=4, precision="float32")
+    config = OmniTrainingConfig(optim, tasks={"text->brain": 1.0})
+    fit_omni(checkpoint.model.requires_grad_(True), checkpoint.tokenizers, codes, config, tmp_path, seed=0)
+    after = checkpoint.tokenizers.brain.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert torch.equal(checkpoint.model.brain_codebook, codebook)
+    assert not any(p.requires_grad for p in checkpoint.tokenizers.brain.parameters())
