@@ -28,9 +28,25 @@ SMALLER = {  # as it stands in the README -> what runs here
     "brainjanus demo --out runs/demo": "brainjanus demo --out runs/demo --quick",
     "python -m pytest": "python -m pytest -n 0 -c {root}/pyproject.toml {root}/tests/test_cli.py -k version",
     "brainjanus train data/mine --out runs/mine": "brainjanus train data/mine --out runs/mine --config tiny.json",
-    "recipes.train(dataset, run)": "recipes.train(dataset, run, recipes.RunConfig.load(Path('tiny.json')))",
+    'bj.Run.train(dataset, "runs/python")': 'bj.Run.train(dataset, "runs/python", bj.RunConfig.load("tiny.json"))',
 }
-TINY: dict = {}  # tiny.json, a RunConfig
+_FEW = {"steps": 20, "batch_size": 8}
+TINY = {  # tiny.json, a RunConfig
+    "brain_tokenizer": {"width": 16, "depth": 1, "heads": 2, "patch_size": 8},
+    "brain_training": _FEW,
+    "image_tokenizer": {"width": 16, "blocks": 1},
+    "image_training": _FEW,
+    "omni": {
+        "decoder": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        }
+    },
+    "training": {"optim": _FEW},
+}
 
 
 class Block(NamedTuple):

@@ -21,7 +21,6 @@ from brainjanus.core.vocabulary import MODALITIES, Modality, Vocabulary
 from brainjanus.model.decoder import Cache, Decoder, DecoderConfig
 from brainjanus.model.sequence import Block
 
-
 ENTRY_SCALE = 0.5  # standard deviation of what enters the decoder, before training
 
 
@@ -91,7 +90,12 @@ class OmniModel(nn.Module):
         sizes = {m: getattr(vocabulary, m) for m in MODALITIES}
         self.heads = nn.ModuleDict({m: nn.Linear(width, n, bias=False) for m, n in sizes.items() if n})
         dims = {"image": interface.image_dim, "brain": interface.brain_dim}
-        self.pointers = nn.ModuleDict({m: nn.Linear(width, dim, bias=False) for m, dim in dims.items() if m in self.heads})
+        self.pointers = nn.ModuleDict(
+            {m: nn.Linear(width, dim, bias=False) for m, dim in dims.items() if m in self.heads}
+        )
+        brains = {f"brain:{subject}": k for subject, k in interface.brain_codes.items()}
+        self.read = nn.ParameterDict({n: torch.zeros(k, interface.brain_dim, width) for n, k in brains.items()})
+        self.point = nn.ParameterDict({n: torch.zeros(k, width, interface.brain_dim) for n, k in brains.items()})
         self._initialise()
 
     @torch.no_grad()
@@ -103,14 +107,16 @@ class OmniModel(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight", "bias")):
                 nn.init.zeros_(parameter)
-            elif name.startswith(("places.", "targets.", "embed_tokens.")):
+            elif name.startswith("point."):
+                nn.init.zeros_(parameter)
+            elif name.startswith(("places.", "targets.", "embed_tokens.", "read.")):
                 nn.init.normal_(parameter, std=ENTRY_SCALE)
             elif name.startswith(("heads.", "pointers.")):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         for name in ("image", "brain"):
-            nn.init.normal_(self.aligners[name][0].weight, std=1.0)
+            nn.init.normal_(self.get_parameter(f"aligners.{name}.0.weight"), std=1.0)
 
     @torch.no_grad()
     def load_codebooks(self, image: Float[Tensor, "n d"], brain: Float[Tensor, "m e"]) -> None:
@@ -135,15 +141,21 @@ class OmniModel(nn.Module):
         """
         prefix = self.embed_conditions(conditions, target.batch)
         states = self.decoder(torch.cat([prefix, self.embed_target(target, hidden)], dim=1))
-        return self.logits(states[:, prefix.shape[1] :], target.modality)
+        return self.logits(states[:, prefix.shape[1] :], target, slice(0, target.length))
 
-    def logits(self, states: Float[Tensor, "*b d"], modality: Modality) -> Float[Tensor, "*b n"]:
-        """Of each code of a modality; codes of images and brains are also pointed at by their place in the codebook,
-        so that what is learned of one code holds for its neighbours."""
-        logits = self.heads[modality](states)
-        if modality in self.pointers:
-            logits = logits + self.pointers[modality](states) @ getattr(self, f"{modality}_codebook").T
-        return logits
+    def logits(self, states: Float[Tensor, "b k d"], target: Block, places: slice) -> Float[Tensor, "b k n"]:
+        """Of each code at some places of the target.
+
+        Codes of images and brains are also pointed at by their vector in the codebook, so that what is learned of one
+        code holds for its neighbours; every place of a brain points in a way of its own.
+        """
+        logits = self.heads[target.modality](states)
+        if target.modality not in self.pointers:
+            return logits
+        vectors = self.pointers[target.modality](states)
+        if target.modality == "brain":
+            vectors = vectors + torch.einsum("bkd,kde->bke", states, self.point[place_of(target)][places])
+        return logits + vectors @ getattr(self, f"{target.modality}_codebook").T
 
     def embed_conditions(self, conditions: Sequence[Block], batch: int) -> Float[Tensor, "b l d"]:
         """begin, and each condition behind its opening token."""
@@ -154,13 +166,14 @@ class OmniModel(nn.Module):
 
     def embed_content(self, block: Block) -> Float[Tensor, "b k d"]:
         """The content of a condition; rows that are dropped show only where they would be."""
-        x = self.embed_vectors(block)
+        x = self.embed_vectors(block, slice(0, block.length))
         if block.dropped is not None:
             x = torch.where(block.dropped[:, None, None], self.embed_control("dropped", 1), x)
         place = place_of(block)
         return x + self.places[place] if place in self.places else x
 
-    def embed_vectors(self, block: Block) -> Float[Tensor, "b k d"]:
+    def embed_vectors(self, block: Block, places: slice) -> Float[Tensor, "b k d"]:
+        """The content of a block that lies at these of its places."""
         if block.features is not None:
             name = f"features:{block.features}"
             if name not in self.aligners:
@@ -175,11 +188,14 @@ class OmniModel(nn.Module):
         vectors = block.vectors
         if block.codes is not None:
             vectors = getattr(self, f"{block.modality}_codebook")[block.codes]
-        return self.aligners[block.modality](vectors)
+        x = self.aligners[block.modality](vectors)
+        if block.modality == "brain":  # what a code means depends on where on the cortex it is
+            x = x + torch.einsum("bke,ked->bkd", vectors, self.read[place_of(block)][places])
+        return x
 
     def embed_target(self, target: Block, hidden: Bool[Tensor, "b k"] | None = None) -> Float[Tensor, "b k d"]:
         """The target as it enters: its opening token, then all codes but the last, each told what comes next."""
-        x = self.embed_vectors(target)[:, :-1]
+        x = self.embed_vectors(target, slice(0, target.length))[:, :-1]
         if hidden is not None:
             x = torch.where(hidden[:, :-1, None], self.embed_control("hidden", 1), x)
         x = torch.cat([self.embed_control(opening(target), target.batch), x], dim=1)
@@ -203,11 +219,11 @@ class OmniModel(nn.Module):
             x = self.embed_control(opening(target), target.batch)
         else:
             previous = Block(target.modality, codes=target.content[:, position - 1 : position], subject=target.subject)
-            x = self.embed_vectors(previous)
+            x = self.embed_vectors(previous, slice(position - 1, position))
         place = place_of(target)
         if place in self.targets:
             x = x + self.targets[place][position]
-        return self.logits(self.decoder(x, cache)[:, 0], target.modality)
+        return self.logits(self.decoder(x, cache), target, slice(position, position + 1))[:, 0]
 
 
 class Standardise(nn.Module):

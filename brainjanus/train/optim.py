@@ -17,8 +17,9 @@ from brainjanus.core.errors import UserError
 class OptimConfig:
     """optimizer: "muon" (with AdamW for what is no hidden matrix) or "adamw". steps, batch_size: how long, how wide.
 
-    learning_rate: its peak, after `warmup` (a share of the steps). weight_decay applies to matrices only. clip: largest norm of a gradient. precision: "auto" computes in bfloat16
-    where the machine has instructions for it and in float32 elsewhere. log_every, save_every: in steps.
+    learning_rate: its peak, after `warmup` (a share of the steps). weight_decay applies to matrices only. clip: largest
+    norm of a gradient. precision: "auto" computes in bfloat16 where the machine has instructions for it and in float32
+    elsewhere. log_every, save_every: in steps.
     """
 
     optimizer: str = "muon"

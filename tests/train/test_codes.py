@@ -108,7 +108,7 @@ def test_codes_and_latents_are_the_tokenizers(study, tokenizers, codes):
 def test_rows_of_a_batch_belong_together(study, tokenizers, codes):
     batch = draw(codes, Task(("brain:s1", "image"), "text"))
     stimuli = stimuli_of(codes, batch.conditions[0], "s1")
-    assert len(set(stimuli.tolist())) > 20
+    assert len(set(stimuli.tolist())) > 10
     torch.testing.assert_close(batch.conditions[1].vectors, codes.features["wavelet"][stimuli])
     texts = tokenizers.text.decode(batch.target.codes)
     assert texts == [study.captions(codes.ids[i])[0] for i in stimuli.tolist()]
@@ -139,12 +139,12 @@ def test_conditions_enter_as_the_model_wants_them(tokenizers, codes):
     assert (text.modality, text.vectors.shape, text.features) == ("text", image.vectors.shape, "wavelet")
 
 
-def test_half_of_the_brains_are_averages(codes):
-    """8 of s1's 64 rows are averages; they are drawn as often as the 56 single trials."""
+def test_averages_have_their_share(codes):
+    """... whatever their number: here they are 8 of s1's 64 rows."""
     batch = draw(codes, Task(("image",), "brain:s1"), size=2000)
     averages = codes.brains["s1"].values[codes.brains["s1"].is_average]
     share = (batch.continuous[:, None] == averages).all(dim=-1).any(dim=1).float().mean()
-    assert float(share) == pytest.approx(0.5, abs=0.05)
+    assert float(share) == pytest.approx(module.AVERAGES, abs=0.05)
 
 
 def test_without_brains_every_stimulus_is_drawn(codes):
