@@ -7,7 +7,7 @@ come from a single pass with all codes of the target hidden; with more they are 
 Source: Ho & Salimans 2022 (guidance); Holtzman et al. 2020 (top-p).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -63,8 +63,8 @@ def generate(
 ) -> Tensor | list[str]:
     """One output per row of the conditions.
 
-    conditions: name -> rows; "image": pictures uint8 [b, h, w, 3] or vision features float [b, t, c];
-    "text": captions, or text features float [b, t, c]; "brain:SUBJECT": z-scored responses [b, v].
+    conditions: name -> rows; "image": pictures [b, h, w, 3], uint8 or floats in [0, 1], or vision features float
+    [b, t, c]; "text": captions, or text features float [b, t, c]; "brain:SUBJECT": z-scored responses [b, v].
     Returns captions for target "text", pictures float [b, h, w, 3] in [0, 1] for "image", z-scored responses [b, v]
     for "brain:SUBJECT". Text is always sampled (temperature 0 is greedy), whatever the estimate.
     Raises UserError if a condition does not fit the model.
@@ -74,9 +74,7 @@ def generate(
     empty = target_block(checkpoint, target, blocks[0].batch if blocks else 1)
     if target in conditions:
         raise UserError(f"generation: expected a target that is not among the conditions, got '{target}'.")
-    if any(block.batch != empty.batch for block in blocks):
-        sizes = ", ".join(f"{name} {block.batch}" for name, block in zip(conditions, blocks, strict=True))
-        raise UserError(f"generation: expected as many rows in every condition, got {sizes}. Pair them by stimulus id.")
+    check_paired(dict(zip(conditions, blocks, strict=True)))
     mean = config.estimate == "mean" and empty.modality != "text"
     samples = max(1, config.num_samples) if mean else 1
     rows_at_once = max(1, ROWS_AT_ONCE // (samples * (1 if config.guidance == 1 else 2)))
@@ -169,9 +167,16 @@ def draw(logits: Float[Tensor, "r n"], uniform: Float[Tensor, "r"], config: Gene
 
 @torch.no_grad()
 def score(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, rows: object) -> Float[Tensor, "b"]:
-    """log p(target | conditions) of each row, in nats, summed over its codes (of text: up to and with its end)."""
+    """log p(target | conditions) of each row, in nats, summed over its codes (of text: up to and with its end).
+
+    conditions: as for `generate`. rows: what is scored: pictures, captions or responses, but no features.
+    Raises UserError if a condition or the target does not fit the model.
+    """
+    if target in conditions:
+        raise UserError(f"score: expected a target that is not among the conditions, got '{target}'.")
     blocks = [condition_block(checkpoint, name, values) for name, values in conditions.items()]
     goal = condition_block(checkpoint, target, rows, as_codes=True)
+    check_paired(dict(zip([*conditions, target], [*blocks, goal], strict=True)))
     assert goal.codes is not None
     nats = []
     for start in range(0, goal.batch, ROWS_AT_ONCE):
@@ -185,48 +190,101 @@ def score(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str,
     return torch.cat(nats)
 
 
+def check_paired(blocks: Mapping[str, Block]) -> None:
+    if len({block.batch for block in blocks.values()}) > 1:
+        sizes = ", ".join(f"{name} {block.batch}" for name, block in blocks.items())
+        raise UserError(f"generation: expected as many rows of everything, got {sizes}. Pair them by stimulus id.")
+
+
 def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes: bool = False) -> Block:
     """Data as a block of the model. Raises UserError if it does not fit."""
-    tokenizers, model = checkpoint.tokenizers, checkpoint.model
+    tokenizers, config = checkpoint.tokenizers, checkpoint.model.config
     modality = modality_of(name)
     if modality == "brain":
         subject = name.removeprefix("brain:")
-        values = torch.as_tensor(rows).float()
+        values = tensor_of(rows, f"responses of {subject}", "[b, sites]", dims=(2,)).float()
         if not torch.isfinite(values).all():
             raise UserError(
                 f"responses of {subject}: expected finite numbers, got NaN or infinity in row "
                 f"{int((~torch.isfinite(values)).any(dim=1).nonzero()[0])}. Remove these trials or repair them."
             )
+        if config.brain_input == "sites" and not as_codes:
+            return Block("brain", vectors=tokenizers.brain.patches(values, subject), subject=subject)
         latents = tokenizers.brain.latents(values, subject)
-        if as_codes or model.config.brain_input == "codes":
+        if as_codes or config.brain_input == "codes":
             return Block("brain", codes=tokenizers.brain.quantizer(latents).codes, subject=subject)
         return Block("brain", vectors=latents, subject=subject)
     require(checkpoint, name)
+    encoder = config.text_input if modality == "text" else config.image_input
+    by_codes = as_codes or encoder == "codes"
     if modality == "text":
-        assert tokenizers.text is not None
-        if not as_codes and model.config.text_input != "codes":
-            return Block(
-                "text", vectors=feature_rows(rows, name, model.config.text_input), features=model.config.text_input
+        if by_codes:
+            assert tokenizers.text is not None
+            return Block("text", codes=tokenizers.text.encode(captions_in(rows)))
+        if isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows)):
+            raise UserError(
+                f"text: expected the features '{encoder}', through which this model reads text, got words. "
+                "Take them from a dataset that was prepared with these features, or train with text_input codes."
             )
-        return Block("text", codes=tokenizers.text.encode([rows] if isinstance(rows, str) else list(rows)))  # type: ignore[call-overload]
-    assert tokenizers.image is not None
-    pictures = torch.as_tensor(rows)
-    if pictures.dtype == torch.uint8:
-        pixels = pictures.permute(0, 3, 1, 2).float() / 255
-        if as_codes or model.config.image_input == "codes":
-            return Block("image", codes=tokenizers.image.encode(pixels))
-        rows = vision_encoder(model.config.image_input)(pixels)
-    encoder = model.config.image_input
-    return Block("image", vectors=feature_rows(rows, name, encoder), features=encoder)
+        return Block("text", vectors=feature_rows(checkpoint, rows, "text", encoder), features=encoder)
+    given = tensor_of(rows, "image", "pictures [b, h, w, 3]" + ("" if by_codes else " or features [b, t, c]"))
+    if not by_codes and given.dim() == 3 and given.is_floating_point():
+        return Block("image", vectors=feature_rows(checkpoint, given, "image", encoder), features=encoder)
+    pixels = pixels_in(given)
+    if by_codes:
+        assert tokenizers.image is not None
+        return Block("image", codes=tokenizers.image.encode(pixels))
+    seen = vision_encoder(encoder)(pixels)
+    return Block("image", vectors=feature_rows(checkpoint, seen, "image", encoder), features=encoder)
 
 
-def feature_rows(rows: object, name: str, encoder: str) -> Float[Tensor, "b t c"]:
-    if isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows)):
+def tensor_of(rows: object, name: str, form: str, dims: Sequence[int] = (3, 4)) -> Tensor:
+    """At least one row of numbers."""
+    try:
+        values = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{name}: expected the features '{encoder}', through which this model reads {name}, got words. "
-            "Take them from a dataset that was prepared with these features, or train with text_input codes."
+            f"{name}: expected {form} as one array, got {type(rows).__name__} ({error}). Stack them into an array."
+        ) from error
+    if values.dim() not in dims or not len(values):
+        raise UserError(
+            f"{name}: expected {form}, at least one row, got the shape {list(values.shape)}. "
+            "A single one is given as an array of one row."
         )
-    return torch.as_tensor(rows).float()
+    return values
+
+
+def captions_in(rows: object) -> list[str]:
+    captions = [rows] if isinstance(rows, str) else list(rows) if isinstance(rows, Iterable) else []
+    if not captions or not all(isinstance(caption, str) for caption in captions):
+        raise UserError(f"text: expected a caption, or a list of at least one, got {repr(rows)[:60]}. Give words.")
+    return captions
+
+
+def pixels_in(pictures: Tensor) -> Float[Tensor, "b 3 h w"]:
+    """Pictures [b, h, w, 3], uint8 or floats in [0, 1] as `generate` returns them, as floats in [0, 1]."""
+    floats = pictures.is_floating_point() and bool(((pictures >= 0) & (pictures <= 1)).all())
+    if pictures.dim() != 4 or pictures.shape[-1] != 3 or not (floats or pictures.dtype == torch.uint8):
+        raise UserError(
+            "image: expected pictures [b, h, w, 3], uint8 or floats in [0, 1], got "
+            f"{str(pictures.dtype).removeprefix('torch.')} {list(pictures.shape)}"
+            f"{f' from {float(pictures.min()):.3g} to {float(pictures.max()):.3g}' if pictures.numel() else ''}. "
+            "A single picture is given as an array of one row; features cannot be scored."
+        )
+    return pictures.permute(0, 3, 1, 2).float() / (1 if floats else 255)
+
+
+def feature_rows(checkpoint: Checkpoint, rows: object, name: str, encoder: str) -> Float[Tensor, "b t c"]:
+    """Features, as many and as wide as those the model was trained on."""
+    tokens, channels = checkpoint.model.interface.features[encoder]
+    form = f"features '{encoder}' [b, {tokens}, {channels}]"
+    features = tensor_of(rows, name, form, dims=(3,)).float()
+    if features.shape[1:] != (tokens, channels):
+        raise UserError(
+            f"{name}: expected {form}, as the model was trained on, got the shape {list(features.shape)}. "
+            "Compute them with the encoder and the settings of the training data."
+        )
+    return features
 
 
 def target_block(checkpoint: Checkpoint, name: str, batch: int) -> Block:

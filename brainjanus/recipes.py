@@ -31,9 +31,9 @@ def quick(seed: int = 0) -> RunConfig:
     """The same in about two minutes, with worse scores: to see that everything runs."""
     return RunConfig(
         seed=seed,
-        brain_training=OptimConfig(steps=200, batch_size=64),
-        image_training=OptimConfig(steps=150, batch_size=32),
-        training=OmniTrainingConfig(optim=OptimConfig(steps=250, batch_size=24)),
+        brain_training=OptimConfig(steps=150, batch_size=48, learning_rate=2e-3),
+        image_training=OptimConfig(steps=150, batch_size=48, learning_rate=2e-3),
+        training=OmniTrainingConfig(optim=OptimConfig(steps=300, batch_size=48, learning_rate=4e-3)),
     )
 
 
@@ -42,10 +42,11 @@ def neurons(features: str, seed: int = 0) -> RunConfig:
     return RunConfig(
         seed=seed,
         brain_tokenizer=BrainTokenizerConfig(patch_size=2, quantizer=QuantizerConfig(num_codes=32, dim=16)),
-        brain_training=OptimConfig(steps=600, batch_size=128),
+        brain_training=OptimConfig(steps=500, batch_size=128, learning_rate=2e-3),
         omni=OmniConfig(image_input=features),
         training=OmniTrainingConfig(
-            optim=OptimConfig(steps=1500, batch_size=48), tasks={"image->brain": 1.0, "brain->image": 1.0}
+            optim=OptimConfig(steps=2000, batch_size=48, learning_rate=3e-3, weight_decay=0.1),
+            tasks={"image->brain": 1.0, "brain->image": 1.0},
         ),
     )
 
@@ -68,7 +69,7 @@ def few_trials(image_features: str, text_features: str, seed: int = 0) -> RunCon
             image_input=image_features,
             text_input=text_features,
         ),
-        training=OmniTrainingConfig(optim=OptimConfig(steps=300, batch_size=32)),
+        training=OmniTrainingConfig(optim=OptimConfig(steps=300, batch_size=32, learning_rate=3e-3, weight_decay=0.1)),
     )
 
 

@@ -8,7 +8,7 @@ RUN/config.json                 all settings, the dataset's fingerprint
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +35,13 @@ from brainjanus.model.omni import OmniConfig, OmniModel
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
-from brainjanus.train.codes import encode_split, features_of, training_rows
-from brainjanus.train.omni import OmniTrainingConfig, fit_omni
+from brainjanus.train.codes import captions_of_each, encode_split, features_of, training_rows
+from brainjanus.train.omni import OmniTrainingConfig, expand_tasks, fit_omni
 from brainjanus.train.optim import OptimConfig
 from brainjanus.train.tokenizer import fit_brain_tokenizer, fit_image_tokenizer
 
 STAGES = ("brain", "image", "omni")
+GUIDANCE = 2.0  # of the guided picture that stands beside the expected one
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,10 @@ def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | No
     stages = out / "stages"
     ids = dataset.split_ids("train")
     row_of = {stimulus: row for row, stimulus in enumerate(ids)}
+    captioned = any(dataset.captions(stimulus) for stimulus in ids)
+    captions = [caption for group in captions_of_each(dataset, ids) for caption in group] if captioned else []
+    available = {name for name, there in (("image", dataset.image_size is not None), ("text", captioned)) if there}
+    expand_tasks(config.training.tasks, dataset.subjects, available)  # what is wrong with them is said before training
 
     torch.manual_seed(config.seed)  # initial weights only; training draws from generators of its own
     orders = {subject: torch.from_numpy(np.array(dataset.space(subject).order)) for subject in dataset.subjects}
@@ -123,9 +128,9 @@ def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | No
         pictures = np.concatenate([dataset.pictures(stimulus) for stimulus in ids])
         pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
         fit_image_tokenizer(image, pixels, config.image_training, stages / "image", config.seed)
-    captions = [caption for stimulus in ids for caption in dataset.captions(stimulus)]
     if captions:
-        text = TextTokenizer.fit(captions, config.text_tokenizer)
+        every = [caption for stimulus in dataset.stimulus_ids for caption in dataset.captions(stimulus)]
+        text = TextTokenizer.fit(captions, config.text_tokenizer, longest_among=every)  # pieces of training alone
     tokenizers = Tokenizers(brain, image, text)
 
     inputs = [(config.omni.image_input, image), (config.omni.text_input, text)]
@@ -223,13 +228,7 @@ def condition(checkpoint: Checkpoint, dataset: Dataset, name: str, ids: Sequence
     if encoder != "codes":
         return features_of(dataset, encoder, ids)
     if name == "text":
-        captions = [dataset.captions(stimulus) for stimulus in ids]
-        if not all(captions):
-            raise UserError(
-                f"{dataset.path}: expected a caption for every stimulus, got none for "
-                f"'{ids[[bool(c) for c in captions].index(False)]}'. Prepare the dataset with captions."
-            )
-        return [group[0] for group in captions]
+        return [group[0] for group in captions_of_each(dataset, ids)]
     return dataset.images(ids)
 
 
@@ -251,7 +250,7 @@ def predict(
         values: torch.Tensor | list[str] = torch.stack([g.mean(dim=0) for g in rows.split([len(g) for g in captions])])
     else:
         values = generate(checkpoint, {source: shown}, target, config)
-    estimator = config.estimate if target != "text" else "greedy" if config.temperature == 0 else "sample"
+    estimator = estimator_name(config, target)
     if isinstance(values, torch.Tensor):
         array = (values * 255 if target == "image" else values).numpy()
         return Predictions(direction, subject, ids, estimator, array)
@@ -259,10 +258,20 @@ def predict(
 
 
 def estimators_of(direction: Direction, seed: int) -> list[GenerationConfig]:
-    """How each direction is estimated in an evaluation; the first is the main one."""
+    """How each direction is estimated in an evaluation; the first is the main one.
+
+    Guidance takes from an expected picture what all pictures share, which identification punishes and PixCorr rewards.
+    """
     if direction == "brain->text":
         return [GenerationConfig(temperature=0.0, seed=seed)]
-    return [GenerationConfig(estimate="mean", seed=seed), GenerationConfig(estimate="sample", seed=seed)]
+    mean, sample = GenerationConfig(estimate="mean", seed=seed), GenerationConfig(estimate="sample", seed=seed)
+    return [mean, replace(mean, guidance=GUIDANCE), sample] if direction == "brain->image" else [mean, sample]
+
+
+def estimator_name(config: GenerationConfig, target: str) -> str:
+    """As it stands in a record: "mean", "sample", "greedy", "mean, guidance 2"."""
+    name = config.estimate if target != "text" else "greedy" if config.temperature == 0 else "sample"
+    return name if config.guidance == 1 else f"{name}, guidance {config.guidance:g}"
 
 
 def evaluate(

@@ -312,6 +312,19 @@ def test_pictures_are_scored_and_in_parts_too(checkpoint, monkeypatch):
     assert (whole < 0).all()
 
 
+@pytest.mark.parametrize("image_input", ["wavelet", "codes"])
+def test_pictures_may_be_floats_as_generate_returns_them(make_checkpoint, image_input):
+    checkpoint = make_checkpoint(image_input=image_input)
+    pictures = conditions()["image"]
+    wanted = generate(checkpoint, {"image": pictures}, "brain:a")
+    torch.testing.assert_close(generate(checkpoint, {"image": pictures / 255}, "brain:a"), wanted)
+    made = generate(checkpoint, {"brain:a": torch.zeros(2, 10)}, "image")
+    assert generate(checkpoint, {"image": made}, "brain:b").shape == (2, 8)
+    torch.testing.assert_close(
+        score(checkpoint, {}, "image", pictures / 255), score(checkpoint, {}, "image", pictures), atol=1e-4, rtol=1e-4
+    )
+
+
 # --- what it refuses
 
 
@@ -327,6 +340,31 @@ def test_pictures_are_scored_and_in_parts_too(checkpoint, monkeypatch):
         ({"text": ["unseen words " * 9]}, "image", "expected at most .* codes with its end"),
         ({"sound": [1]}, "image", "'sound': expected text, image or brain:SUBJECT"),
         ({"text": ["one"]}, "sound", "'sound': expected text, image or brain:SUBJECT"),
+        ({"brain:a": torch.zeros(10)}, "image", r"responses of a: expected \[b, sites\], .* got the shape \[10\]"),
+        ({"brain:a": []}, "image", r"responses of a: .* at least one row, got the shape \[0\]"),
+        ({"brain:a": torch.zeros(0, 10)}, "image", r"at least one row, got the shape \[0, 10\]"),
+        ({"brain:a": ["one"]}, "image", r"responses of a: expected \[b, sites\] as one array, got list"),
+        (
+            {"image": torch.zeros(8, 8, 3, dtype=torch.uint8)},
+            "text",
+            r"expected pictures \[b, h, w, 3\], .*uint8 \[8, 8",
+        ),
+        (
+            {"image": torch.zeros(2, 8, 8, 4)},
+            "text",
+            r"image: expected pictures \[b, h, w, 3\], .*float32 \[2, 8, 8, 4",
+        ),
+        ({"image": torch.full((2, 8, 8, 3), 255.0)}, "text", r"floats in \[0, 1\], got float32 .* from 255 to 255"),
+        ({"image": torch.zeros(2, 8, 8, 3).long()}, "text", r"uint8 or floats in \[0, 1\], got int64"),
+        (
+            {"image": torch.zeros(2, 8, 8)},
+            "text",
+            r"image: expected features 'wavelet' \[b, .* got the shape \[2, 8, 8\]",
+        ),
+        ({"image": []}, "text", r"image: expected pictures .* or features .* at least one row"),
+        ({"image": ["cup.png"]}, "text", "image: expected pictures .* as one array, got list"),
+        ({"text": []}, "image", r"text: expected a caption, or a list of at least one, got \[\]"),
+        ({"text": [1, 2]}, "image", r"text: expected a caption, or a list of at least one, got \[1, 2\]"),
     ],
 )
 def test_says_what_is_wrong(checkpoint, given, target, message):
@@ -360,6 +398,27 @@ def test_says_that_the_vision_encoder_is_not_at_hand(make_checkpoint):
         generate(trained_on_clip, {"image": conditions()["image"]}, "brain:a")
     features = torch.rand(2, *trained_on_clip.model.interface.features["clip"])
     assert generate(trained_on_clip, {"image": features}, "brain:a").shape == (2, 10)
+
+
+def test_says_that_features_are_not_those_of_the_training(make_checkpoint):
+    for inputs, name in (({"text_input": "words"}, "text"), ({"image_input": "clip"}, "image")):
+        checkpoint = make_checkpoint(**inputs)
+        encoder = next(iter(inputs.values()))
+        tokens, channels = checkpoint.model.interface.features[encoder]
+        for shape in ((2, tokens + 1, channels), (2, tokens, channels - 1)):
+            message = rf"{name}: expected features '{encoder}' \[b, {tokens}, {channels}\], .* got the shape \[2, "
+            with pytest.raises(UserError, match=message):
+                generate(checkpoint, {name: torch.zeros(shape)}, "brain:a")
+
+
+def test_says_what_cannot_be_scored(checkpoint):
+    given, features = conditions("image"), torch.zeros(4, *checkpoint.model.interface.features["wavelet"])
+    with pytest.raises(UserError, match=r"image: expected pictures \[b, h, w, 3\], .*features cannot be scored"):
+        score(checkpoint, given, "image", features)
+    with pytest.raises(UserError, match="score: expected a target that is not among the conditions, got 'text'"):
+        score(checkpoint, given, "text", given["text"])
+    with pytest.raises(UserError, match=r"got text 4, brain:b 4, image 2\. Pair them by stimulus id"):
+        score(checkpoint, given, "image", conditions()["image"][:2])
 
 
 @pytest.mark.parametrize(

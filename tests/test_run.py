@@ -22,7 +22,7 @@ from brainjanus.run import Run, RunConfig, condition, directions_of, evaluate, p
 from brainjanus.tokenizers.brain import BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizerConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
-from brainjanus.tokenizers.text import TextTokenizerConfig
+from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
 from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train import omni, tokenizer
 from brainjanus.train.omni import OmniTrainingConfig, default_tasks
@@ -155,12 +155,20 @@ def test_the_seed_decides(short, study, tmp_path):
 
 
 def test_training_asks_for_no_test_stimulus(study, tmp_path, monkeypatch):
-    """Every response, picture and caption that is read while training belongs to the training split."""
+    """Every response and picture that is read while training belongs to the training split.
+
+    Of captions of other splits only the length is known: see the tests of the text tokenizer.
+    """
     asked, rows = set(), {"s1": set(), "s2": set()}
-    pictures, captions, responses = Dataset.pictures, Dataset.captions, Dataset.responses
+    pictures, responses = Dataset.pictures, Dataset.responses
+    learnt, fit = [], TextTokenizer.fit
 
     def spy(method):
         return lambda self, stimulus: asked.add(stimulus) or method(self, stimulus)
+
+    def spy_fit(captions, config, longest_among):
+        learnt.extend(captions)
+        return fit(captions, config, longest_among=longest_among)
 
     def spy_rows(self, subject, chosen=None):
         assert chosen is not None, "all rows were read"
@@ -168,11 +176,12 @@ def test_training_asks_for_no_test_stimulus(study, tmp_path, monkeypatch):
         return responses(self, subject, chosen)
 
     monkeypatch.setattr(Dataset, "pictures", spy(pictures))
-    monkeypatch.setattr(Dataset, "captions", spy(captions))
+    monkeypatch.setattr(TextTokenizer, "fit", spy_fit)
     monkeypatch.setattr(Dataset, "responses", spy_rows)
     monkeypatch.setattr(Dataset, "images", lambda *_: pytest.fail("pictures by another way"))
     train(study, tmp_path, SHORT)
     assert asked == set(study.split_ids("train"))
+    assert learnt == [caption for stimulus in study.split_ids("train") for caption in study.captions(stimulus)]
     for subject, seen in rows.items():
         assert seen == set(study.trials(subject).rows("train").tolist())
 
@@ -230,6 +239,36 @@ def test_refuses_unknown_settings(tmp_path):
     (tmp_path / "my.toml").write_text("[training]\nsteps = 7\n")
     with pytest.raises(UserError, match=r"my.toml: unknown key 'training.steps' \(there are optim, tasks"):
         RunConfig.load(tmp_path / "my.toml")
+
+
+@pytest.mark.parametrize(
+    ("captioned", "tasks", "message"),
+    [
+        (range(1, 80), {"text->brain": 1.0}, "expected a caption for every stimulus, got none for 's000'"),
+        (range(80), {"brain->brain": 1.0}, "task 'brain->brain': expected the names of the subjects"),
+    ],
+)
+def test_refuses_before_anything_is_trained(study, tmp_path, monkeypatch, captioned, tasks, message):
+    monkeypatch.setattr(module, "fit_brain_tokenizer", lambda *_: pytest.fail("trained"))
+    ids = study.stimulus_ids
+    some = write_dataset(
+        tmp_path / "some", name="some", modality="fMRI", zscore="all",
+        subjects=[Subject(study.space("s1"), study.responses("s1"), study.trials("s1"))],
+        stimuli=Stimuli(ids, study.images(ids), captions={ids[i]: ["red"] for i in captioned}),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        train(some, tmp_path / "run", replace(SHORT, training=OmniTrainingConfig(tasks=tasks)))
+
+
+def test_test_captions_longer_than_those_of_training_fit(study, tmp_path):
+    ids = study.stimulus_ids
+    long = write_dataset(
+        tmp_path / "long", name="long", modality="fMRI", zscore="all",
+        subjects=[Subject(study.space("s1"), study.responses("s1"), study.trials("s1"))],
+        stimuli=Stimuli(ids, captions={s: ["red" if s < "s064" else "a red half on the left"] for s in ids}),
+    )  # fmt: skip
+    checkpoint = train(long, tmp_path / "run", SHORT)
+    predict(checkpoint, long, "text->brain", "s1", GenerationConfig())
 
 
 # --- conditions and predictions

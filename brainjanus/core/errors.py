@@ -37,8 +37,7 @@ def written_beside(target: Path | str) -> Iterator[Path]:
         written = beside / target.name
         yield written
         if target.is_dir():
-            old = beside / "replaced"
-            os.replace(target, old)
+            os.replace(target, beside / f"{target.name}.replaced")
         os.replace(written, target)
     except (OSError, SafetensorError) as error:
         number = errno_of(error)
@@ -55,6 +54,9 @@ def written_beside(target: Path | str) -> Iterator[Path]:
         raise
     finally:
         if beside is not None:
+            replaced = beside / f"{target.name}.replaced"
+            if replaced.exists() and not target.exists():  # stopped between the two renames
+                os.replace(replaced, target)
             shutil.rmtree(beside, ignore_errors=True)
 
 

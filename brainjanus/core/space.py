@@ -38,7 +38,7 @@ class BrainSpace:
     geometry: the way back. {"type": "volume", "shape": [x, y, z], "affine": 4x4} with `index` the flat voxel
     (C order) of each site, or {"type": "surface", "template": "fsaverage5", "left_vertices": N} with `index` the
     vertex, right-hemisphere vertices counted on from N; or {"type": "none"} with `index` = 0..V-1.
-    Raises UserError if an array does not have V rows.
+    Raises UserError if an array does not have V rows, or if `order` is no permutation.
     """
 
     subject: str
@@ -75,6 +75,11 @@ class BrainSpace:
                     f"{name} of {self.subject}: expected one row for each of its {self.num_sites} sites, got "
                     f"{len(array)}. Was it made with another mask? Export it again with the mask of the responses."
                 )
+        if not np.array_equal(np.sort(arrays["order"]), np.arange(self.num_sites)):
+            raise UserError(
+                f"order of {self.subject}: expected each site from 0 to {self.num_sites - 1} once, got others or one "
+                "twice. Leave the order out to have it made from the coordinates."
+            )
 
     def noise_ceiling(self, num_repeats: int) -> Float[np.ndarray, "v"] | None:
         """The largest correlation that any prediction can reach with a mean over `num_repeats` trials, per site.

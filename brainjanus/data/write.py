@@ -7,19 +7,16 @@ Differs from Allen et al.: any number of repeats per stimulus will do, and stimu
 total variance but not in the noise variance.
 """
 
-import errno
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from brainjanus.core.errors import UserError, written_beside
@@ -73,14 +70,14 @@ def write_dataset(
     check_stimuli(stimuli)
     known, splits = set(stimuli.ids), _Splits()
     dropped: dict[str, int] = {}
-    with written_beside(path) as folder, _full_disk_as_oserror():
+    with written_beside(path) as folder:
         folder.mkdir()
         for subject in subjects:
             subject_name = subject.space.subject
-            if not re.fullmatch(r"[\w][\w.-]*", subject_name) or (folder / "subjects" / subject_name).exists():
+            check_name("subject", subject_name)
+            if (folder / "subjects" / subject_name).exists():
                 raise UserError(
-                    f"subject '{subject_name}': expected a name of its own, of letters, digits, '_', '-' and '.', got "
-                    "one that is taken or has other characters. It names a folder: rename the subject."
+                    f"subject '{subject_name}': expected a name of its own, got one that is taken. Rename the subject."
                 )
             check_subject(subject, known)
             splits.add(subject_name, subject.trials)
@@ -202,6 +199,15 @@ def restricted(space: BrainSpace, keep: Bool[np.ndarray, "v"]) -> BrainSpace:
     )
 
 
+def check_name(what: str, name: str) -> None:
+    """Raises UserError unless a name can name a file and a part of the model."""
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise UserError(
+            f"{what} '{name}': expected a name of letters, digits, '-' and '_' that does not begin with '-', got other "
+            "characters. It names a file and a part of the model: rename it."
+        )
+
+
 def check_stimuli(stimuli: Stimuli) -> None:
     """Raises UserError unless ids are unique and pictures, captions and features belong to them."""
     ids = list(stimuli.ids)
@@ -238,6 +244,7 @@ def check_stimuli(stimuli: Stimuli) -> None:
                 f"{list(captions)!r}. Correct the captions file, or leave this stimulus out of it."
             )
     for name, features in stimuli.features.items():
+        check_name("features", name)
         if features.ndim != 3 or len(features) != len(ids) or features.dtype.kind != "f":
             raise UserError(
                 f"features '{name}': expected floats [{len(ids)} stimuli, tokens, channels], got {features.dtype} "
@@ -397,14 +404,3 @@ def _save_tensors(path: Path, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -
     """`save_file` of contiguous arrays: it writes others in the order they have in memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
-
-
-@contextmanager
-def _full_disk_as_oserror() -> Iterator[None]:
-    """safetensors reports a full disk as an error of its own, which `written_beside` does not know."""
-    try:
-        yield
-    except SafetensorError as error:
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, "no space left on device") from error
-        raise

@@ -27,6 +27,8 @@ from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from brainjanus.tokenizers.text import TextTokenizer
 
 FORMAT, VERSION = "brainjanus-model", 1
+MIXED = "The files of two runs were mixed: copy the run again."
+KEYS = ("brain_tokenizer", "num_sites", "image_tokenizer", "text_max_length", "omni", "interface", "provenance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,12 @@ class Checkpoint:
                 f"{folder / 'model.json'}: expected format '{FORMAT}' up to version {VERSION}, got {got}. "
                 "It was written by another program or a newer version: update, or train again."
             )
+        missing = [key for key in KEYS if key not in facts]
+        if missing:
+            raise UserError(
+                f"{folder / 'model.json'}: expected the keys {', '.join(KEYS)}, got none called {', '.join(missing)}. "
+                "The file was edited or damaged: copy the run again."
+            )
         orders = {subject: torch.arange(sites) for subject, sites in facts["num_sites"].items()}
         brain = BrainTokenizer(from_dict(BrainTokenizerConfig, facts["brain_tokenizer"]), orders)
         load_module(brain, folder / "tokenizers" / "brain.safetensors")
@@ -100,7 +108,25 @@ class Checkpoint:
             text = TextTokenizer.load(folder / "tokenizers", facts["text_max_length"])
         model = OmniModel(from_dict(OmniConfig, facts["omni"]), from_dict(Interface, facts["interface"]))
         load_module(model, folder / "model.safetensors")
-        return cls(Tokenizers(brain, image, text), model, facts["provenance"])
+        tokenizers = Tokenizers(brain, image, text)
+        check_one_run(tokenizers, model, folder)
+        return cls(tokenizers, model, facts["provenance"])
+
+
+def check_one_run(tokenizers: Tokenizers, model: OmniModel, folder: Path) -> None:
+    """Raises UserError if the tokenizers are not those that the model was trained with, though all shapes agree."""
+    brain, image, text = tokenizers.brain, tokenizers.image, tokenizers.text
+    same = {"tokenizers/brain.safetensors": torch.equal(model.brain_codebook, brain.quantizer.codebook)}
+    if image is not None:
+        same["tokenizers/image.safetensors"] = torch.equal(model.image_codebook, image.quantizer.codebook)
+    if text is not None:
+        same["tokenizers/tokenizer.json"] = text.num_codes == model.vocabulary.text
+    wrong = [file for file, fits in same.items() if not fits]
+    if wrong:
+        raise UserError(
+            f"{folder}: expected tokenizers with the codebooks of model.safetensors, got another in "
+            f"{', '.join(wrong)}. {MIXED}"
+        )
 
 
 def interface_of(tokenizers: Tokenizers, features: dict[str, tuple[int, int]]) -> Interface:
@@ -118,6 +144,7 @@ def interface_of(tokenizers: Tokenizers, features: dict[str, tuple[int, int]]) -
         brain_codes={subject: brain.num_codes(subject) for subject in brain.subjects},
         image_dim=image.config.quantizer.dim if image else 1,
         brain_dim=brain.config.quantizer.dim,
+        brain_patch=brain.config.patch_size,
         text_codes=text.max_length if text else 0,
         features=features,
     )
@@ -147,7 +174,7 @@ def load_module(module: nn.Module, path: Path) -> None:
     if wrong:
         raise UserError(
             f"{path}: expected the weights that model.json describes, got others ({'; '.join(sorted(wrong)[:4])}). "
-            "The files of two runs were mixed: copy the run again."
+            f"{MIXED}"
         )
     module.load_state_dict(weights)
     module.eval().requires_grad_(False)

@@ -23,20 +23,21 @@ class DecoderConfig:
 
     hidden_size: int = 192
     intermediate_size: int = 512
-    num_hidden_layers: int = 4
+    num_hidden_layers: int = 3
     num_attention_heads: int = 6
     num_key_value_heads: int = 6
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.hidden_size % (2 * self.num_attention_heads):
+        problems = [f"{name} must be at least 1, got {v}" for name, v in vars(self).items() if type(v) is int and v < 1]
+        positive = not problems
+        if positive and self.hidden_size % (2 * self.num_attention_heads):
             problems.append(
                 f"hidden_size must be an even multiple of num_attention_heads, got {self.hidden_size} and "
                 f"{self.num_attention_heads}"
             )
-        if self.num_attention_heads % self.num_key_value_heads:
+        if positive and self.num_attention_heads % self.num_key_value_heads:
             problems.append(
                 f"num_attention_heads must be a multiple of num_key_value_heads, got {self.num_attention_heads} and "
                 f"{self.num_key_value_heads}"

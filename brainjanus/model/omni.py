@@ -28,19 +28,19 @@ ENTRY_SCALE = 0.5  # standard deviation of what enters the decoder, before train
 class OmniConfig:
     """decoder: its size.
 
-    brain_input: what a brain that is a condition enters as: "codes", or "latents", the tokenizer's vectors before they
-    are quantized. image_input: what a picture that is a condition enters as: "codes", or the name of a vision encoder,
+    brain_input: what a brain that is a condition enters as: "sites", the patches of the response itself, "latents", the
+    tokenizer's vectors before they are quantized, or "codes". image_input: what a picture that is a condition enters as: "codes", or the name of a vision encoder,
     built in or of the dataset's stored features. text_input: likewise, "codes" or the name of stored features.
     """
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    brain_input: str = "latents"
+    brain_input: str = "sites"
     image_input: str = "wavelet"
     text_input: str = "codes"
 
     def __post_init__(self) -> None:
-        if self.brain_input not in ("codes", "latents"):
-            raise UserError(f"omni config: brain_input: expected codes or latents, got '{self.brain_input}'.")
+        if self.brain_input not in ("sites", "latents", "codes"):
+            raise UserError(f"omni config: brain_input: expected sites, latents or codes, got '{self.brain_input}'.")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Interface:
     """What the model must know of its tokenizers and data: lengths and widths, no weights.
 
     vocabulary: codebook sizes and subjects. image_codes, brain_codes: codes of a picture, of each subject's response;
-    text_codes: of the longest text, its end included.
+    text_codes: of the longest text, its end included; brain_patch: sites that a code stands for.
     image_dim, brain_dim: length of a codebook vector. features: vision encoder -> (tokens, channels).
     """
 
@@ -58,6 +58,7 @@ class Interface:
     image_dim: int
     brain_dim: int
     text_codes: int = 0
+    brain_patch: int = 1
     features: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -95,6 +96,9 @@ class OmniModel(nn.Module):
         )
         brains = {f"brain:{subject}": k for subject, k in interface.brain_codes.items()}
         self.read = nn.ParameterDict({n: torch.zeros(k, interface.brain_dim, width) for n, k in brains.items()})
+        if config.brain_input == "sites":
+            patch = interface.brain_patch
+            self.read_sites = nn.ParameterDict({n: torch.zeros(k, patch, width) for n, k in brains.items()})
         self.point = nn.ParameterDict({n: torch.zeros(k, width, interface.brain_dim) for n, k in brains.items()})
         self._initialise()
 
@@ -113,7 +117,7 @@ class OmniModel(nn.Module):
                 nn.init.normal_(parameter, std=ENTRY_SCALE)
             elif name.startswith(("heads.", "pointers.")):
                 nn.init.zeros_(parameter)
-            elif parameter.dim() == 2:
+            elif parameter.dim() == 2 or name.startswith("read_sites."):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         for name in ("image", "brain"):
             nn.init.normal_(self.get_parameter(f"aligners.{name}.0.weight"), std=1.0)
@@ -188,6 +192,8 @@ class OmniModel(nn.Module):
         vectors = block.vectors
         if block.codes is not None:
             vectors = getattr(self, f"{block.modality}_codebook")[block.codes]
+        if block.modality == "brain" and block.vectors is not None and self.config.brain_input == "sites":
+            return torch.einsum("bkp,kpd->bkd", vectors, self.read_sites[place_of(block)][places])
         x = self.aligners[block.modality](vectors)
         if block.modality == "brain":  # what a code means depends on where on the cortex it is
             x = x + torch.einsum("bke,ked->bkd", vectors, self.read[place_of(block)][places])

@@ -2,7 +2,7 @@
 
 A sequence is: begin, then for each condition its opening token and its content, then the opening token of the target
 and its codes. A block's content is codes, or vectors that take the place of codes: a frozen vision encoder's features,
-or the brain tokenizer's latents before they are quantized.
+the patches of a response, or the brain tokenizer's latents before they are quantized.
 """
 
 from collections.abc import Sequence

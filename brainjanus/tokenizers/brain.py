@@ -57,7 +57,8 @@ class BrainTokenizer(nn.Module):
     def __init__(self, config: BrainTokenizerConfig, orders: Mapping[str, Int[Tensor, "v"]]):
         super().__init__()
         self.config = config
-        self.maps = nn.ModuleDict({subject: PatchMap(config, order) for subject, order in orders.items()})
+        # the prefix keeps a subject called 'train' or 'items' apart from what a module itself has
+        self.maps = nn.ModuleDict({f"brain:{subject}": PatchMap(config, order) for subject, order in orders.items()})
         self.encoder = context(config)
         self.to_latent = nn.Linear(config.width, config.quantizer.dim)
         self.quantizer = Quantizer(config.quantizer)
@@ -66,7 +67,7 @@ class BrainTokenizer(nn.Module):
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        return tuple(self.maps)
+        return tuple(name.removeprefix("brain:") for name in self.maps)
 
     def num_codes(self, subject: str) -> int:
         """K: how many codes one response of this subject becomes."""
@@ -75,6 +76,10 @@ class BrainTokenizer(nn.Module):
     def num_sites(self, subject: str) -> int:
         """V: how many sites this subject has."""
         return self.map_of(subject).num_sites
+
+    def patches(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b k p"]:
+        """The responses themselves, in cortical order, cut into the patches that codes stand for."""
+        return self.map_of(subject).cut(values)
 
     def latents(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b k d"]:
         """What the quantizer sees: unit vectors, one a patch."""
@@ -109,12 +114,12 @@ class BrainTokenizer(nn.Module):
         return BrainReconstruction(self.decode_vectors(quantized.values, subject), quantized, latents)
 
     def map_of(self, subject: str) -> "PatchMap":
-        if subject not in self.maps:
+        if subject not in self.subjects:
             raise UserError(
-                f"brain tokenizer: expected one of the subjects it was trained on ({', '.join(self.maps)}), got "
+                f"brain tokenizer: expected one of the subjects it was trained on ({', '.join(self.subjects)}), got "
                 f"'{subject}'. Train a tokenizer on a dataset that has this subject."
             )
-        patch_map = self.maps[subject]
+        patch_map = self.maps[f"brain:{subject}"]
         assert isinstance(patch_map, PatchMap)
         return patch_map
 
@@ -137,6 +142,9 @@ class PatchMap(nn.Module):
         self.position = nn.Parameter(torch.randn(self.num_patches, config.width) * 0.02)
 
     def encode(self, values: Float[Tensor, "b v"]) -> Float[Tensor, "b k w"]:
+        return torch.einsum("bkp,kpw->bkw", self.cut(values), self.into) + self.position
+
+    def cut(self, values: Float[Tensor, "b v"]) -> Float[Tensor, "b k p"]:
         """The last patch is filled up with zeros, the mean of a z-scored response."""
         if values.shape[-1] != self.num_sites:
             raise UserError(
@@ -144,8 +152,7 @@ class PatchMap(nn.Module):
                 "Was it made with another mask? Prepare it with the mask of the training data."
             )
         padded = F.pad(values[:, self.order], (0, self.num_patches * self.patch_size - self.num_sites))
-        patches = padded.unflatten(1, (self.num_patches, self.patch_size))
-        return torch.einsum("bkp,kpw->bkw", patches, self.into) + self.position
+        return padded.unflatten(1, (self.num_patches, self.patch_size))
 
     def decode(self, patches: Float[Tensor, "b k w"]) -> Float[Tensor, "b v"]:
         ordered = torch.einsum("bkw,kwp->bkp", patches, self.out).flatten(1) + self.bias

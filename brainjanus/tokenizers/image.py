@@ -16,6 +16,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.tokenizers.quantizer import Quantized, Quantizer, QuantizerConfig
 
 FOLD = 4  # pixels along a side that enter as one position
+GROUPS = 8  # of channels that are normalised together
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,18 @@ class ImageTokenizerConfig:
     def __post_init__(self) -> None:
         side = self.image_size // FOLD
         steps = side // self.codes_per_side if self.codes_per_side > 0 else 0
+        problems = []
         if self.image_size % FOLD or steps < 1 or side != self.codes_per_side * steps or steps & (steps - 1):
-            raise UserError(
-                f"image tokenizer config: expected image_size = codes_per_side x {FOLD} x a power of two, got "
-                f"image_size {self.image_size}, codes_per_side {self.codes_per_side}. Correct the config."
+            problems.append(
+                f"image_size must be codes_per_side x {FOLD} x a power of two, got image_size {self.image_size}, "
+                f"codes_per_side {self.codes_per_side}"
             )
+        if self.width < 1 or self.width % GROUPS:
+            problems.append(f"width must be a multiple of {GROUPS}, got {self.width}")
+        if self.blocks < 0:
+            problems.append(f"blocks must be at least 0, got {self.blocks}")
+        if problems:
+            raise UserError("image tokenizer config: " + "; ".join(problems) + ". Correct the config.")
 
 
 class ImageReconstruction(NamedTuple):
@@ -59,11 +67,11 @@ class ImageTokenizer(nn.Module):
             down += [ResidualBlock(width), nn.Conv2d(width, width, 4, stride=2, padding=1)]
             up += [nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2), ResidualBlock(width)]
         blocks = [ResidualBlock(width) for _ in range(config.blocks)]
-        self.encoder = nn.Sequential(*down, *blocks, nn.GroupNorm(8, width), nn.Conv2d(width, dim, 1))
+        self.encoder = nn.Sequential(*down, *blocks, nn.GroupNorm(GROUPS, width), nn.Conv2d(width, dim, 1))
         self.quantizer = Quantizer(config.quantizer)
         blocks = [ResidualBlock(width) for _ in range(config.blocks)]
         self.decoder = nn.Sequential(
-            nn.Conv2d(dim, width, 1), *blocks, *up, nn.GroupNorm(8, width), nn.SiLU(),
+            nn.Conv2d(dim, width, 1), *blocks, *up, nn.GroupNorm(GROUPS, width), nn.SiLU(),
             nn.Conv2d(width, 3 * FOLD**2, 3, padding=1), nn.PixelShuffle(FOLD),
         )  # fmt: skip
 
@@ -109,8 +117,8 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 1),
+            nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Conv2d(width, width, 1),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:

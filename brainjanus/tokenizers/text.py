@@ -21,7 +21,7 @@ END = 0
 @dataclass(frozen=True)
 class TextTokenizerConfig:
     """num_codes: at most so many pieces (256 of them are the bytes). max_length: codes of a text, its end included;
-    None takes the longest caption that it is trained on."""
+    None takes the longest caption of the dataset."""
 
     num_codes: int = 512
     max_length: int | None = None
@@ -39,8 +39,13 @@ class TextTokenizer:
         return self.tokenizer.get_vocab_size()
 
     @classmethod
-    def fit(cls, captions: Iterable[str], config: TextTokenizerConfig) -> "TextTokenizer":
-        """Learn the pieces from captions (training split only)."""
+    def fit(
+        cls, captions: Iterable[str], config: TextTokenizerConfig, *, longest_among: Iterable[str] = ()
+    ) -> "TextTokenizer":
+        """Learn the pieces from captions (training split only).
+
+        longest_among: more captions that have to fit, which only the length is taken from: nothing is learnt of them.
+        """
         captions = list(captions)
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.NFC()
@@ -54,7 +59,8 @@ class TextTokenizer:
             show_progress=False,
         )
         tokenizer.train_from_iterator(captions, trainer)
-        longest = max((len(encoding.ids) + 1 for encoding in tokenizer.encode_batch(captions)), default=1)
+        encodings = tokenizer.encode_batch([*captions, *longest_among])
+        longest = max((len(encoding.ids) + 1 for encoding in encodings), default=1)
         return cls(tokenizer, config.max_length or longest)
 
     def encode(self, texts: Sequence[str]) -> Int[Tensor, "b l"]:
@@ -68,7 +74,7 @@ class TextTokenizer:
             text = texts[max(range(len(rows)), key=lambda i: len(rows[i]))]
             raise UserError(
                 f"text '{text}': expected at most {self.max_length} codes with its end, got {longest}. "
-                "Shorten it, or train with a larger text.max_length."
+                "Shorten it, or train with a larger text_tokenizer.max_length."
             )
         return torch.tensor([row + [END] * (self.max_length - len(row)) for row in rows], dtype=torch.long)
 

@@ -8,7 +8,7 @@ the tokenizers, so that a second run on the same data starts at once.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.vision import ENCODERS, vision_encoder
 
 ENCODE_BATCH = 256
-AVERAGES = 0.8  # share of brains that are averages over repeats; the rest are single trials
+AVERAGES = 0.8  # how often a repeated stimulus is shown by its average; otherwise by one of its single trials
 
 
 # R rows, V sites, K codes, D codebook dimension
@@ -41,6 +41,26 @@ class BrainRows(NamedTuple):
     values: Float[Tensor, "r v"]
     codes: Int[Tensor, "r k"]
     latents: Float[Tensor, "r k d"]
+
+
+# N stimuli of the split, S of them seen by the subject, T single trials
+class RowsOfStimuli(NamedTuple):
+    """Where the rows of each stimulus are among a subject's BrainRows."""
+
+    seen: Int[Tensor, "s"]  # the stimuli with a row
+    average: Int[Tensor, "n"]  # the row of its average; -1 without one
+    trials: Int[Tensor, "t"]  # rows of single trials, those of one stimulus behind each other
+    first: Int[Tensor, "n"]  # where in `trials` those of a stimulus begin
+    num_trials: Int[Tensor, "n"]  # how many they are
+
+    @classmethod
+    def of(cls, brain: BrainRows, num_stimuli: int) -> "RowsOfStimuli":
+        single, averages = (~brain.is_average).nonzero()[:, 0], brain.is_average.nonzero()[:, 0]
+        trials = single[brain.stimulus[single].argsort(stable=True)]
+        num_trials = torch.bincount(brain.stimulus[trials], minlength=num_stimuli)
+        average = torch.full((num_stimuli,), -1)
+        average[brain.stimulus[averages]] = averages
+        return cls(num_trials.nonzero()[:, 0], average, trials, num_trials.cumsum(0) - num_trials, num_trials)
 
 
 class Batch(NamedTuple):
@@ -63,15 +83,20 @@ class Codes:
     captions_of: list[Tensor]
     features: Mapping[str, Float[Tensor, "n _ _"]]
     brains: Mapping[str, BrainRows]
+    tokenizer: BrainTokenizer
 
     def batch(self, task: Task, size: int, generator: torch.Generator, config: OmniConfig) -> Batch:
-        """Random rows for a task. Half of the brains are averages over repeats, half single trials."""
+        """Random stimuli for a task, all equally likely, among those that its first brain saw.
+
+        A brain is the average over the repeats of the stimulus (AVERAGES of the time, if it was repeated) or one of its
+        single trials.
+        """
         brains = [name.removeprefix("brain:") for name in (*task.conditions, task.target) if name.startswith("brain:")]
         rows: dict[str, Tensor] = {}
         if brains:
-            rows[brains[0]], stimuli = self._draw_rows(brains[0], size, generator)
-            for other in brains[1:]:
-                rows[other] = self._rows_of(other, stimuli, generator)
+            seen = self._rows_of_stimuli[brains[0]].seen
+            stimuli = seen[torch.randint(len(seen), (size,), generator=generator)]
+            rows = {subject: self._draw_rows(subject, stimuli, generator) for subject in brains}
         else:
             stimuli = torch.randint(len(self.ids), (size,), generator=generator)
 
@@ -80,6 +105,9 @@ class Codes:
             if modality == "brain":
                 subject = name.removeprefix("brain:")
                 brain, picked = self.brains[subject], rows[subject]
+                if given and config.brain_input == "sites":
+                    patches = self.tokenizer.patches(brain.values[picked].float(), subject)
+                    return Block("brain", vectors=patches, subject=subject), None
                 if given and config.brain_input == "latents":
                     return Block("brain", vectors=brain.latents[picked].float(), subject=subject), None
                 return Block("brain", codes=brain.codes[picked].long(), subject=subject), brain.values[picked].float()
@@ -97,27 +125,23 @@ class Codes:
         target, continuous = block(task.target, False)
         return Batch(conditions, target, continuous)
 
-    def _draw_rows(self, subject: str, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        brain = self.brains[subject]
-        averages, trials = brain.is_average.nonzero()[:, 0], (~brain.is_average).nonzero()[:, 0]
-        if not len(averages) or not len(trials):
-            averages = trials = averages if len(averages) else trials
-        coin = torch.rand(size, generator=generator) < AVERAGES
-        draw = torch.rand(size, generator=generator)
-        rows = torch.where(coin, averages[(draw * len(averages)).long()], trials[(draw * len(trials)).long()])
-        return rows, brain.stimulus[rows]
+    @cached_property
+    def _rows_of_stimuli(self) -> dict[str, RowsOfStimuli]:
+        return {subject: RowsOfStimuli.of(brain, len(self.ids)) for subject, brain in self.brains.items()}
 
-    def _rows_of(self, subject: str, stimuli: Tensor, generator: torch.Generator) -> Tensor:
-        """A random row of this subject for each stimulus. Raises UserError if it did not see one of them."""
-        brain = self.brains[subject]
-        rows = [(brain.stimulus == stimulus).nonzero()[:, 0] for stimulus in stimuli]
-        if not all(map(len, rows)):
-            missing = self.ids[stimuli[[len(r) for r in rows].index(0)]]
+    def _draw_rows(self, subject: str, stimuli: Int[Tensor, "b"], generator: torch.Generator) -> Int[Tensor, "b"]:
+        """A row of this subject for each stimulus. Raises UserError if it did not see one of them."""
+        rows = self._rows_of_stimuli[subject]
+        num_trials, average = rows.num_trials[stimuli], rows.average[stimuli]
+        if not bool(num_trials.all()):
+            missing = self.ids[int(stimuli[num_trials == 0][0])]
             raise UserError(
                 f"subject {subject}: expected a response to '{missing}', which another subject saw, got none. "
                 "Brain-to-brain tasks need training stimuli that were shown to both subjects."
             )
-        return pick(rows, torch.arange(len(rows)), generator)
+        averaged = torch.rand(len(stimuli), generator=generator) < AVERAGES
+        which = (torch.rand(len(stimuli), generator=generator) * num_trials).long()
+        return torch.where(averaged & (average >= 0), average, rows.trials[rows.first[stimuli] + which])
 
 
 def pick(groups: Sequence[Tensor], which: Tensor, generator: torch.Generator) -> Tensor:
@@ -127,7 +151,10 @@ def pick(groups: Sequence[Tensor], which: Tensor, generator: torch.Generator) ->
 
 
 def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features: Sequence[str], store: Path) -> Codes:
-    """Tokenize a split, or read it from `store` if these tokenizers have done so before."""
+    """Tokenize a split, or read it from `store` if these tokenizers have done so before.
+
+    Raises UserError if a stimulus lacks a picture or a caption where the tokenizers have such.
+    """
     ids = dataset.split_ids(split)
     row_of = {stimulus: row for row, stimulus in enumerate(ids)}
     picture_codes, pixels, pictures_of = None, None, []
@@ -142,8 +169,8 @@ def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features:
         )["codes"]  # fmt: skip
     caption_codes, captions_of = None, []
     if tokenizers.text is not None:
-        captions = [dataset.captions(stimulus) for stimulus in ids]
-        caption_codes = tokenizers.text.encode([caption for group in captions for caption in group]).short()
+        captions = captions_of_each(dataset, ids)
+        caption_codes = tokenizers.text.encode([caption for group in captions for caption in group]).int()
         captions_of = rows_of_groups([len(group) for group in captions])
     vision = {name: features_of(dataset, name, ids) for name in features}
     brains = {}
@@ -154,7 +181,7 @@ def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features:
             partial(encode_brain, tokenizers.brain, values, subject),
         )  # fmt: skip
         brains[subject] = BrainRows(stimulus, is_average, values, tensors["codes"], tensors["latents"])
-    return Codes(ids, pixels, picture_codes, pictures_of, caption_codes, captions_of, vision, brains)
+    return Codes(ids, pixels, picture_codes, pictures_of, caption_codes, captions_of, vision, brains, tokenizers.brain)
 
 
 def training_rows(
@@ -170,6 +197,17 @@ def training_rows(
     values = np.concatenate([dataset.responses(subject, rows), averages.responses[repeated]])
     is_average = torch.arange(len(ids)) >= len(rows)
     return torch.from_numpy(values).float(), torch.tensor([row_of[i] for i in ids]), is_average
+
+
+def captions_of_each(dataset: Dataset, ids: Sequence[str]) -> list[tuple[str, ...]]:
+    """The captions of each stimulus. Raises UserError naming the first without one."""
+    captions = [dataset.captions(stimulus) for stimulus in ids]
+    if not all(captions):
+        raise UserError(
+            f"{dataset.path}: expected a caption for every stimulus, got none for "
+            f"'{ids[[bool(c) for c in captions].index(False)]}'. Prepare the dataset with captions."
+        )
+    return captions
 
 
 def features_of(dataset: Dataset, name: str, ids: Sequence[str]) -> Float[Tensor, "n t c"]:
@@ -188,7 +226,7 @@ def features_of(dataset: Dataset, name: str, ids: Sequence[str]) -> Float[Tensor
 
 def encode_brain(tokenizer: BrainTokenizer, values: Float[Tensor, "r v"], subject: str) -> dict[str, Tensor]:
     latents = in_batches(lambda x: tokenizer.latents(x, subject), values, f"encode {subject}")
-    return {"codes": tokenizer.quantizer(latents).codes.short(), "latents": latents.half()}
+    return {"codes": tokenizer.quantizer(latents).codes.int(), "latents": latents.half()}
 
 
 @torch.no_grad()

@@ -28,18 +28,19 @@ from brainjanus.train.optim import OptimConfig
 
 
 def default_tasks() -> dict[str, float]:
-    return {"image->brain": 1.0, "text->brain": 1.0, "brain->image": 1.0, "brain->text": 1.0}
+    return {"image->brain": 0.8, "text->brain": 1.0, "brain->image": 0.5, "brain->text": 2.3}
 
 
 @dataclass(frozen=True)
 class OmniTrainingConfig:
     """optim: steps and rates. tasks: how often each direction is drawn; several conditions are joined by '+'.
 
+    In a direction "brain" is each subject in turn; "brain:subj01" is that subject alone.
     dropped: share of rows whose conditions are withheld. hidden: share of rows whose target is hidden (brains and
     pictures). expectation: weight of the squared error of their decoded expectation.
     """
 
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=2300, batch_size=64, learning_rate=4e-3))
     tasks: Mapping[str, float] = field(default_factory=default_tasks)
     dropped: float = 0.1
     hidden: float = 0.5
@@ -68,17 +69,36 @@ class Losses(NamedTuple):
 
 
 def expand_tasks(tasks: Mapping[str, float], subjects: tuple[str, ...], available: set[str]) -> dict[Task, float]:
-    """One task per subject out of each direction whose modalities the data has."""
+    """One task per subject out of each direction whose modalities the data has.
+
+    A direction that names its subjects (brain:subj01->brain:subj02) is that one task, with all of the weight.
+    Raises UserError for an unknown subject, and for two brains that are not named: which are paired is not guessed.
+    """
     expanded: dict[Task, float] = {}
     for direction, weight in tasks.items():
-        left, target = direction.split("->")
-        conditions = tuple(filter(None, left.split("+")))
-        if weight == 0 or not {*conditions, target} <= available | {"brain"}:
+        if weight == 0:
             continue
-        for subject in subjects:
-            named = [f"brain:{subject}" if name == "brain" else name for name in (*conditions, target)]
+        left, target = direction.split("->")
+        names = [*filter(None, left.split("+")), target]
+        explicit = [name.removeprefix("brain:") for name in names if name.startswith("brain:")]
+        unknown = [subject for subject in explicit if subject not in subjects]
+        if unknown:
+            raise UserError(
+                f"task '{direction}': expected one of the subjects {', '.join(subjects)}, got '{unknown[0]}'. "
+                "Correct the task."
+            )
+        if "brain" in names and names.count("brain") + len(explicit) > 1:
+            raise UserError(
+                f"task '{direction}': expected the names of the subjects of its brains ({', '.join(subjects)}), got "
+                "'brain', which may be any. Name them all, as in brain:subj01->brain:subj02."
+            )
+        if not {name for name in names if not name.startswith("brain:")} <= available | {"brain"}:
+            continue
+        whose = subjects if "brain" in names else ("",)  # a task without an unnamed brain is one task
+        for subject in whose:
+            named = [f"brain:{subject}" if name == "brain" else name for name in names]
             task = Task(tuple(named[:-1]), named[-1])
-            expanded[task] = expanded.get(task, 0.0) + weight / len(subjects)
+            expanded[task] = expanded.get(task, 0.0) + weight / len(whose)
     if not expanded:
         raise UserError(
             f"tasks: expected at least one of {', '.join(tasks)} that the data has the modalities for, got data with "

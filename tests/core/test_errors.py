@@ -1,6 +1,7 @@
 """No half-written file, whatever happens."""
 
 import errno
+import os
 
 import pytest
 from safetensors import SafetensorError
@@ -66,6 +67,29 @@ def test_what_goes_wrong_leaves_the_folder_as_it_was(folder):
         fail(folder, KeyboardInterrupt)
     assert names(folder) == ["old"]
     assert names(folder.parent) == ["there"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.EIO, "broken")])
+def test_a_folder_comes_back_when_the_second_rename_fails(folder, monkeypatch, error):
+    real = os.replace
+
+    def replace(source, target):
+        if target == folder and source.name == folder.name:
+            raise error
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(error if isinstance(error, type) else OSError), written_beside(folder) as beside:
+        beside.mkdir()
+    assert names(folder) == ["old"]
+    assert names(folder.parent) == ["there"]
+
+
+def test_a_folder_may_be_called_replaced(tmp_path):
+    (tmp_path / "replaced" / "old").mkdir(parents=True)
+    with written_beside(tmp_path / "replaced") as beside:
+        beside.mkdir()
+    assert names(tmp_path / "replaced") == []
 
 
 @pytest.mark.parametrize(

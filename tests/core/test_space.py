@@ -106,6 +106,9 @@ def test_says_what_is_wrong(tmp_path):
     ):
         with pytest.raises(UserError, match="of s: expected one row for each of its 4 sites, got 3"):
             BrainSpace("s", 4, **wrong)
+    for order in ([0, 1, 2, 2], [0, 1, 2, 4], [1, 2, 3, 4], [-1, 0, 1, 2]):
+        with pytest.raises(UserError, match="order of s: expected each site from 0 to 3 once"):
+            BrainSpace("s", 4, order=np.array(order))
     with pytest.raises(UserError, match="expected a volume to write a NIfTI image, got a space of neurons"):
         BrainSpace("s", 4, kind="neurons").to_nifti(np.zeros(4))
     with pytest.raises(UserError, match=r"expected a surface, got a space of voxels \(none\)"):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from brainjanus.core.errors import UserError
 from brainjanus.data import write
@@ -197,8 +198,24 @@ def test_stimuli_are_checked(recording, refuses):
 def test_subject_names_are_checked(recording, refuses):
     refuses("subject 'subj01': expected a name of its own", subjects=[recording.subject(), recording.subject()])
     recording.space = replace(recording.space, subject="../escape")
-    refuses("subject '../escape': expected a name of its own")
+    refuses("subject '../escape': expected a name of letters, digits, '-' and '_'")
     refuses("expected at least one subject, got none", subjects=[])
+
+
+@pytest.mark.parametrize("name", ["a.b", "a/b", "..", "", "-a", "a b", "brain:a"])
+def test_names_that_would_break_paths_or_modules_are_refused(recording, refuses, name):
+    recording.features = {name: recording.features["deep"]}
+    refuses(f"features '{name}': expected a name of letters, digits, '-' and '_'")
+    recording.features = {}
+    recording.space = replace(recording.space, subject=name)
+    refuses(f"subject '{name}': expected a name of letters, digits, '-' and '_'")
+
+
+def test_names_may_have_dashes_and_underscores(recording, tmp_path):
+    recording.features = {"clip-vit_L14": recording.features["deep"]}
+    recording.space = replace(recording.space, subject="sub-01_a")
+    dataset = recording.write(tmp_path / "ds")
+    assert (dataset.subjects, dataset.feature_names) == (("sub-01_a",), ("clip-vit_L14",))
 
 
 def test_a_dataset_is_replaced_only_when_asked_and_nothing_else_ever(recording, dataset, tmp_path):
@@ -223,7 +240,7 @@ def test_a_full_disk_leaves_nothing_behind(recording, refuses, monkeypatch, file
 
     def full(arrays, path):
         if path.name == file:
-            raise write.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         real(arrays, path)
 
     monkeypatch.setattr(write, "save_file", full)

@@ -7,7 +7,8 @@ import torch
 
 from brainjanus.core.errors import UserError
 from brainjanus.generate import GenerationConfig, generate
-from brainjanus.model.checkpoint import Checkpoint
+from brainjanus.model.checkpoint import Checkpoint, save_module
+from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
 
 SAMPLE = GenerationConfig(estimate="sample", seed=3)
 
@@ -44,8 +45,8 @@ def test_what_is_saved_is_loaded_and_gives_the_same_bits(make_checkpoint, tmp_pa
 
 def test_orders_of_sites_are_loaded(make_checkpoint, saved):
     maps, loaded = make_checkpoint().tokenizers.brain.maps, Checkpoint.load(saved).tokenizers.brain.maps
-    assert not torch.equal(maps["a"].order, torch.arange(10))
-    assert torch.equal(loaded["a"].order, maps["a"].order)
+    assert not torch.equal(maps["brain:a"].order, torch.arange(10))
+    assert torch.equal(loaded["brain:a"].order, maps["brain:a"].order)
 
 
 def test_loaded_weights_are_frozen(saved):
@@ -97,6 +98,30 @@ def test_says_that_files_of_two_runs_were_mixed(make_checkpoint, saved, tmp_path
     (tmp_path / "third/model.safetensors").write_bytes((tmp_path / "other/model.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"aligners.features:wavelet.0.mean is unknown"):
         Checkpoint.load(tmp_path / "third")
+
+
+@pytest.mark.parametrize("file", ["brain", "image"])
+def test_says_that_equal_shapes_are_of_two_runs(make_checkpoint, saved, file):
+    tokenizers = make_checkpoint().tokenizers
+    getattr(tokenizers, file).quantizer.codebook.mul_(-1)
+    save_module(getattr(tokenizers, file), saved / f"tokenizers/{file}.safetensors")
+    with pytest.raises(UserError, match=rf"got another in tokenizers/{file}.safetensors. The files of two runs were"):
+        Checkpoint.load(saved)
+
+
+def test_says_that_the_pieces_of_text_are_of_another_run(saved):
+    TextTokenizer.fit(["many more words than that"] * 3, TextTokenizerConfig(num_codes=280)).save(saved / "tokenizers")
+    with pytest.raises(UserError, match=r"got another in tokenizers/tokenizer.json. The files of two runs were mixed"):
+        Checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("key", ["num_sites", "text_max_length", "provenance"])
+def test_says_that_model_json_lacks_a_key(saved, key):
+    facts = json.loads((saved / "model.json").read_text())
+    del facts[key]
+    (saved / "model.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=rf"model.json: expected the keys .*, got none called {key}\."):
+        Checkpoint.load(saved)
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,7 @@ def test_says_what_is_wrong():
         DecoderConfig(hidden_size=36, num_attention_heads=4, num_key_value_heads=4)
     with pytest.raises(UserError, match="num_attention_heads must be a multiple of num_key_value_heads, got 6 and 4"):
         DecoderConfig(num_key_value_heads=4)
+    for name in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "hidden_size", "intermediate_size"):
+        for wrong in (0, -1):
+            with pytest.raises(UserError, match=f"decoder config: {name} must be at least 1, got {wrong}"):
+                DecoderConfig(**{name: wrong})

@@ -180,5 +180,5 @@ def test_says_what_is_wrong(model):
         model([Block("image", vectors=torch.zeros(3, *SEEN), features="clip")], block("brain:a"))
     with pytest.raises(UserError, match="text codes: expected ids in"):
         model([Block("text", codes=torch.full((3, 2), 262))], block("brain:a"))
-    with pytest.raises(UserError, match="brain_input: expected codes or latents, got 'voxels'"):
+    with pytest.raises(UserError, match="brain_input: expected sites, latents or codes, got 'voxels'"):
         OmniConfig(brain_input="voxels")

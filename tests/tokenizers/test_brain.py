@@ -117,7 +117,7 @@ def test_what_is_learnt_reaches_every_weight_of_its_subject_alone(orders):
     out = tokenizer(values(10), "a")
     (out.values.square().sum() + out.quantized.loss).backward()
     untouched = {name for name, p in tokenizer.named_parameters() if p.grad is None or not p.grad.any()}
-    assert untouched == {f"maps.b.{name}" for name in ("into", "out", "bias", "position")}
+    assert untouched == {f"maps.brain:b.{name}" for name in ("into", "out", "bias", "position")}
 
 
 def test_context_is_a_transformer_encoder_layer():
@@ -142,6 +142,14 @@ def test_no_depth_is_no_context(orders):
     x, y = values(10, 1), values(10, 1)
     y[:, tokenizer.map_of("a").order[0]] += 3
     assert torch.equal(tokenizer.latents(x, "a")[:, 1:], tokenizer.latents(y, "a")[:, 1:])
+
+
+def test_subjects_may_be_called_what_a_module_has(orders):
+    names = ("train", "type", "values", "items")
+    tokenizer = BrainTokenizer(CONFIG, dict.fromkeys(names, orders["a"]))
+    assert tokenizer.subjects == names
+    assert (tokenizer.num_sites("items"), tokenizer.num_codes("train")) == (10, 3)
+    assert tokenizer.encode(values(10), "values").shape == (3, 3)
 
 
 def test_says_what_is_wrong(tokenizer):

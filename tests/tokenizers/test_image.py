@@ -85,3 +85,8 @@ def test_says_what_is_wrong(tokenizer):
     for size, side in ((16, 3), (18, 2), (48, 4), (16, 0), (8, 4)):
         with pytest.raises(UserError, match=f"got image_size {size}, codes_per_side {side}"):
             ImageTokenizerConfig(size, side)
+    for width in (0, -8, 12):
+        with pytest.raises(UserError, match=f"width must be a multiple of 8, got {width}"):
+            ImageTokenizerConfig(width=width)
+    with pytest.raises(UserError, match=r"codes_per_side 3; width must .*; blocks must be at least 0, got -1"):
+        ImageTokenizerConfig(16, 3, width=9, blocks=-1)

@@ -58,6 +58,16 @@ def test_by_default_the_longest_training_caption_just_fits():
     assert ((codes != END).sum(dim=1).max()) == tokenizer.max_length - 1
 
 
+def test_longer_captions_of_other_splits_fit_and_teach_nothing():
+    config = TextTokenizerConfig(num_codes=300)
+    alone = TextTokenizer.fit(CAPTIONS, config)
+    longer = "zebras zebras zebras zebras"
+    tokenizer = TextTokenizer.fit(CAPTIONS, config, longest_among=[*CAPTIONS, longer])
+    assert tokenizer.tokenizer.to_str() == alone.tokenizer.to_str()
+    assert int((tokenizer.encode([longer]) != END).sum()) == tokenizer.max_length - 1 > alone.max_length
+    assert TextTokenizer.fit(CAPTIONS, TextTokenizerConfig(300, 20), longest_among=[longer]).max_length == 20
+
+
 def test_the_same_captions_give_the_same_pieces(tokenizer):
     again = TextTokenizer.fit(CAPTIONS, TextTokenizerConfig(num_codes=300, max_length=40))
     assert again.tokenizer.to_str() == tokenizer.tokenizer.to_str()
@@ -71,7 +81,7 @@ def test_what_is_saved_is_loaded(tokenizer, tmp_path):
 
 
 def test_says_what_is_wrong(tokenizer, tmp_path):
-    with pytest.raises(UserError, match=r"text 'zzz.*': expected at most 40 codes with its end, got 62"):
+    with pytest.raises(UserError, match=r"text 'zzz.*': expected at most 40 .*, got 62\. .*text_tokenizer\.max_length"):
         tokenizer.encode(["short", "z" * 60])
     with pytest.raises(UserError, match="expected a saved text tokenizer"):
         TextTokenizer.load(tmp_path, 5)

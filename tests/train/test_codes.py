@@ -1,5 +1,7 @@
 """The tokenized training split: nothing of the test split, and each row what it says it is."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -139,12 +141,19 @@ def test_conditions_enter_as_the_model_wants_them(tokenizers, codes):
     assert (text.modality, text.vectors.shape, text.features) == ("text", image.vectors.shape, "wavelet")
 
 
-def test_averages_have_their_share(codes):
-    """... whatever their number: here they are 8 of s1's 64 rows."""
-    batch = draw(codes, Task(("image",), "brain:s1"), size=2000)
-    averages = codes.brains["s1"].values[codes.brains["s1"].is_average]
-    share = (batch.continuous[:, None] == averages).all(dim=-1).any(dim=1).float().mean()
-    assert float(share) == pytest.approx(module.AVERAGES, abs=0.05)
+def test_every_stimulus_of_a_subject_is_as_likely_and_repeated_ones_come_as_averages(codes):
+    """s1 saw 48 stimuli, eight of them twice."""
+    brain = codes.brains["s1"]
+    batch = draw(codes, Task(("image",), "brain:s1"), size=6000)
+    rows = (batch.continuous[:, None] == brain.values).all(dim=-1).float().argmax(dim=1)
+    counts = torch.bincount(brain.stimulus[rows], minlength=64)
+    assert (counts > 0).sum() == 48
+    assert counts[counts > 0].min() > 80 and counts.max() < 175, "125 each"
+    repeated = torch.isin(brain.stimulus[rows], brain.stimulus[brain.is_average])
+    share = brain.is_average[rows][repeated].float().mean()
+    assert float(share) == pytest.approx(module.AVERAGES, abs=0.04)
+    single = torch.bincount(rows[repeated & ~brain.is_average[rows]], minlength=len(brain.values))
+    assert (single > 0).sum() == 16, "either trial of a repeated stimulus is drawn"
 
 
 def test_without_brains_every_stimulus_is_drawn(codes):
@@ -164,12 +173,57 @@ def test_two_brains_are_paired_by_stimulus(codes):
     kept = codes.brains["s1"]._replace(
         **{name: getattr(codes.brains["s1"], name)[shared] for name in codes.brains["s1"]._fields}
     )
-    both = module.Codes(**{**vars(codes), "brains": {"s1": kept, "s2": codes.brains["s2"]}})
+    both = replace(codes, brains={"s1": kept, "s2": codes.brains["s2"]})
     batch = draw(both, Task(("brain:s1", "brain:s2"), "text"), size=20)
     stimuli = stimuli_of(codes, batch.conditions[0], "s1")
     assert torch.equal(stimuli, stimuli_of(codes, batch.conditions[1], "s2"))
     with pytest.raises(UserError, match=r"subject s2: expected a response to 's0..', which another subject saw"):
         draw(codes, Task(("brain:s1", "brain:s2"), "text"))
+
+
+def test_codes_of_large_codebooks_keep_their_sign(codes):
+    config = BrainTokenizerConfig(8, width=8, depth=0, heads=1, quantizer=QuantizerConfig(num_codes=40_000, dim=2))
+    large = BrainTokenizer(config, {"s": torch.arange(40)})
+    values = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    encoded = module.encode_brain(large, values, "s")["codes"]
+    assert int(encoded.max()) > 32_767
+    assert torch.equal(encoded.long(), large.encode(values, "s"))
+    assert codes.caption_codes.dtype == codes.picture_codes.dtype == torch.int32
+
+
+# --- a stimulus that lacks something
+
+
+@pytest.fixture
+def incomplete(study, tmp_path):
+    """A function that writes the study with pictures and captions of only some stimuli."""
+
+    def write(pictured, captioned):
+        ids = study.stimulus_ids
+        return write_dataset(
+            tmp_path / "incomplete", name="incomplete", modality="fMRI", zscore="all",
+            subjects=[Subject(study.space(s), study.responses(s), study.trials(s)) for s in study.subjects],
+            stimuli=Stimuli(
+                ids, study.images(pictured), np.array([ids.index(s) for s in pictured]),
+                {s: study.captions(s) for s in captioned},
+            ),
+        )  # fmt: skip
+
+    return write
+
+
+def test_says_which_training_stimulus_has_no_caption(study, tokenizers, incomplete, tmp_path):
+    ids = study.stimulus_ids
+    dataset = incomplete(ids, [s for s in ids if s not in ("s007", "s009", "s070")])
+    with pytest.raises(UserError, match="expected a caption for every stimulus, got none for 's007'"):
+        encode_split(dataset, tokenizers, "train", [], tmp_path)
+
+
+def test_says_which_training_stimulus_has_no_picture(study, tokenizers, incomplete, tmp_path):
+    ids = study.stimulus_ids
+    dataset = incomplete([s for s in ids if s not in ("s007", "s009", "s070")], ids)
+    with pytest.raises(UserError, match="expected a picture of stimulus 's007', got none"):
+        encode_split(dataset, tokenizers, "train", [], tmp_path)
 
 
 # --- several pictures, several captions
@@ -252,7 +306,7 @@ def test_what_is_damaged_is_made_again(tmp_path):
 def test_the_fingerprint_is_of_all_weights(tokenizers):
     before = module.fingerprint(tokenizers.brain)
     assert module.fingerprint(tokenizers.brain) == before
-    position = tokenizers.brain.maps["s2"].position
+    position = tokenizers.brain.map_of("s2").position
     with torch.no_grad():
         position[0, 0] += 1e-3
         changed = module.fingerprint(tokenizers.brain)

@@ -130,6 +130,34 @@ def test_tasks_whose_modalities_are_absent_are_left_out():
 
 
 @pytest.mark.parametrize(
+    ("direction", "task"),
+    [
+        ("brain:a->text", Task(("brain:a",), "text")),
+        ("brain:a->brain:b", Task(("brain:a",), "brain:b")),
+        ("image+brain:b->text", Task(("image", "brain:b"), "text")),
+    ],
+)
+def test_a_direction_that_names_its_subjects_is_one_task(direction, task):
+    assert expand_tasks({direction: 3.0}, ("a", "b"), {"image", "text"}) == {task: 3.0}
+
+
+def test_a_named_subject_adds_to_its_share():
+    tasks = expand_tasks({"brain->text": 1.0, "brain:a->text": 1.0, "brain:a->image": 1.0}, ("a", "b"), {"text"})
+    assert tasks == {Task(("brain:a",), "text"): 1.5, Task(("brain:b",), "text"): 0.5}
+
+
+@pytest.mark.parametrize("direction", ["brain->brain", "brain:a->brain", "brain+image->brain", "brain+brain->text"])
+def test_two_brains_have_to_be_named(direction):
+    with pytest.raises(UserError, match=r"expected the names of the subjects of its brains \(a, b\), got 'brain'"):
+        expand_tasks({direction: 1.0}, ("a", "b"), {"image", "text"})
+
+
+def test_says_which_subjects_there_are():
+    with pytest.raises(UserError, match=r"task 'brain:a->brain:c': expected one of the subjects a, b, got 'c'"):
+        expand_tasks({"brain:a->brain:c": 1.0}, ("a", "b"), {"image", "text"})
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"dropped": 1.1}, r"dropped must lie in \[0, 1\], got 1.1"),
@@ -156,7 +184,7 @@ def planted(checkpoint, classes=6):
     captions = checkpoint.tokenizers.text.encode(["a red cup", "a blue one", "one", "cup", "red", "blue"])
     return Codes(
         tuple("abcdef"), None, None, [], captions, [i[None] for i in which],
-        {"wavelet": torch.rand(classes, *SEEN, generator=generator)}, {"a": rows},
+        {"wavelet": torch.rand(classes, *SEEN, generator=generator)}, {"a": rows}, brain,
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def test_subjects_take_turns(study, responses, tmp_path):
     for steps, moved in ((1, {"s1"}), (2, {"s1", "s2"})):
         config = OptimConfig(steps=steps, batch_size=4, precision="float32", weight_decay=0.0)
         after = fit_brain_tokenizer(make_brain(study), responses, config, tmp_path / str(steps), seed=0)
-        assert {s for s in ("s1", "s2") if not torch.equal(after.maps[s].into, before.maps[s].into)} == moved
+        assert {s for s in ("s1", "s2") if not torch.equal(after.map_of(s).into, before.map_of(s).into)} == moved
 
 
 def test_the_codebook_is_part_of_what_is_trained_and_saved(study, responses, tmp_path):
