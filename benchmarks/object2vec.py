@@ -48,7 +48,9 @@ def main() -> None:
     for fold in range(1, (2 if args.quick else NUM_FOLDS) + 1):
         path = work / f"object2vec-fold{fold}"
         spec = PrepareConfig.load(EXAMPLES / "object2vec.toml")
-        dataset = Dataset.open(path) if path.exists() else prepare(replace(spec, test_fold=fold), path)
+        seen = f"mobilenet={work / 'object2vec' / 'mobilenet.npz'}"
+        spec = replace(spec, test_fold=fold, features=(*spec.features, seen))
+        dataset = Dataset.open(path) if path.exists() else prepare(spec, path)
         config = few_trials("mobilenet", "word2vec", args.seed)
         if args.quick:
             config = replace(config, training=replace(config.training, optim=replace(config.training.optim, steps=60)))

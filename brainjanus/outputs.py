@@ -75,8 +75,9 @@ def generate_files(
     rest = [name for name in source if name not in given]
     if given and rest:
         raise UserError(
-            "generate: expected every source from files, or every source from the dataset, got "
-            f"{', '.join(given)} from files and {', '.join(rest)} from the dataset, which cannot be paired. Give files for {', '.join(rest)}."
+            f"generate: expected every source from files, or every source from the dataset, got {', '.join(given)} "
+            f"from files and {', '.join(rest)} from the dataset, which cannot be paired. Give files for "
+            f"{', '.join(rest)}."
         )
     if rest or not given:
         subject = next((n.removeprefix("brain:") for n in (*source, target) if n.startswith("brain:")), None)

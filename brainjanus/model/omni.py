@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
-from brainjanus.core.vocabulary import MODALITIES, Modality, Vocabulary
+from brainjanus.core.vocabulary import MODALITIES, Vocabulary
 from brainjanus.model.decoder import Cache, Decoder, DecoderConfig
 from brainjanus.model.sequence import Block
 
@@ -109,9 +109,7 @@ class OmniModel(nn.Module):
         Codebook vectors and latents have length one, not one per entry: their aligners start accordingly larger.
         """
         for name, parameter in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight", "bias")):
-                nn.init.zeros_(parameter)
-            elif name.startswith("point."):
+            if name.endswith(("o_proj.weight", "down_proj.weight", "bias")) or name.startswith("point."):
                 nn.init.zeros_(parameter)
             elif name.startswith(("places.", "targets.", "embed_tokens.", "read.")):
                 nn.init.normal_(parameter, std=ENTRY_SCALE)

@@ -182,3 +182,24 @@ def test_says_what_is_wrong(model):
         model([Block("text", codes=torch.full((3, 2), 262))], block("brain:a"))
     with pytest.raises(UserError, match="brain_input: expected sites, latents or codes, got 'voxels'"):
         OmniConfig(brain_input="voxels")
+
+
+def test_a_brain_that_enters_by_its_sites_is_read_place_by_place(make_checkpoint):
+    checkpoint = make_checkpoint(brain_input="sites")
+    model, patches = checkpoint.model, torch.randn(1, 3, 4)
+    embedded = model.embed_content(Block("brain", vectors=patches, subject="a"))
+    expected = torch.einsum("bkp,kpd->bkd", patches, model.read_sites["brain:a"]) + model.places["brain:a"]
+    torch.testing.assert_close(embedded, expected)
+    goal = block("image", rows=1)
+    before = model([Block("brain", vectors=patches, subject="a")], goal)
+    patches[0, 1, 2] += 1
+    assert not torch.allclose(before, model([Block("brain", vectors=patches, subject="a")], goal), atol=1e-3)
+
+
+def test_a_brain_that_is_predicted_enters_by_its_codes(make_checkpoint):
+    """The codes before a code are what sampling has; the patches it has not."""
+    model = make_checkpoint(brain_input="sites").model
+    goal = block("brain:a")
+    cache = model.start([block("text")], ROWS, total_length([block("text")], goal.length))
+    steps = torch.stack([model.step(cache, goal, position) for position in range(goal.length)], dim=1)
+    torch.testing.assert_close(steps, model([block("text")], goal), atol=1e-4, rtol=1e-4)

@@ -160,3 +160,11 @@ def test_says_what_is_wrong(tokenizer):
     for wrong in ({"patch_size": 0}, {"depth": -1}, {"width": 10, "heads": 4}, {"heads": 0}, {"width": 0}):
         with pytest.raises(UserError, match="expected patch_size >= 1, depth >= 0 and a width divisible by heads"):
             BrainTokenizerConfig(**wrong)
+
+
+def test_patches_are_the_response_itself_in_cortical_order(tokenizer, orders):
+    x = values(10)
+    patches = tokenizer.patches(x, "a")
+    assert patches.shape == (3, 3, 4)
+    assert torch.equal(patches.flatten(1)[:, :10], x[:, orders["a"]])
+    assert torch.equal(patches.flatten(1)[:, 10:], torch.zeros(3, 2))

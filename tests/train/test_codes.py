@@ -44,9 +44,10 @@ def draw(codes, task, size=64, seed=0, **inputs):
 
 
 def stimuli_of(codes, block, subject):
-    """Which stimuli the latents of a brain block belong to."""
+    """Which stimuli the patches of a brain block belong to."""
     brain = codes.brains[subject]
-    found = (block.vectors[:, None] == brain.latents.float()).flatten(2).all(dim=-1)
+    patches = codes.tokenizer.patches(brain.values, subject)
+    found = (block.vectors[:, None] == patches).flatten(2).all(dim=-1)
     return brain.stimulus[found.float().argmax(dim=1)]
 
 
@@ -134,8 +135,10 @@ def test_conditions_enter_as_the_model_wants_them(tokenizers, codes):
     assert brain.vectors is None and image.vectors is None
     assert brain.codes.shape == (64, 5)
     assert image.codes.shape == (64, 4)
-    brain, image = draw(codes, Task(("brain:s1", "image"), "text")).conditions
+    brain, _ = draw(codes, Task(("brain:s1", "image"), "text"), brain_input="latents").conditions
     assert brain.vectors.shape == (64, 5, 4)
+    brain, image = draw(codes, Task(("brain:s1", "image"), "text")).conditions
+    assert brain.vectors.shape == (64, 5, tokenizers.brain.config.patch_size)
     assert (image.vectors.shape, image.features) == ((64, *codes.features["wavelet"].shape[1:]), "wavelet")
     (text,) = draw(codes, Task(("text",), "brain:s1"), text_input="wavelet").conditions  # any features will do
     assert (text.modality, text.vectors.shape, text.features) == ("text", image.vectors.shape, "wavelet")
