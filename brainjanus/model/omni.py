@@ -1,8 +1,8 @@
 """OmniModel: one transformer over brain, image and text.
 
 Conditions and a target enter as blocks, logits over the target's own codebook leave. Image and brain codes are
-embedded as their codebook vectors through an aligner, as in Janus; vision features and brain latents enter through
-aligners of their own. Every place of the brain and of the picture has a position embedding besides the rotary one,
+embedded as their codebook vectors through an aligner, as in Janus; vision features and the patches of a response enter
+through maps of their own. Every place of the brain and of the picture has a position embedding besides the rotary one,
 because a patch of cortex is a place, not a moment.
 Source: BrainJanus (arXiv 2606.30319), Janus (arXiv 2410.13848).
 Differs: (1) a position is told which place it is about to predict; (2) codes of the target can be hidden, and then
@@ -29,8 +29,9 @@ class OmniConfig:
     """decoder: its size.
 
     brain_input: what a brain that is a condition enters as: "sites", the patches of the response itself, "latents", the
-    tokenizer's vectors before they are quantized, or "codes". image_input: what a picture that is a condition enters as: "codes", or the name of a vision encoder,
-    built in or of the dataset's stored features. text_input: likewise, "codes" or the name of stored features.
+    tokenizer's vectors before they are quantized, or "codes". image_input: what a picture that is a condition enters
+    as: "codes", or the name of a vision encoder, built in or of the dataset's stored features. text_input: likewise,
+    "codes" or the name of stored features.
     """
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
