@@ -51,7 +51,7 @@ def main() -> None:
         seen = f"mobilenet={work / 'object2vec' / 'mobilenet.npz'}"
         spec = replace(spec, test_fold=fold, features=(*spec.features, seen))
         dataset = Dataset.open(path) if path.exists() else prepare(spec, path)
-        config = few_trials("mobilenet", "word2vec", args.seed)
+        config = few_trials(args.seed, "mobilenet", "word2vec")
         if args.quick:
             config = replace(config, training=replace(config.training, optim=replace(config.training.optim, steps=60)))
         out = work / f"object2vec-{'quick-' if args.quick else ''}{args.seed}-fold{fold}"

@@ -38,7 +38,7 @@ def main() -> None:
     if not path.exists():
         prepare(replace(PrepareConfig.load(SPEC), seed=args.seed), path)
     dataset = Dataset.open(path)
-    config = neurons("mobilenet", args.seed)
+    config = neurons(args.seed, "mobilenet")
     if args.quick:
         config = replace(
             config,

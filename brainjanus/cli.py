@@ -155,23 +155,32 @@ def train(argv: list[str]) -> Path:
 
     Examples:
         brainjanus train data/mine --out runs/mine
-        brainjanus train data/mine --out runs/longer --config runs/mine/config.json --omni.steps 5000
+        brainjanus train data/mine --out runs/longer --config runs/mine/config.json --training.optim.steps 5000
+        brainjanus train data/v4 --out runs/v4 --recipe neurons --omni.image-input mobilenet
 
     Args:
         dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
         out: Folder for the run. If it holds an unfinished run, that one goes on.
         config: JSON or TOML file with the options below, such as the config.json of a run.
+        recipe: Defaults of the options below: laptop (fMRI), quick, neurons (tens of sites), few-trials (under 100).
     """
     from brainjanus.run import RunConfig
     from brainjanus.run import train as fit
 
-    file = config_file(argv)
+    file, name = config_file(argv), early(argv, "--recipe")
     base = RunConfig() if file is None else RunConfig.load(file)
+    if name is not None:
+        from brainjanus.recipes import named
+
+        if file is not None:
+            raise UserError("train: expected --recipe or --config, got both. Leave one of them out.")
+        base = named(name)
 
     def run(
         dataset: DatasetFolder,
         out: Path,
         config: Path | None = None,
+        recipe: str | None = None,
         options: Annotated[RunConfig, arg(name="")] = base,
     ) -> Path:
         fit(dataset, out, options)
@@ -289,7 +298,13 @@ def parse(command: Callable[..., Path], run: Callable[..., Path], argv: list[str
 
 
 def config_file(argv: list[str]) -> Path | None:
-    """The file behind --config: it has to be read first, because it sets the defaults of the other options."""
+    """The file behind --config."""
+    found = early(argv, "--config")
+    return None if found is None else Path(found)
+
+
+def early(argv: list[str], option: str) -> str | None:
+    """The value of an option that has to be read first, because it sets the defaults of the others."""
     parser = argparse.ArgumentParser(prog="brainjanus", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    return parser.parse_known_args(argv)[0].config
+    parser.add_argument(option, dest="found")
+    return parser.parse_known_args(argv)[0].found

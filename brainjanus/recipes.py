@@ -37,7 +37,7 @@ def quick(seed: int = 0) -> RunConfig:
     )
 
 
-def neurons(features: str, seed: int = 0) -> RunConfig:
+def neurons(seed: int = 0, features: str = "wavelet") -> RunConfig:
     """Tens of recorded neurons a subject, whose pictures come with features of a pretrained vision encoder."""
     return RunConfig(
         seed=seed,
@@ -51,7 +51,7 @@ def neurons(features: str, seed: int = 0) -> RunConfig:
     )
 
 
-def few_trials(image_features: str, text_features: str, seed: int = 0) -> RunConfig:
+def few_trials(seed: int = 0, image_features: str = "wavelet", text_features: str = "codes") -> RunConfig:
     """Fewer than a hundred responses, whose pictures and words come with features of pretrained encoders."""
     return RunConfig(
         seed=seed,
@@ -71,6 +71,14 @@ def few_trials(image_features: str, text_features: str, seed: int = 0) -> RunCon
         ),
         training=OmniTrainingConfig(optim=OptimConfig(steps=300, batch_size=32, learning_rate=3e-3, weight_decay=0.1)),
     )
+
+
+def named(name: str, seed: int = 0) -> RunConfig:
+    """The recipe of this name. Raises UserError if there is none."""
+    recipes = {"laptop": laptop, "quick": quick, "neurons": neurons, "few-trials": few_trials}
+    if name not in recipes:
+        raise UserError(f"recipe: expected one of {', '.join(recipes)}, got '{name}'. Choose one of these.")
+    return recipes[name](seed)
 
 
 def demo(out: Path | str, *, seed: int = 0, quick: bool = False) -> Path:
