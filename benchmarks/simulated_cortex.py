@@ -8,7 +8,7 @@ import time
 
 from records import Claim, arguments, write
 
-from brainjanus.recipes import demo
+from brainjanus.demo import demo
 
 LEAST_OF_RIDGE = 0.9
 

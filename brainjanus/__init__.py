@@ -19,7 +19,7 @@ _PLACES = {
     "GenerationConfig": "generate",
     "PrepareConfig": "data.spec",
     "Run": "run",
-    "RunConfig": "run",
+    "RunConfig": "recipes",
     "SimulationConfig": "data.simulate",
     "UserError": "core.errors",
     "prepare": "data.prepare",

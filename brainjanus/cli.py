@@ -90,9 +90,9 @@ def demo(argv: list[str]) -> Path:
     """
 
     def run(out: Path = Path("runs/demo"), seed: int = 0, quick: bool = False) -> Path:
-        from brainjanus import recipes
+        from brainjanus.demo import demo as show
 
-        return recipes.demo(out, seed=seed, quick=quick)
+        return show(out, seed=seed, quick=quick)
 
     return parse(demo, run, argv)
 
@@ -162,16 +162,19 @@ def train(argv: list[str]) -> Path:
         dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
         out: Folder for the run. If it holds an unfinished run, that one goes on.
         config: JSON or TOML file with the options below, such as the config.json of a run.
-        recipe: Defaults of the options below: laptop (fMRI), quick, neurons (tens of sites), few-trials (under 100).
+        recipe: Defaults of the options below: laptop (fMRI), quick, neurons (tens of sites), few-trials (under 300).
+            Without it, the one that fits the dataset, with the features that the dataset stores.
     """
-    from brainjanus.run import RunConfig
+    from brainjanus.data.dataset import Dataset
+    from brainjanus.recipes import RunConfig, fitting, named
     from brainjanus.run import train as fit
 
     file, name = config_file(argv), early(argv, "--recipe")
     base = RunConfig() if file is None else RunConfig.load(file)
-    if name is not None:
-        from brainjanus.recipes import named
-
+    if name is None and file is None:
+        found = [word for word in argv if (Path(word) / "dataset.json").is_file()]
+        base = fitting(Dataset.open(found[0])) if found else base
+    elif name is not None:
         if file is not None:
             raise UserError("train: expected --recipe or --config, got both. Leave one of them out.")
         base = named(name)
@@ -270,7 +273,7 @@ def evaluate(argv: list[str]) -> Path:
     """
 
     def run(run: RunFolder, dataset: DatasetFolder, out: Path, seed: int = 0) -> Path:
-        from brainjanus.recipes import print_table
+        from brainjanus.demo import print_table
         from brainjanus.run import evaluate as score
 
         print_table(score(run, dataset, out, seed=seed))

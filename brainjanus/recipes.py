@@ -1,25 +1,56 @@
-"""Recipes: full configs by name, and the demonstration.
+"""Recipes: full configs by name. A variant is `dataclasses.replace` of one.
 
-A recipe is a function that returns a RunConfig; a variant is `dataclasses.replace` of one.
+Enters: a name, or a dataset to fit to. Leaves: a RunConfig, everything that decides what a training does but the data.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from brainjanus.core.config import to_dict
+import numpy as np
+
+from brainjanus.core.config import from_dict, load_config, read_json
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Dataset
-from brainjanus.data.simulate import SimulationConfig, simulate
-from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
+from brainjanus.evaluate.baselines import TEXT_FEATURES
 from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig
-from brainjanus.run import RunConfig, evaluate, train
 from brainjanus.tokenizers.brain import BrainTokenizerConfig
+from brainjanus.tokenizers.image import ImageTokenizerConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
+from brainjanus.tokenizers.text import TextTokenizerConfig
 from brainjanus.train.omni import OmniTrainingConfig
 from brainjanus.train.optim import OptimConfig
 
-MAIN_METRICS = ("content_f1", "two_way", "pixcorr", "voxel_r")
+FEW_TRIALS = 300  # training stimuli of a subject; below it, the smallest model
+FEW_SITES = 200  # sites of a subject; below it, patches of two sites
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a training does, but the data. Defaults are laptop-sized."""
+
+    seed: int = 0
+    brain_tokenizer: BrainTokenizerConfig = field(default_factory=BrainTokenizerConfig)
+    brain_training: OptimConfig = field(
+        default_factory=lambda: OptimConfig(steps=500, batch_size=64, learning_rate=2e-3)
+    )
+    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+    image_training: OptimConfig = field(
+        default_factory=lambda: OptimConfig(steps=600, batch_size=64, learning_rate=2e-3)
+    )
+    text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
+    omni: OmniConfig = field(default_factory=OmniConfig)
+    training: OmniTrainingConfig = field(default_factory=OmniTrainingConfig)
+
+    @classmethod
+    def load(cls, path: Path) -> "RunConfig":
+        """Read a config file, or the config.json of a run. Raises UserError for unknown keys and wrong values."""
+        path = Path(path)
+        if path.name == "config.json":
+            facts = read_json(path)
+            if "config" in facts:
+                return from_dict(cls, facts["config"], where=str(path))
+        return load_config(cls, path)
 
 
 def laptop(seed: int = 0) -> RunConfig:
@@ -81,42 +112,21 @@ def named(name: str, seed: int = 0) -> RunConfig:
     return recipes[name](seed)
 
 
-def demo(out: Path | str, *, seed: int = 0, quick: bool = False) -> Path:
-    """Simulate a study, train on it, score all four directions; returns the path of the report.
+def fitting(dataset: Dataset, seed: int = 0) -> RunConfig:
+    """The recipe that fits a dataset: by how many stimuli and sites its subjects have, with the features it stores.
 
-    Puts report.html and scores.json into `out`, beside the study and the run. Stopped anywhere, it goes on from there.
+    Pictures are read through the first stored features that were not made from words, or the built-in wavelets.
     """
-    out = Path(out)
-    simulation = SimulationConfig(num_train=500, num_test=100, seed=seed) if quick else SimulationConfig(seed=seed)
-    config = globals()["quick"](seed) if quick else laptop(seed)
-    study = out / "study"
-    dataset = Dataset.open(study / "dataset") if (study / "dataset").exists() else simulate(study, simulation)
-    if dataset.manifest["provenance"].get("simulation") != to_dict(simulation):
-        raise UserError(
-            f"{study}: expected a study simulated with {to_dict(simulation)}, got another "
-            f"({dataset.manifest['provenance'].get('simulation')}). It belongs to another demo: choose another --out."
-        )
-    train(dataset, out / "run", config)
-    records = evaluate(out / "run", dataset, out, seed=seed, title="BrainJanus on the simulated cortex")
-    print_table(records)
-    return out / "report.html"
-
-
-def print_table(records: Sequence[Record]) -> None:
-    """The four directions, mean over subjects, beside floor, linear baseline and ceiling."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="held-out stimuli, mean over subjects")
-    for column in ("direction", "estimate", "metric", "floor", "linear", "model", "ceiling", "p"):
-        table.add_column(column, justify="left" if column in ("direction", "estimate", "metric") else "right")
-
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
-
-    for direction in DIRECTIONS:
-        for r in records:
-            if (r.direction, r.subject, r.roi) == (direction, SUBJECT_MEAN, None) and r.metric in MAIN_METRICS:
-                scores = (number(v) for v in (r.floor, r.baseline, r.value, r.ceiling, r.p))
-                table.add_row(direction, r.estimator, r.metric, *scores)
-    Console().print(table)
+    stimuli = np.median([len(dataset.averages(subject, "train").stimulus_ids) for subject in dataset.subjects])
+    sites = np.median([dataset.space(subject).num_sites for subject in dataset.subjects])
+    recipe = few_trials if stimuli < FEW_TRIALS else neurons if sites < FEW_SITES else laptop
+    config = recipe(seed)
+    seen = [name for name in dataset.feature_names if name not in TEXT_FEATURES]
+    said = [name for name in dataset.feature_names if name in TEXT_FEATURES] if recipe is few_trials else []
+    omni = replace(
+        config.omni,
+        image_input=seen[0] if seen else config.omni.image_input,
+        text_input=said[0] if said else config.omni.text_input,
+    )
+    size = dataset.image_size or config.image_tokenizer.image_size
+    return replace(config, omni=omni, image_tokenizer=replace(config.image_tokenizer, image_size=size))

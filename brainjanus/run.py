@@ -8,14 +8,14 @@ RUN/config.json                 all settings, the dataset's fingerprint
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from brainjanus.core.config import from_dict, load_config, to_dict
+from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.data.dataset import Dataset
 from brainjanus.evaluate.examples import (
@@ -31,45 +31,17 @@ from brainjanus.evaluate.report import write_report
 from brainjanus.evaluate.score import score, summary
 from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.checkpoint import Checkpoint, Tokenizers, interface_of
-from brainjanus.model.omni import OmniConfig, OmniModel
-from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
-from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
-from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
+from brainjanus.model.omni import OmniModel
+from brainjanus.recipes import RunConfig, fitting
+from brainjanus.tokenizers.brain import BrainTokenizer
+from brainjanus.tokenizers.image import ImageTokenizer
+from brainjanus.tokenizers.text import TextTokenizer
 from brainjanus.train.codes import captions_of_each, encode_split, features_of, training_rows
-from brainjanus.train.omni import OmniTrainingConfig, expand_tasks, fit_omni
-from brainjanus.train.optim import OptimConfig
+from brainjanus.train.omni import expand_tasks, fit_omni
 from brainjanus.train.tokenizer import fit_brain_tokenizer, fit_image_tokenizer
 
 STAGES = ("brain", "image", "omni")
 GUIDANCE = 2.0  # of the guided picture that stands beside the expected one
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides what a training does, but the data. Defaults are laptop-sized."""
-
-    seed: int = 0
-    brain_tokenizer: BrainTokenizerConfig = field(default_factory=BrainTokenizerConfig)
-    brain_training: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=500, batch_size=64, learning_rate=2e-3)
-    )
-    image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
-    image_training: OptimConfig = field(
-        default_factory=lambda: OptimConfig(steps=600, batch_size=64, learning_rate=2e-3)
-    )
-    text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
-    omni: OmniConfig = field(default_factory=OmniConfig)
-    training: OmniTrainingConfig = field(default_factory=OmniTrainingConfig)
-
-    @classmethod
-    def load(cls, path: Path) -> "RunConfig":
-        """Read a config file, or the config.json of a run. Raises UserError for unknown keys and wrong values."""
-        path = Path(path)
-        if path.name == "config.json":
-            facts = read_json(path)
-            if "config" in facts:
-                return from_dict(cls, facts["config"], where=str(path))
-        return load_config(cls, path)
 
 
 class Run(NamedTuple):
@@ -105,7 +77,7 @@ def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | No
     Raises UserError if `out` holds something else, or a run on other data or with other settings.
     """
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
-    out, config = Path(out), config or RunConfig()
+    out, config = Path(out), config or fitting(dataset)
     claim(out, dataset, config)
     if (out / "model.json").exists():
         return Checkpoint.load(out)
@@ -185,16 +157,6 @@ def different(old: Mapping, new: Mapping, key: str = "") -> list[str]:
         elif a != b:
             found.append(f"{key}{name} {a} -> {b}")
     return found
-
-
-def read_json(path: Path) -> dict:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected JSON, got '{error}'. Copy the run again, or delete it.") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"{path}: expected settings by name, got {type(facts).__name__}. Is this the right file?")
-    return facts
 
 
 def directions_of(checkpoint: Checkpoint) -> list[Direction]:

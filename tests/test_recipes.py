@@ -4,7 +4,9 @@ import pytest
 
 from brainjanus import recipes
 from brainjanus.core.errors import UserError
+from brainjanus.data.dataset import Dataset
 from brainjanus.data.simulate import SimulationConfig, simulate
+from brainjanus.demo import demo, print_table
 from brainjanus.evaluate.record import Record
 from brainjanus.run import RunConfig
 
@@ -26,7 +28,7 @@ def test_a_demo_does_not_go_on_with_another_demos_study(tmp_path):
                             trials_per_session=12)  # fmt: skip
     simulate(tmp_path / "study", tiny)
     with pytest.raises(UserError, match="It belongs to another demo: choose another --out"):
-        recipes.demo(tmp_path, seed=0, quick=True)
+        demo(tmp_path, seed=0, quick=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -34,7 +36,42 @@ def test_the_table_shows_the_mean_over_subjects_only(capsys):
     def record(subject, value):
         return Record("image->brain", "d", subject, None, "mean", "voxel_r", value, 0.0, 0.4, 0.6, 10, 0)
 
-    recipes.print_table([record("mean", 0.512), record("subj01", 0.498)])
+    print_table([record("mean", 0.512), record("subj01", 0.498)])
     shown = capsys.readouterr().out
     assert "0.512" in shown and "0.498" not in shown
     assert "0.400" in shown and "0.600" in shown
+
+
+def test_the_recipe_that_fits_goes_by_stimuli_sites_and_stored_features(study):
+    config = recipes.fitting(study)
+    assert config == recipes.replace(
+        recipes.few_trials(),
+        image_tokenizer=recipes.replace(recipes.few_trials().image_tokenizer, image_size=study.image_size),
+    ), "few stimuli, no stored features"
+
+
+@pytest.mark.parametrize(
+    ("stimuli", "sites", "features", "recipe", "image_input", "text_input"),
+    [
+        (1000, 1500, (), "laptop", "wavelet", "codes"),
+        (1000, 50, ("mobilenet",), "neurons", "mobilenet", "codes"),
+        (80, 1500, ("clip", "word2vec"), "few-trials", "clip", "word2vec"),
+        (1000, 1500, ("word2vec",), "laptop", "wavelet", "codes"),
+    ],
+)
+def test_the_recipe_that_fits(stimuli, sites, features, recipe, image_input, text_input):
+    from types import SimpleNamespace
+
+    class Known(Dataset):
+        def __init__(self):
+            self.subjects, self.feature_names, self.image_size = ("a",), features, 64
+
+        def averages(self, subject, split):
+            return SimpleNamespace(stimulus_ids=range(stimuli))
+
+        def space(self, subject):
+            return SimpleNamespace(num_sites=sites)
+
+    config = recipes.fitting(Known())
+    assert config.brain_tokenizer == recipes.named(recipe).brain_tokenizer
+    assert (config.omni.image_input, config.omni.text_input) == (image_input, text_input)

@@ -35,6 +35,16 @@ def load_config(kind: type[T], path: Path | str) -> T:
     return from_dict(kind, values, where=str(path))
 
 
+def read_json(path: Path) -> dict:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected JSON, got '{error}'. Copy the run again, or delete it.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: expected settings by name, got {type(facts).__name__}. Is this the right file?")
+    return facts
+
+
 def from_dict(kind: type[T], values: Any, *, where: str = "config") -> T:
     """Build a config from plain values; keys that are left out keep their defaults.
 
