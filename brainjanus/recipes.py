@@ -15,13 +15,14 @@ from brainjanus.evaluate.baselines import TEXT_FEATURES
 from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig
 from brainjanus.tokenizers.brain import BrainTokenizerConfig
-from brainjanus.tokenizers.image import ImageTokenizerConfig
+from brainjanus.tokenizers.image import FOLD, ImageTokenizerConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.tokenizers.text import TextTokenizerConfig
 from brainjanus.train.omni import OmniTrainingConfig
 from brainjanus.train.optim import OptimConfig
 
 FEW_TRIALS = 300  # training stimuli of a subject; below it, the smallest model
+MOST_CODES_PER_SIDE = 8  # of a picture
 FEW_SITES = 200  # sites of a subject; below it, patches of two sites
 
 
@@ -129,4 +130,8 @@ def fitting(dataset: Dataset, seed: int = 0) -> RunConfig:
         text_input=said[0] if said else config.omni.text_input,
     )
     size = dataset.image_size or config.image_tokenizer.image_size
-    return replace(config, omni=omni, image_tokenizer=replace(config.image_tokenizer, image_size=size))
+    side = size // FOLD
+    while side > MOST_CODES_PER_SIDE and side % 2 == 0:
+        side //= 2
+    image = replace(config.image_tokenizer, image_size=size, codes_per_side=side)
+    return replace(config, omni=omni, image_tokenizer=image)

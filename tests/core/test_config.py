@@ -44,7 +44,7 @@ def test_a_config_becomes_plain_values_and_itself_again(config):
     assert from_dict(Outer, json.loads(json.dumps(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize("recipe", [laptop(3), quick(), neurons("clip")])
+@pytest.mark.parametrize("recipe", [laptop(3), quick(), neurons(features="clip")])
 def test_every_recipe_becomes_plain_values_and_itself_again(recipe):
     assert from_dict(type(recipe), to_dict(recipe)) == recipe
 
