@@ -73,7 +73,10 @@ def generate(
     blocks = [condition_block(checkpoint, name, rows) for name, rows in conditions.items()]
     empty = target_block(checkpoint, target, blocks[0].batch if blocks else 1)
     if target in conditions:
-        raise UserError(f"generation: expected a target that is not among the conditions, got '{target}'.")
+        raise UserError(
+            f"generation: expected a target that is not among the conditions, got '{target}'. "
+            "Leave it out of the conditions, or choose another target."
+        )
     check_paired(dict(zip(conditions, blocks, strict=True)))
     mean = config.estimate == "mean" and empty.modality != "text"
     samples = max(1, config.num_samples) if mean else 1
@@ -173,7 +176,10 @@ def score(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str,
     Raises UserError if a condition or the target does not fit the model.
     """
     if target in conditions:
-        raise UserError(f"score: expected a target that is not among the conditions, got '{target}'.")
+        raise UserError(
+            f"score: expected a target that is not among the conditions, got '{target}'. "
+            "Leave it out of the conditions, or choose another target."
+        )
     blocks = [condition_block(checkpoint, name, values) for name, values in conditions.items()]
     goal = condition_block(checkpoint, target, rows, as_codes=True)
     check_paired(dict(zip([*conditions, target], [*blocks, goal], strict=True)))
@@ -300,7 +306,10 @@ def target_block(checkpoint: Checkpoint, name: str, batch: int) -> Block:
 
 
 def require(checkpoint: Checkpoint, name: str) -> None:
+    """Raises UserError unless the model was trained on this modality, or this subject."""
     modality = modality_of(name)
+    if modality == "brain":
+        checkpoint.tokenizers.brain.map_of(name.removeprefix("brain:"))
     if getattr(checkpoint.tokenizers, modality) is None:
         has = [m for m in ("text", "image", "brain") if getattr(checkpoint.tokenizers, m) is not None]
         raise UserError(

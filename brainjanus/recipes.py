@@ -118,7 +118,7 @@ def fitting(dataset: Dataset, seed: int = 0) -> RunConfig:
 
     Pictures are read through the first stored features that were not made from words, or the built-in wavelets.
     """
-    stimuli = np.median([len(dataset.averages(subject, "train").stimulus_ids) for subject in dataset.subjects])
+    stimuli = np.median([len(dataset.trials(subject).stimuli("train")) for subject in dataset.subjects])
     sites = np.median([dataset.space(subject).num_sites for subject in dataset.subjects])
     recipe = few_trials if stimuli < FEW_TRIALS else neurons if sites < FEW_SITES else laptop
     config = recipe(seed)

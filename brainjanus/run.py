@@ -36,11 +36,13 @@ from brainjanus.recipes import RunConfig, fitting
 from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.image import ImageTokenizer
 from brainjanus.tokenizers.text import TextTokenizer
+from brainjanus.tokenizers.vision import ENCODERS
 from brainjanus.train.codes import captions_of_each, encode_split, features_of, training_rows
 from brainjanus.train.omni import expand_tasks, fit_omni
 from brainjanus.train.tokenizer import fit_brain_tokenizer, fit_image_tokenizer
 
 STAGES = ("brain", "image", "omni")
+LEAST_STIMULI = {"train": 3, "test": 2}
 GUIDANCE = 2.0  # of the guided picture that stands beside the expected one
 
 
@@ -78,16 +80,13 @@ def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | No
     """
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     out, config = Path(out), config or fitting(dataset)
+    captions = check_fits(dataset, config)
     claim(out, dataset, config)
     if (out / "model.json").exists():
         return Checkpoint.load(out)
     stages = out / "stages"
     ids = dataset.split_ids("train")
     row_of = {stimulus: row for row, stimulus in enumerate(ids)}
-    captioned = any(dataset.captions(stimulus) for stimulus in ids)
-    captions = [caption for group in captions_of_each(dataset, ids) for caption in group] if captioned else []
-    available = {name for name, there in (("image", dataset.image_size is not None), ("text", captioned)) if there}
-    expand_tasks(config.training.tasks, dataset.subjects, available)  # what is wrong with them is said before training
 
     torch.manual_seed(config.seed)  # initial weights only; training draws from generators of its own
     orders = {subject: torch.from_numpy(np.array(dataset.space(subject).order)) for subject in dataset.subjects}
@@ -119,6 +118,41 @@ def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | No
     checkpoint = Checkpoint(tokenizers, model, provenance)
     checkpoint.save(out)
     return checkpoint
+
+
+def check_fits(dataset: Dataset, config: RunConfig) -> list[str]:
+    """Say what is wrong with a dataset or its settings before anything is trained; returns the training captions."""
+    ids = dataset.split_ids("train")
+    captioned = any(dataset.captions(stimulus) for stimulus in ids)
+    captions = [caption for group in captions_of_each(dataset, ids) for caption in group] if captioned else []
+    if captioned:
+        captions_of_each(dataset, dataset.split_ids("test"))
+    for subject in dataset.subjects:
+        for split, least in LEAST_STIMULI.items():
+            found = len(dataset.trials(subject).stimuli(split))
+            if found < least:
+                raise UserError(
+                    f"{dataset.path}: expected at least {least} {split} stimuli of {subject}, got {found}. Its scores "
+                    "and their linear baseline need so many: add stimuli, or split the data anew."
+                )
+    size, expected = dataset.image_size, config.image_tokenizer.image_size
+    if size not in (None, expected):
+        raise UserError(
+            f"{dataset.path}: expected pictures of {expected} pixels a side, as image_tokenizer.image_size says, got "
+            f"{size}. Prepare the dataset with --image-size {expected}, or train with --image-tokenizer.image-size "
+            f"{size} and a fitting --image-tokenizer.codes-per-side."
+        )
+    inputs = [("text", config.omni.text_input, captioned, ()), ("image", config.omni.image_input, size, ENCODERS)]
+    for name, encoder, there, built_in in inputs:
+        known = ["codes", *built_in, *dataset.feature_names]
+        if there and encoder not in known:
+            raise UserError(
+                f"omni.{name}_input: expected one of {', '.join(known)}, got '{encoder}'. Correct the name, or prepare "
+                "the dataset with these features."
+            )
+    available = {name for name, _, there, _ in inputs if there}
+    expand_tasks(config.training.tasks, dataset.subjects, available)
+    return captions
 
 
 def claim(out: Path, dataset: Dataset, config: RunConfig) -> None:
@@ -248,17 +282,18 @@ def evaluate(
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     checkpoint = Checkpoint.load(run)
     check_same_data(checkpoint, dataset, run)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: expected a folder for scores.json and report.html, got a file. Choose another --out.")
+    config, losses = read_json(run / "config.json").get("config", {}), read_logs(run)
     predictions = [
-        predict(checkpoint, dataset, direction, subject, config)
+        predict(checkpoint, dataset, direction, subject, estimator)
         for direction in directions_of(checkpoint)
         for subject in checkpoint.tokenizers.brain.subjects
-        for config in estimators_of(direction, seed)
+        for estimator in estimators_of(direction, seed)
     ]
     records = [record for prediction in predictions for record in score(dataset, prediction, seed=seed)]
     records = summary(records) + records
     save_scores(records, out / "scores.json")
-    logs = [run / "stages" / stage / "log.jsonl" for stage in STAGES]
-    losses = [json.loads(line) for log in logs if log.exists() for line in log.read_text().splitlines()]
     write_report(
         out / "report.html",
         dataset=dataset,
@@ -269,10 +304,21 @@ def evaluate(
         ],
         codebooks=codebook_usage(checkpoint, dataset),
         losses=losses,
-        config=read_json(run / "config.json")["config"],
+        config=config,
         title=title or f"BrainJanus on {dataset.name}",
     )
     return records
+
+
+def read_logs(run: Path) -> list[dict]:
+    """All lines of the logs of a run, stage by stage."""
+    lines = []
+    for log in (run / "stages" / stage / "log.jsonl" for stage in STAGES):
+        try:
+            lines += [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        except ValueError as error:
+            raise UserError(f"{log}: expected JSON lines, got '{error}'. Delete it to report without it.") from error
+    return lines
 
 
 def main_predictions(predictions: Sequence[Predictions]) -> list[Predictions]:

@@ -335,7 +335,7 @@ def test_pictures_may_be_floats_as_generate_returns_them(make_checkpoint, image_
         ({"brain:c": torch.zeros(2, 9)}, "image", r"the subjects it was trained on \(a, b\), got 'c'"),
         ({"brain:a": torch.tensor([[0.0] * 10, [float("nan")] * 10])}, "image", "responses of a: .* infinity in row 1"),
         ({"text": ["a cup"]}, "brain:c", r"the subjects it was trained on \(a, b\), got 'c'"),
-        ({"text": ["a cup"]}, "text", "expected a target that is not among the conditions, got 'text'"),
+        ({"text": ["a cup"]}, "text", "expected a target that is not among the conditions, got 'text'. Leave it out"),
         ({"text": ["one"], "brain:a": torch.zeros(2, 10)}, "image", "got text 1, brain:a 2. Pair them by stimulus id"),
         ({"text": ["unseen words " * 9]}, "image", "expected at most .* codes with its end"),
         ({"sound": [1]}, "image", "'sound': expected text, image or brain:SUBJECT"),

@@ -65,8 +65,8 @@ def test_the_recipe_that_fits(stimuli, sites, features, recipe, image_input, tex
         def __init__(self):
             self.subjects, self.feature_names, self.image_size = ("a",), features, 64
 
-        def averages(self, subject, split):
-            return SimpleNamespace(stimulus_ids=range(stimuli))
+        def trials(self, subject):
+            return SimpleNamespace(stimuli=lambda split: range(stimuli))
 
         def space(self, subject):
             return SimpleNamespace(num_sites=sites)

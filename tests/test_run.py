@@ -244,7 +244,7 @@ def test_refuses_unknown_settings(tmp_path):
 @pytest.mark.parametrize(
     ("captioned", "tasks", "message"),
     [
-        (range(1, 80), {"text->brain": 1.0}, "expected a caption for every stimulus, got none for 's000'"),
+        (range(1, 80), {"text->brain": 1.0}, "expected a caption for every stimulus, got none for 1 of "),
         (range(80), {"brain->brain": 1.0}, "task 'brain->brain': expected the names of the subjects"),
     ],
 )
@@ -341,7 +341,7 @@ def test_says_that_a_stimulus_was_not_seen_or_has_no_caption(study, short, tmp_p
         subjects=[Subject(study.space("s1"), study.responses("s1"), study.trials("s1"))],
         stimuli=Stimuli(ids, study.images(ids), captions={s: ["red"] for s in ids if s != "s070"}),
     )  # fmt: skip
-    with pytest.raises(UserError, match="expected a caption for every stimulus, got none for 's070'"):
+    with pytest.raises(UserError, match=r"a caption for every stimulus, got none for \d+ of \d+, 's070' among them"):
         condition(checkpoint, bare, "text", ["s069", "s070"])
 
 
@@ -367,3 +367,34 @@ def test_training_leaves_global_randomness_decided(study, tmp_path):
     torch.manual_seed(321)
     second = train(study, tmp_path / "b", SHORT).model.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- what is wrong is said before anything is trained
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            replace(SHORT, omni=replace(SHORT.omni, image_input="clip")),
+            "image_input: expected one of codes, wavelet",
+        ),
+        (replace(SHORT, omni=replace(SHORT.omni, text_input="t5")), "omni.text_input: expected one of codes"),
+        (
+            replace(SHORT, image_tokenizer=replace(SHORT.image_tokenizer, image_size=32)),
+            "pictures of 32 pixels",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_claim_no_folder(study, tmp_path, config, sentence):
+    with pytest.raises(UserError, match=sentence):
+        train(study, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_out_that_is_a_file_is_refused_before_the_work(short, study, tmp_path, monkeypatch):
+    (tmp_path / "out").write_text("mine")
+    monkeypatch.setattr("brainjanus.run.predict", lambda *_: pytest.fail("worked first"))
+    with pytest.raises(UserError, match=r"expected a folder for .*, got a file"):
+        evaluate(short, study, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"

@@ -32,13 +32,27 @@ def written_beside(target: Path | str) -> Iterator[Path]:
     target = Path(target)
     beside: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        written = beside / target.name
-        yield written
-        if target.is_dir():
-            os.replace(target, beside / f"{target.name}.replaced")
-        os.replace(written, target)
+        with reported(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+            written = beside / target.name
+            yield written
+            if target.is_dir():
+                os.replace(target, beside / f"{target.name}.replaced")
+            os.replace(written, target)
+    finally:
+        if beside is not None:
+            replaced = beside / f"{target.name}.replaced"
+            if replaced.exists() and not target.exists():  # stopped between the two renames
+                os.replace(replaced, target)
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def reported(target: Path) -> Iterator[None]:
+    """Turn a full disk, or a place that cannot be written to, into a sentence about `target`."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         number = errno_of(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
@@ -46,18 +60,12 @@ def written_beside(target: Path | str) -> Iterator[Path]:
                 f"{target}: expected room to write it, got a full disk ({os.strerror(number)}). Nothing was left "
                 "half-written. Free some space or choose another --out, then run the same command again."
             ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
                 f"{target}: expected a place that can be written to, got '{os.strerror(number)}'. "
                 "Choose another --out or change its permissions."
             ) from error
         raise
-    finally:
-        if beside is not None:
-            replaced = beside / f"{target.name}.replaced"
-            if replaced.exists() and not target.exists():  # stopped between the two renames
-                os.replace(replaced, target)
-            shutil.rmtree(beside, ignore_errors=True)
 
 
 def errno_of(error: OSError | SafetensorError) -> int:

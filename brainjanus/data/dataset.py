@@ -52,6 +52,10 @@ class Trials(NamedTuple):
         """The rows of one split, in order."""
         return np.flatnonzero(np.array(self.split) == split)
 
+    def stimuli(self, split: str) -> tuple[str, ...]:
+        """The stimuli of one split, sorted, each once."""
+        return tuple(sorted({self.stimulus_id[row] for row in self.rows(split)}))
+
     def save(self, path: Path) -> None:
         columns = {name: column for name, column in self._asdict().items() if column is not None}
         with open(path, "w", newline="", encoding="utf-8") as file:

@@ -277,13 +277,15 @@ def check_subject(subject: Subject, known: set[str]) -> None:
             f"trials of {who}: expected one row for each of the {len(responses)} responses, got "
             f"{lengths['stimulus_id']}. Does the table miss a run, or have runs that were not recorded?"
         )
-    finite = np.isfinite(responses).all(axis=1)
+    largest = np.finfo(np.float32).max  # they are kept as float32
+    finite = (responses.max(axis=1, initial=0) <= largest) & (responses.min(axis=1, initial=0) >= -largest)
     if not finite.all():
         trial = int(np.argmin(finite))
-        site = int(np.argmin(np.isfinite(responses[trial])))
+        site = int(np.argmin(np.abs(responses[trial]) <= largest))
         raise UserError(
             f"responses of {who}: expected finite numbers, got {responses[trial, site]} at trial {trial}, site {site} "
-            f"({int((~finite).sum())} trials are affected; counted from 0). Leave out these trials, or these sites."
+            f"({int((~finite).sum())} trials are affected; counted from 0; the largest float32 is {largest:.1e}). "
+            "Leave out these trials, or these sites."
         )
     for row, (stimulus, split) in enumerate(zip(trials.stimulus_id, trials.split, strict=True)):
         if stimulus not in known:

@@ -204,8 +204,8 @@ def captions_of_each(dataset: Dataset, ids: Sequence[str]) -> list[tuple[str, ..
     captions = [dataset.captions(stimulus) for stimulus in ids]
     if not all(captions):
         raise UserError(
-            f"{dataset.path}: expected a caption for every stimulus, got none for "
-            f"'{ids[[bool(c) for c in captions].index(False)]}'. Prepare the dataset with captions."
+            f"{dataset.path}: expected a caption for every stimulus, got none for {captions.count(())} of {len(ids)}, "
+            f"'{ids[captions.index(())]}' among them. Prepare the dataset with their captions, or with none at all."
         )
     return captions
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from brainjanus.core.config import to_dict
-from brainjanus.core.errors import UserError
+from brainjanus.core.errors import UserError, reported, written_beside
 from brainjanus.core.progress import progress
 from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizers_of
 from brainjanus.train.state import generator_of, interruptible, load_state, save_state
@@ -83,16 +83,23 @@ class Log:
 
     def __init__(self, path: Path, stage: str, start: int, sums: dict[str, list[float]]):
         self.path, self.stage, self.sums = path, stage, sums
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut short
-        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= start))
+        try:
+            kept = [line for line in whole if json.loads(line)["step"] <= start]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: expected a JSON object with its step on every line, got '{error}'. The log is damaged: "
+                "delete it to go on without the past of its curves."
+            ) from error
+        with written_beside(path) as beside:
+            beside.write_text("".join(kept))
 
     def add(self, step: int, losses: dict[str, torch.Tensor], *, lr: float, write: bool) -> None:
         for name, value in losses.items():
             self.sums.setdefault(name, []).append(float(value.detach()))
         if write:
             means = {name: sum(values) / len(values) for name, values in self.sums.items()}
-            with self.path.open("a") as file:
+            with reported(self.path), self.path.open("a") as file:
                 file.write(json.dumps({"stage": self.stage, "step": step, "lr": lr, **means}) + "\n")
             self.sums = {}

@@ -49,28 +49,36 @@ def load_state(
         return None
     try:
         facts = json.loads((folder / "state.json").read_text())
+        old, _ = dict(facts["config"]), int(facts["step"])
         weights = load_file(folder / "model.safetensors")
         moments = load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: expected a saved training state, got '{error}'. It is damaged: delete the folder to train this "
-            "stage from its start."
-        ) from error
-    different = sorted(key for key in {*facts["config"], *config} if facts["config"].get(key) != config.get(key))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise damaged(folder, error) from error
+    different = sorted(key for key in {*old, *config} if old.get(key) != config.get(key))
     if different:
-        pairs = ", ".join(f"{key} {facts['config'].get(key)} -> {config.get(key)}" for key in different)
+        pairs = ", ".join(f"{key} {old.get(key)} -> {config.get(key)}" for key in different)
         raise UserError(
             f"{folder}: expected the config that this training was started with, got another ({pairs}). "
             "Go on with the old config, or train into another --out."
         )
-    module.load_state_dict(weights)
-    states: list[dict[int, dict]] = [{} for _ in optimizers]
-    for key, value in moments.items():
-        which, index, name = key.split(".", 2)
-        states[int(which)].setdefault(int(index), {})[name] = value
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    try:
+        module.load_state_dict(weights)
+        states: list[dict[int, dict]] = [{} for _ in optimizers]
+        for key, value in moments.items():
+            which, index, name = key.split(".", 2)
+            states[int(which)].setdefault(int(index), {})[name] = value
+        for optimizer, state in zip(optimizers, states, strict=True):
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (RuntimeError, ValueError, IndexError, KeyError) as error:
+        raise damaged(folder, "weights of another model") from error
     return facts
+
+
+def damaged(folder: Path, what: object) -> UserError:
+    return UserError(
+        f"{folder}: expected a saved training state, got '{what}'. It is damaged: delete the folder to train this "
+        "stage from its start."
+    )
 
 
 @contextmanager

@@ -223,8 +223,11 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path):
     (tmp_path / "b.jpg").write_bytes(b"no picture")
     (tmp_path / "c.png").write_bytes(png(pictures(1, 64)[0])[:-2000])
     for name in ("b.jpg", "c.png"):
-        with pytest.raises(UserError, match=rf"{name}: expected a picture, got \d+ bytes that cannot be decoded"):
+        with pytest.raises(
+            UserError, match=rf"{name}: expected a picture, got \d+ bytes that cannot be decoded"
+        ) as info:
             list(read_pictures(str(tmp_path), [name], 8))
+        assert "BytesIO" not in str(info.value)
 
 
 def test_transparent_and_deep_pictures_are_refused_opaque_ones_taken(tmp_path):
@@ -389,6 +392,10 @@ def test_rois_from_json_tsv_and_labels(tmp_path):
     assert found(tmp_path / "r.npy") == {"V1": [True, False, False], "V2": [False, False, True]}
     with pytest.raises(UserError, match="expected sites from 0 to 2 in ROI V1, got 3"):
         found(text(tmp_path, "s.json", '{"V1": [3]}'))
+    with pytest.raises(UserError, match="expected a list of sites for each ROI, got 3 for V1"):
+        found(text(tmp_path, "n.json", '{"V1": 3}'))
+    with pytest.raises(UserError, match="in ROI V1, got True"):
+        found(text(tmp_path, "b.json", '{"V1": [true]}'))
 
 
 def test_features_come_with_names(tmp_path):

@@ -79,7 +79,7 @@ def test_variances_come_from_training_repeats_or_else_from_the_test_split(record
     np.testing.assert_allclose(found.space("subj01").noise_variance, 1250, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("value", "name"), [(np.nan, "nan"), (np.inf, "inf")])
+@pytest.mark.parametrize(("value", "name"), [(np.nan, "nan"), (-np.inf, "-inf"), (1e39, r"1e\+39")])
 def test_responses_that_are_not_finite_are_refused(recording, refuses, value, name):
     recording.responses[5, 3] = value
     refuses(rf"responses of subj01: expected finite numbers, got {name} at trial 5, site 3")

@@ -194,3 +194,30 @@ def test_gradients_are_clipped(tmp_path):
     fit(net, training_of(net, 1000.0), config, stage="test", folder=tmp_path, seed=3)
     norm = torch.cat([gradient.flatten() for gradient in seen[1]]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_full_disk_while_the_log_grows_is_a_sentence(tmp_path, monkeypatch):
+    """The last saved state is intact, and goes on."""
+    from pathlib import Path
+
+    run(tmp_path / "whole")
+    opened = Path.open
+
+    def full(self, *arguments, **named):
+        if self.name == "log.jsonl" and arguments == ("a",):
+            raise OSError(28, "No space left on device")
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(UserError, match="got a full disk"):
+        run(tmp_path / "stopped")
+    monkeypatch.undo()
+    run(tmp_path / "stopped")
+    assert (tmp_path / "stopped/log.jsonl").read_text() == (tmp_path / "whole/log.jsonl").read_text()
+
+
+def test_a_damaged_line_of_the_log_is_a_sentence(tmp_path):
+    run(tmp_path)
+    (tmp_path / "log.jsonl").write_text("what?\n")
+    with pytest.raises(UserError, match="The log is damaged"):
+        run(tmp_path)

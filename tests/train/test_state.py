@@ -144,3 +144,19 @@ def test_the_settings_of_fit_are_plain_values():
     from brainjanus.core.config import to_dict
 
     assert json.loads(json.dumps(to_dict(OptimConfig()))) == to_dict(OptimConfig())
+
+
+@pytest.mark.parametrize("facts", ["{}", '{"config": 3, "step": 1}', '{"config": {}, "step": "two"}'])
+def test_facts_that_say_nothing_are_damage(tmp_path, facts):
+    net, optimizers = trained()
+    save_state(tmp_path / "state", net, optimizers, {"step": 2, "config": {}})
+    (tmp_path / "state/state.json").write_text(facts)
+    with pytest.raises(UserError, match="It is damaged"):
+        load_state(tmp_path / "state", net, optimizers, {})
+
+
+def test_the_weights_of_another_model_are_damage(tmp_path):
+    net, optimizers = trained()
+    save_state(tmp_path / "state", nn.Linear(7, 5), optimizers, {"step": 2, "config": {}})
+    with pytest.raises(UserError, match="weights of another model"):
+        load_state(tmp_path / "state", net, optimizers, {})

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.readers.arrays import check_not_empty, is_array, open_array, reading
@@ -102,8 +102,9 @@ def decode(what: str, data: bytes) -> Image.Image:
         file = Image.open(io.BytesIO(data))
         file.load()
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+        problem = "of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UserError(
-            f"{what}: expected a picture, got {len(data)} bytes that cannot be decoded ('{error}'). "
+            f"{what}: expected a picture, got {len(data)} bytes that cannot be decoded ('{problem}'). "
             "The file is truncated or no picture: replace it, or take its trials out of the table."
         ) from error
     picture: Image.Image = file

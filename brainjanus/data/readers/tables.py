@@ -140,7 +140,12 @@ def read_rois(entries: Sequence[str], num_sites: int, volume: Volume | None) -> 
             rois[name] = read_roi(source, volume)
             continue
         for roi, sites in _members(source).items():
-            wrong = [site for site in sites if not (isinstance(site, int) and 0 <= site < num_sites)]
+            if not isinstance(sites, list):
+                raise UserError(
+                    f"{source}: expected a list of sites for each ROI, got {sites!r} for {roi}. "
+                    'Write {"ROI": [0, 1]}, also for a single site.'
+                )
+            wrong = [site for site in sites if not (type(site) is int and 0 <= site < num_sites)]
             if wrong:
                 raise UserError(
                     f"{source}: expected sites from 0 to {num_sites - 1} in ROI {roi}, got {wrong[0]!r}. "
@@ -151,7 +156,7 @@ def read_rois(entries: Sequence[str], num_sites: int, volume: Volume | None) -> 
     return rois
 
 
-def _members(source: str) -> dict[str, list[Any]]:
+def _members(source: str) -> dict[str, Any]:
     if is_array(source):
         labels = np.asarray(read_array(source)).reshape(-1)
         return {str(label): np.flatnonzero(labels == label).tolist() for label in np.unique(labels) if label}
