@@ -94,7 +94,7 @@ def modality_of(name: str) -> Modality:
     """The modality of a condition's or target's name."""
     head = name.split(":")[0]
     if head not in ("text", "image", "brain"):
-        raise UserError(f"'{name}': expected text, image or brain:SUBJECT.")
+        raise UserError(f"'{name}': expected text, image or brain:SUBJECT. Correct the name.")
     return head  # type: ignore[return-value]
 
 
