@@ -37,12 +37,14 @@ def demo(out: Path | str, *, seed: int = 0, quick: bool = False) -> Path:
 
 def print_table(records: Sequence[Record]) -> None:
     """The four directions, mean over subjects, beside floor, linear baseline and ceiling."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="held-out stimuli, mean over subjects")
+    table = Table(title="held-out stimuli, mean over subjects", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("direction", "estimate", "metric", "floor", "linear", "model", "ceiling", "p"):
-        table.add_column(column, justify="left" if column in ("direction", "estimate", "metric") else "right")
+        justify = "left" if column in ("direction", "estimate", "metric") else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
