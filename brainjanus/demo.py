@@ -42,9 +42,10 @@ def print_table(records: Sequence[Record]) -> None:
     from rich.table import Table
 
     table = Table(title="held-out stimuli, mean over subjects", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("direction", "estimate", "metric", "floor", "linear", "model", "ceiling", "p"):
-        justify = "left" if column in ("direction", "estimate", "metric") else "right"
-        table.add_column(column, justify=justify, no_wrap=True)
+    for column in ("direction", "estimate", "metric"):
+        table.add_column(column, no_wrap=column != "estimate")
+    for column in ("floor", "linear", "model", "ceiling", "p"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=max(5, len(column)))
 
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
