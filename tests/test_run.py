@@ -18,7 +18,7 @@ from brainjanus.model import checkpoint as checkpoint_module
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig
-from brainjanus.run import Run, RunConfig, condition, directions_of, evaluate, predict, train
+from brainjanus.run import LEAST_STIMULI, Run, RunConfig, condition, directions_of, evaluate, predict, train
 from brainjanus.tokenizers.brain import BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizerConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
@@ -398,3 +398,16 @@ def test_an_out_that_is_a_file_is_refused_before_the_work(short, study, tmp_path
     with pytest.raises(UserError, match=r"expected a folder for .*, got a file"):
         evaluate(short, study, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_too_few_stimuli_to_score_are_refused_before_training(study, tmp_path, monkeypatch, split):
+    monkeypatch.setitem(LEAST_STIMULI, split, 1000)
+    with pytest.raises(UserError, match=rf"at least 1000 {split} stimuli of s1, got \d+"):
+        train(study, tmp_path / "run", SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_least_numbers_are_what_the_scores_need():
+    """Correlation across stimuli needs two; the linear baseline's penalty needs three."""
+    assert LEAST_STIMULI == {"train": 3, "test": 2}

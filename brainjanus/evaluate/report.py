@@ -494,6 +494,7 @@ table.scores { width: 100%; table-layout: fixed; margin-bottom: .8rem; font-size
 th { text-align: right; font-weight: 500; color: var(--soft); font-size: .78rem; padding: .2rem .5rem;
   border-bottom: 1px solid var(--line); }
 td { padding: .16rem .5rem; text-align: right; white-space: nowrap; }
+td small, th small { display: block; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; padding-left: 0; }
 th:nth-child(1) { width: 15rem; } th:nth-child(2) { width: 6.2rem; } th:nth-child(3) { width: 226px; }
 tr.mean td { padding-top: .5rem; } tr.mean td:first-child { font-weight: 600; }

@@ -87,8 +87,3 @@ def perplexity(codes: Int[Tensor, "*b"], num_codes: int) -> float:
     """exp(entropy) of code usage: the number of codes that would be used if all were used equally."""
     shares = torch.bincount(codes.flatten(), minlength=num_codes).float() / codes.numel()
     return float(torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()))
-
-
-def usage_share(codes: Int[Tensor, "*b"], num_codes: int) -> float:
-    """The share of the codebook that occurs at all."""
-    return len(torch.unique(codes)) / num_codes

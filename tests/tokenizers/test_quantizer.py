@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from brainjanus.core.errors import UserError
-from brainjanus.tokenizers.quantizer import Quantizer, QuantizerConfig, perplexity, usage_share
+from brainjanus.tokenizers.quantizer import Quantizer, QuantizerConfig, perplexity
 
 N, DIM = 24, 6
 
@@ -124,10 +124,6 @@ def test_perplexity_by_hand():
     assert perplexity(torch.zeros(5, dtype=torch.long), 8) == pytest.approx(1)
     entropy = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
     assert perplexity(torch.tensor([[0, 0], [1, 2]]), 8) == pytest.approx(math.exp(entropy))
-
-
-def test_usage_share_by_hand():
-    assert usage_share(torch.tensor([[0, 0], [1, 7]]), 8) == 3 / 8
 
 
 @pytest.mark.parametrize(
