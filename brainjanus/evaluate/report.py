@@ -163,8 +163,10 @@ def _run(dataset: Dataset, records: Sequence[Record]) -> str:
         "Written": date.today().isoformat(),
     }
     rows = "".join(f"<dt>{name}</dt><dd>{fact}</dd>" for name, fact in facts.items())
+    names = {"brain": "brain responses", "image": "pictures", "text": "text"}
+    scored = {modality for record in records for modality in record.direction.split("->")}
     lead = (
-        "<p>One model was trained to predict any of three things from the others: brain responses, pictures and text. "
+        f"<p>One model was trained to go from one to another of: {', '.join(names[m] for m in names if m in scored)}. "
         "This page says how well it does on stimuli that it has never seen, and what that is worth beside chance, "
         "a linear model, and the best that noise allows.</p>"
     )
