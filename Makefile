@@ -5,7 +5,7 @@ OUT ?= runs/demo
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/installed-cortex
+demo: $(VENV)/installed-demo
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VENV)/bin/brainjanus demo --out $(OUT)
 
 test: $(VENV)/installed-dev

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
@@ -19,6 +19,7 @@ from brainjanus.core.errors import UserError
 
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
 DatasetFolder = Positional[Annotated[Path, arg(metavar="DATASET")]]
+T = TypeVar("T", Path, str)
 RESUMABLE = ("demo", "train")  # the others write their result at the very end, or not at all
 
 
@@ -52,7 +53,8 @@ def dispatch(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise UserError(f"command: expected one of {', '.join(COMMANDS)}, got '{argv[0]}'. See `brainjanus --help`.")
-    print(COMMANDS[argv[0]](argv[1:]))
+    if made := COMMANDS[argv[0]](argv[1:]):
+        print(made)
     return 0
 
 
@@ -263,36 +265,241 @@ def evaluate(argv: list[str]) -> Path:
     """Score all directions on the test stimuli, beside floor, linear baseline and noise ceiling.
 
     Examples:
-        brainjanus evaluate runs/mine data/mine --out runs/mine/scores
+        brainjanus evaluate runs/mine
+        brainjanus evaluate runs/mine data/mine --out runs/mine/scores --weights networks
 
     Args:
         run: Folder that `brainjanus train` wrote.
-        dataset: Folder of the dataset.
-        out: Folder for report.html and scores.json.
+        dataset: Folder of the dataset. Default: where it was when the run was trained.
+        out: Folder for report.html and scores.json. Default: RUN/scores.
         seed: Of generation, shuffles and permutations.
+        weights: Folder with weights of pretrained networks for AlexNet, Inception, CLIP, EffNet and SwAV scores, or
+            "hub" to download them.
+        clip: Folder (or name on the hub) of CLIP ViT-B/32, for CLIP-S and RefCLIP-S.
+        bert: Folder (or name on the hub) of a model, for BERTScore.
     """
 
-    def run(run: RunFolder, dataset: DatasetFolder, out: Path, seed: int = 0) -> Path:
-        from brainjanus.demo import print_table
+    def run(
+        run: RunFolder,
+        dataset: Positional[Annotated[Path | None, arg(metavar="[DATASET]")]] = None,
+        out: Path | None = None,
+        seed: int = 0,
+        weights: Path | None = None,
+        clip: str | None = None,
+        bert: str | None = None,
+    ) -> Path:
+        from brainjanus.evaluate.figures import Extras
         from brainjanus.run import evaluate as score
+        from brainjanus.tables import print_remarks, print_table
 
-        print_table(score(run, dataset, out, seed=seed))
-        return out / "report.html"
+        scored = score(run, dataset, out, seed=seed, extras=Extras(weights, clip=clip, bert=bert))
+        print_table(scored.records)
+        print_remarks(scored.skipped, scored.warnings)
+        return (out or run / "scores") / "report.html"
 
     return parse(evaluate, run, argv)
 
 
-COMMANDS: dict[str, Callable[[list[str]], Path]] = {
+def score(argv: list[str]) -> Path:
+    """Score predictions that any software made.
+
+    Captions are JSON {id: caption}; pictures a folder (ID.png), an archive or an array; responses safetensors, npy,
+    npz, mat, HDF5 or NIfTI. Everything is matched by stimulus id.
+
+    Examples:
+        brainjanus score brain-to-text --predictions captions.json --references coco.json --out scores
+        brainjanus score brain-to-image --predictions decoded/ --dataset data/mine --subject subj01 --out scores
+        brainjanus score to-brain --predictions predicted.npy --ids ids.txt --dataset data/mine --subject subj01 \\
+            --out scores
+
+    Args:
+        task: brain-to-text, brain-to-image or to-brain.
+        predictions: File or folder with the predictions.
+        out: Folder for scores.json and report.html.
+        dataset: Folder of a dataset: its split, baselines, noise ceilings and ROIs.
+        references: File or folder to score against, without a dataset.
+        subject: Whose brain was decoded or predicted.
+        source: What a brain was predicted from.
+        ids: File with the stimulus id of each row of an array of predictions: one a line, or a JSON list.
+        reference_ids: The same for an array of references.
+        estimator: How predictions were drawn, e.g. "sample" or "mean of 5 samples". It stands in the protocol.
+        repeats: What the decoder was given of repeats: their averaged responses, or one at a time (with outputs
+            averaged, or single).
+        units: Of predicted responses: z-scored as the dataset is, or raw betas.
+        split: Of the dataset.
+        partial: Score the stimuli that predictions and references share, if they are not the same.
+        features: NAME=FILE with features of the decoded pictures, for identification in them.
+        seen_features: NAME=FILE with the same features of the seen pictures (default: the dataset's NAME).
+        decoder: Folder of a run whose decoder restores pictures from predicted responses (encode, then decode).
+        constant: A caption that stands for all stimuli, as a floor. Default: the most typical one.
+        weights: Folder with weights of pretrained networks for AlexNet, Inception, CLIP, EffNet and SwAV scores, or
+            "hub" to download them.
+        clip: Folder (or name on the hub) of CLIP ViT-B/32, for CLIP-S and RefCLIP-S.
+        pictures: Folder, archive or array of the seen pictures, for CLIP-S without a dataset.
+        bert: Folder (or name on the hub) of a model, for BERTScore.
+        seed: Of shuffles and resamples.
+        permutations: Shuffles for p-values.
+        resamples: Bootstrap resamples for intervals.
+    """
+
+    def run(
+        task: Positional[Annotated[Literal["brain-to-text", "brain-to-image", "to-brain"], arg(metavar="TASK")]],
+        predictions: Path,
+        out: Path,
+        dataset: Path | None = None,
+        references: Path | None = None,
+        subject: str | None = None,
+        source: Literal["image", "text"] = "image",
+        ids: Path | None = None,
+        reference_ids: Path | None = None,
+        estimator: str = "undeclared",
+        repeats: Literal["undeclared", "responses", "outputs", "single"] = "undeclared",
+        units: Literal["zscored", "raw"] = "zscored",
+        split: str = "test",
+        partial: bool = False,
+        features: tuple[str, ...] = (),
+        seen_features: tuple[str, ...] = (),
+        decoder: Path | None = None,
+        constant: str | None = None,
+        weights: Path | None = None,
+        clip: str | None = None,
+        pictures: Path | None = None,
+        bert: str | None = None,
+        seed: int = 0,
+        permutations: int = 1000,
+        resamples: int = 1000,
+    ) -> Path:
+        from brainjanus.evaluate.figures import Extras
+        from brainjanus.evaluate.score import ScoreOptions
+        from brainjanus.scoring import score_files
+        from brainjanus.tables import print_remarks, print_scores
+
+        extras = Extras(weights, clip=clip, bert=bert)
+        scored = score_files(
+            task,
+            predictions,
+            out,
+            dataset=dataset,
+            references=references,
+            subject=subject,
+            source=source,
+            ids=ids,
+            reference_ids=reference_ids,
+            estimator=estimator,
+            repeats=repeats,
+            units=units,
+            split=split,
+            partial=partial,
+            features=features,
+            seen_features=seen_features,
+            decoder=decoder,
+            pictures=pictures,
+            options=ScoreOptions(
+                seed=seed, permutations=permutations, resamples=resamples, constant_caption=constant, extras=extras
+            ),
+        )
+        print_scores(scored.records)
+        print_remarks(scored.skipped, scored.warnings)
+        return out / "scores.json"
+
+    return parse(score, run, argv)
+
+
+def compare(argv: list[str]) -> str:
+    """Put results side by side, if their protocols agree.
+
+    Examples:
+        brainjanus compare runs/a/scores runs/b/scores
+        brainjanus compare ours=runs/a/scores peer=scores/peer --out table.tsv
+        brainjanus compare scores/umbrae --published NSD
+
+    Args:
+        results: Folders with a scores.json, or such files; NAME=PATH gives one another name than its path.
+        out: File for the table as well: .tsv or .json.
+        published: Also show quoted figures of papers on this collection (NSD), where their protocol agrees.
+        rois: Also region by region.
+        allow: Fields of the protocol that may differ all the same; the differences are then told.
+    """
+
+    def run(
+        results: Positional[Annotated[tuple[str, ...], arg(metavar="RESULT")]],
+        out: Path | None = None,
+        published: str | None = None,
+        rois: bool = False,
+        allow: tuple[str, ...] = (),
+    ) -> str:
+        from brainjanus.scoring import compare_files
+        from brainjanus.tables import print_comparison
+
+        comparison = compare_files(results, out, published=published, rois=rois, allow=allow)
+        print_comparison(comparison)
+        return "" if out is None else str(out)
+
+    return parse(compare, run, argv)
+
+
+def analyse(argv: list[str]) -> Path:
+    """Draw the paper's analyses: caption sources, responses to repeats, consistency of responses.
+
+    Examples:
+        brainjanus analyse captions --sources git=git.json vlm=vlm.json --references coco.json --out analyses
+        brainjanus analyse repeats --dataset data/mine --subject subj01 --out analyses
+        brainjanus analyse consistency --dataset data/mine --subject subj01 --out analyses
+
+    Args:
+        what: captions (density of scores for several sources of captions), repeats (responses to the repeats of one
+            stimulus), or consistency (MSE, cosine and r between responses to one stimulus).
+        out: Folder for the picture and its numbers (JSON).
+        dataset: Folder of a dataset.
+        subject: For repeats and consistency.
+        stimulus: For repeats. Default: the one with most repeats.
+        sources: For captions: NAME=FILE with captions by stimulus id.
+        references: For captions: captions by people, if not the dataset's.
+        pictures: For captions with --clip: the pictures, if not the dataset's.
+        clip: For captions: folder (or name on the hub) of CLIP ViT-B/32. Without it, agreement with the references.
+        seed: Of the floor of consistency.
+    """
+
+    def run(
+        what: Positional[Annotated[Literal["captions", "repeats", "consistency"], arg(metavar="WHAT")]],
+        out: Path,
+        dataset: Path | None = None,
+        subject: str | None = None,
+        stimulus: str | None = None,
+        sources: tuple[str, ...] = (),
+        references: Path | None = None,
+        pictures: Path | None = None,
+        clip: str | None = None,
+        seed: int = 0,
+    ) -> Path:
+        from brainjanus.analyse import analyse_captions, analyse_consistency, analyse_repeats
+
+        if what == "captions":
+            return analyse_captions(out, sources, dataset=dataset, references=references, pictures=pictures, clip=clip)
+        if dataset is None or subject is None:
+            missing = " and ".join(name for name, v in (("--dataset", dataset), ("--subject", subject)) if v is None)
+            raise UserError(f"analyse {what}: expected {missing}, got none. Name the dataset and whose responses.")
+        if what == "repeats":
+            return analyse_repeats(dataset, out, subject, stimulus)
+        return analyse_consistency(dataset, out, subject, seed)
+
+    return parse(analyse, run, argv)
+
+
+COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "demo": demo,
     "simulate": simulate,
     "prepare": prepare,
     "train": train,
     "generate": generate,
     "evaluate": evaluate,
+    "score": score,
+    "compare": compare,
+    "analyse": analyse,
 }
 
 
-def parse(command: Callable[..., Path], run: Callable[..., Path], argv: list[str]) -> Path:
+def parse(command: Callable[[list[str]], T], run: Callable[..., T], argv: list[str]) -> T:
     """Call `run` with the arguments in argv; the docstring of `command` is the help text, its Args included."""
     run.__doc__ = inspect.cleandoc(str(command.__doc__))
     description = run.__doc__.partition("\nArgs:")[0]

@@ -180,7 +180,11 @@ def standardised(dataset: Dataset, subject: str, path: Path) -> np.ndarray:
     As in `prepare`, they are divided by the subject's scale first; sites that it dropped may be there or not.
     Statistics are those of the training trials; where each session has its own, their mean over sessions.
     """
-    raw = np.asarray(read_array(str(path)))
+    return raw_to_zscored(dataset, subject, np.asarray(read_array(str(path))), path)
+
+
+def raw_to_zscored(dataset: Dataset, subject: str, raw: np.ndarray, path: Path | str) -> np.ndarray:
+    """As `standardised`, of responses that were read already; `path` names them in the sentence of an error."""
     space = dataset.space(subject)
     dropped = dataset.manifest["provenance"].get("dropped_sites", {}).get(subject, 0)
     numbers = raw.ndim == 2 and raw.dtype.kind in "fiu"

@@ -18,6 +18,7 @@ import torch
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.data.dataset import Dataset
+from brainjanus.evaluate.encode_decode import control_records, encode_decode_records
 from brainjanus.evaluate.examples import (
     CaptionExample,
     CodebookUsage,
@@ -26,9 +27,10 @@ from brainjanus.evaluate.examples import (
     image_examples,
     map_examples,
 )
+from brainjanus.evaluate.figures import Extras
 from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
 from brainjanus.evaluate.report import write_report
-from brainjanus.evaluate.score import score, summary
+from brainjanus.evaluate.score import Scored, ScoreOptions, score, summary
 from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.checkpoint import Checkpoint, Tokenizers, interface_of
 from brainjanus.model.omni import OmniModel
@@ -70,7 +72,7 @@ class Run(NamedTuple):
 
     def evaluate(self, dataset: Dataset | Path | str, out: Path | str, *, seed: int = 0) -> list[Record]:
         """Score all directions on the test split; writes scores.json and report.html into `out`."""
-        return evaluate(self.path, dataset, out, seed=seed)
+        return evaluate(self.path, dataset, out, seed=seed).records
 
 
 def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | None = None) -> Checkpoint:
@@ -157,7 +159,12 @@ def check_fits(dataset: Dataset, config: RunConfig) -> list[str]:
 
 def claim(out: Path, dataset: Dataset, config: RunConfig) -> None:
     """Make `out` the folder of this run, or make sure that it is."""
-    facts: dict[str, Any] = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "config": to_dict(config)}
+    facts: dict[str, Any] = {
+        "dataset": dataset.name,
+        "path": str(dataset.path.resolve()),
+        "fingerprint": dataset.fingerprint,
+        "config": to_dict(config),
+    }
     if (out / "config.json").exists():
         found = read_json(out / "config.json")
         if found.get("fingerprint") != dataset.fingerprint:
@@ -271,27 +278,41 @@ def estimator_name(config: GenerationConfig, target: str) -> str:
 
 
 def evaluate(
-    run: Path | str, dataset: Dataset | Path | str, out: Path | str, *, seed: int = 0, title: str | None = None
-) -> list[Record]:
-    """Score all directions on the test split; writes scores.json and report.html into `out`.
+    run: Path | str,
+    dataset: Dataset | Path | str | None = None,
+    out: Path | str | None = None,
+    *,
+    seed: int = 0,
+    title: str | None = None,
+    extras: Extras | None = None,
+) -> Scored:
+    """Score all directions on the test split; writes scores.json and report.html into `out` (default: RUN/scores).
 
+    dataset: default: where it was when the run was trained. extras: pretrained networks for more metrics.
     Raises UserError if the dataset is not the one that the run was trained on: its z-scoring and its splits are part
     of the model.
     """
-    run, out = Path(run), Path(out)
-    dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    run = Path(run)
+    out = run / "scores" if out is None else Path(out)
     checkpoint = Checkpoint.load(run)
+    dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset or dataset_of(run))
     check_same_data(checkpoint, dataset, run)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for scores.json and report.html, got a file. Choose another --out.")
     config, losses = read_json(run / "config.json").get("config", {}), read_logs(run)
+    options = ScoreOptions(seed=seed, extras=extras or Extras())
     predictions = [
         predict(checkpoint, dataset, direction, subject, estimator)
         for direction in directions_of(checkpoint)
         for subject in checkpoint.tokenizers.brain.subjects
         for estimator in estimators_of(direction, seed)
     ]
-    records = [record for prediction in predictions for record in score(dataset, prediction, seed=seed)]
+    scored = [score(dataset, prediction, options) for prediction in predictions]
+    records = [record for one in scored for record in one.records]
+    skipped = {metric: why for one in scored for metric, why in one.skipped.items()}
+    warnings = list(dict.fromkeys(warning for one in scored for warning in one.warnings))
+    if checkpoint.tokenizers.image is not None:
+        records += restored_records(checkpoint, dataset, predictions, options)
     records = summary(records) + records
     save_scores(records, out / "scores.json")
     write_report(
@@ -303,10 +324,39 @@ def evaluate(
             m for p in main_predictions(predictions) if p.direction.endswith("brain") for m in map_examples(dataset, p)
         ],
         codebooks=codebook_usage(checkpoint, dataset),
+        skipped=skipped,
+        warnings=warnings,
         losses=losses,
         config=config,
         title=title or f"BrainJanus on {dataset.name}",
     )
+    return Scored(records, skipped, warnings)
+
+
+def dataset_of(run: Path) -> Path:
+    """Where the dataset was when the run was trained. Raises UserError if it is not there any more."""
+    found = read_json(run / "config.json").get("path")
+    if not isinstance(found, str) or not (Path(found) / "dataset.json").is_file():
+        raise UserError(
+            f"{run}: expected the dataset where it was when this run was trained ({found or 'not recorded'}), got no "
+            f"dataset there. Was it moved? Give its folder: brainjanus evaluate {run} DATASET."
+        )
+    return Path(found)
+
+
+def restored_records(
+    checkpoint: Checkpoint, dataset: Dataset, predictions: Sequence[Predictions], options: ScoreOptions
+) -> list[Record]:
+    """Encode, then decode: the responses expected to pictures, decoded by the same model; and the control."""
+    records = []
+    estimator = GenerationConfig(estimate="mean", seed=options.seed)
+    name = estimator_name(estimator, "brain")
+    for prediction in predictions:
+        if (prediction.direction, prediction.estimator) == ("image->brain", name):
+            pictures = generate(checkpoint, {f"brain:{prediction.subject}": prediction.values}, "image", estimator)
+            assert isinstance(pictures, torch.Tensor)
+            records += encode_decode_records(dataset, prediction, (pictures * 255).numpy(), options)
+            records += control_records(dataset, prediction.subject, options)
     return records
 
 

@@ -116,7 +116,7 @@ class Story:
         done = subprocess.run(asked, cwd=self.root, env=environment, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         *install, last = done.stdout.splitlines()
-        extra = {"make demo": "cortex", "make test": "dev"}[command]
+        extra = {"make demo": "demo", "make test": "dev"}[command]
         create = install.index("python3 -m venv .fresh")
         wanted = f".fresh/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[{extra}]'"
         assert install[create + 1] == wanted

@@ -1,17 +1,20 @@
-"""The linear model that stands beside every score.
+"""The linear model that stands beside every score, and the constant prediction.
 
 Enters: a dataset, a subject, a direction. Leaves: what a cross-validated ridge regression, fitted to the averages of
-the training split alone, predicts for the stimuli asked for.
+the training split alone, predicts for the stimuli asked for; or one prediction for all of them.
 
     text->brain   from a bag of content words, or from a word-vector feature, whichever training data favour; it reads
-                  all captions of a stimulus, as the model does
+                  all captions of a stimulus, as the model does. Constant: the mean training response
     image->brain  from pixels, built-in vision encoders or stored features, whichever training data favour
-    brain->image  to pixels
-    brain->text   to a bag of content words; the caption is the n most probable words, n chosen by cross-validation
+    brain->image  to pixels. Constant: the mean training picture
+    brain->text   to a bag of content words; the caption is the n most probable words, n chosen by cross-validation, or,
+                  where word order counts, the training caption nearest to the predicted words. Constant: the training
+                  caption that has the highest CIDEr when it is said of all training stimuli
 
 Ridge: features are centred, not scaled, the intercept is free; one eigendecomposition serves all penalties. The penalty
 is chosen for each target by generalised cross-validation (Golub, Heath & Wahba 1979), the rotation-invariant form of
-leave-one-out, as himalaya and scikit-learn choose theirs by (leave-one-out) cross-validation per target.
+leave-one-out, as himalaya and scikit-learn choose theirs by (leave-one-out) cross-validation per target. Why it is our
+own: docs/decisions/0007-ridge.md.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Averages, Dataset
+from brainjanus.evaluate.captions import constant_caption
 from brainjanus.evaluate.record import Direction
-from brainjanus.evaluate.text import content_words
-from brainjanus.tokenizers.vision import ENCODERS
+from brainjanus.evaluate.text import content_words, cosine_scores
+from brainjanus.tokenizers.vision import ENCODERS, vision_encoder
 from brainjanus.train.codes import features_of
 
 PENALTIES = np.logspace(-4, 4, 25)  # in units of the mean eigenvalue of the features' scatter matrix
@@ -35,9 +39,13 @@ PIXEL_SIDE = 32  # pixels; the pictures that the linear model reads
 MAX_WORDS = 2000  # the most frequent ones; enough for all content words of everyday captions
 MAX_CAPTION_WORDS = 15
 NUM_FOLDS = 5
+ENCODER = "wavelet"  # what the linear encoder reads of pictures that the dataset does not hold
+RIDGE = "ridge on the training averages, penalty per target by generalised cross-validation"
 TEXT_FEATURES = ("word2vec",)  # stored features that were made from words, hence no description of the picture
-# (dataset, subject, direction, split) -> what the linear model predicts for each stimulus
+# (dataset, subject, what, split) -> what the linear model predicts for each stimulus
 _fitted: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+_encoders: dict[tuple[str, str], "Ridge"] = {}  # (dataset, subject) -> the linear encoder
+_decoders: dict[tuple[str, str], tuple["Ridge", tuple[int, ...]]] = {}  # the linear decoder, and its pictures' shape
 
 
 # N training samples, P features, T targets, R rank
@@ -143,15 +151,66 @@ def linear_baseline(
     (not clipped).
     Raises UserError if the training split is too small, or pictures or captions are missing.
     """
-    key = dataset.fingerprint, subject, direction, split
-    if key not in _fitted:
-        measured = dataset.averages(subject, split)
-        _fitted[key] = dict(zip(measured.stimulus_ids, _predict(dataset, subject, direction, measured), strict=True))
-    values = [_fitted[key][stimulus] for stimulus in stimulus_ids]
+    values = _cached(dataset, subject, direction, stimulus_ids, split)
     return values if direction == "brain->text" else np.stack(values)
 
 
-def _predict(dataset: Dataset, subject: str, direction: Direction, measured: Averages) -> np.ndarray | list[str]:
+def linear_captions(dataset: Dataset, subject: str, stimulus_ids: Sequence[str], *, split: str = "test") -> list[str]:
+    """For each stimulus the training caption whose content words are nearest (cosine) to those that ridge predicts.
+
+    What a linear model says where word order counts. Raises UserError as `linear_baseline`.
+    """
+    return _cached(dataset, subject, "caption", stimulus_ids, split)
+
+
+def constant_prediction(
+    dataset: Dataset, subject: str, direction: Direction
+) -> Float[np.ndarray, "v"] | Float[np.ndarray, "h w 3"] | str:
+    """One prediction for all stimuli, from the training split alone; see the head of this file."""
+    ids, responses, _ = dataset.averages(subject, "train")
+    if direction.endswith("->brain"):
+        return responses.mean(axis=0)
+    if direction == "brain->image":
+        total = np.zeros(dataset.pictures(ids[0]).shape[1:], np.float64)
+        for stimulus in ids:
+            total += dataset.pictures(stimulus).mean(axis=0)
+        return (total / len(ids)).astype(np.float32)
+    return constant_caption([group for group in map(dataset.captions, ids) if group])
+
+
+def linear_encoder(dataset: Dataset, subject: str, pictures: Shaped[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n v"]:
+    """The responses that ridge on the features ENCODER of training pictures predicts for any pictures in [0, 255]."""
+    key = dataset.fingerprint, subject
+    if key not in _encoders:
+        ids, responses, _ = dataset.averages(subject, "train")
+        _encoders[key] = fit_ridge(_flat(features_of(dataset, ENCODER, ids).numpy()), responses)
+    pixels = torch.from_numpy(np.clip(pictures, 0, 255).astype(np.float32) / 255).permute(0, 3, 1, 2)
+    encode = vision_encoder(ENCODER)
+    with torch.no_grad():
+        features = torch.cat([encode(part) for part in pixels.split(64)])
+    return _encoders[key].predict(_flat(features.numpy()))
+
+
+def linear_decoder(dataset: Dataset, subject: str, responses: Float[np.ndarray, "n v"]) -> Float[np.ndarray, "n h w 3"]:
+    """The pictures that ridge, fitted to the training averages, decodes from any responses; [0, 255], not clipped."""
+    key = dataset.fingerprint, subject
+    if key not in _decoders:
+        ids, measured, _ = dataset.averages(subject, "train")
+        pictures = np.stack([dataset.pictures(stimulus).mean(axis=0, dtype=np.float32) for stimulus in ids])
+        _decoders[key] = fit_ridge(measured, pictures.reshape(len(pictures), -1)), pictures.shape[1:]
+    ridge, shape = _decoders[key]
+    return ridge.predict(responses.astype(np.float32)).reshape(-1, *shape)
+
+
+def _cached(dataset: Dataset, subject: str, what: str, stimulus_ids: Sequence[str], split: str) -> list[Any]:
+    key = dataset.fingerprint, subject, what, split
+    if key not in _fitted:
+        measured = dataset.averages(subject, split)
+        _fitted[key] = dict(zip(measured.stimulus_ids, _predict(dataset, subject, what, measured), strict=True))
+    return [_fitted[key][stimulus] for stimulus in stimulus_ids]
+
+
+def _predict(dataset: Dataset, subject: str, direction: str, measured: Averages) -> np.ndarray | list[str]:
     """Fit to the training averages, predict for the stimuli of `measured`."""
     train_ids, train_responses, _ = dataset.averages(subject, "train")
     if direction.endswith("->brain"):
@@ -161,9 +220,7 @@ def _predict(dataset: Dataset, subject: str, direction: Direction, measured: Ave
         ridge, test = max(fits, key=lambda fit: fit[0].r2.mean())
         return ridge.predict(test)
     if direction == "brain->image":
-        pictures = np.stack([dataset.pictures(stimulus).mean(axis=0, dtype=np.float32) for stimulus in train_ids])
-        predicted = fit_ridge(train_responses, pictures.reshape(len(pictures), -1)).predict(measured.responses)
-        return predicted.reshape(-1, *pictures.shape[1:])
+        return linear_decoder(dataset, subject, measured.responses)
     given = [dataset.captions(stimulus) for stimulus in train_ids]
     captions = [group for group in given if group]
     train_responses = train_responses[[bool(group) for group in given]]
@@ -174,8 +231,12 @@ def _predict(dataset: Dataset, subject: str, direction: Direction, measured: Ave
             "Prepare the dataset again with captions."
         )
     table = bag.encode(captions)
-    num_words = _best_num_words(bag, train_responses, table, captions)
-    return bag.decode(fit_ridge(train_responses, table).predict(measured.responses), num_words)
+    predicted = fit_ridge(train_responses, table).predict(measured.responses)
+    if direction == "caption":
+        said = [caption for group in captions for caption in group]
+        nearest = cosine_scores(predicted, bag.encode([[caption] for caption in said])).argmax(axis=1)
+        return [said[row] for row in nearest]
+    return bag.decode(predicted, _best_num_words(bag, train_responses, table, captions))
 
 
 def _text_features(

@@ -18,6 +18,7 @@ from brainjanus.evaluate.cortex import draw_maps
 from brainjanus.evaluate.image import pixcorr_scores
 from brainjanus.evaluate.record import Direction, Predictions
 from brainjanus.evaluate.text import content_f1_scores
+from brainjanus.evaluate.topography import caption_groups, draw_topography
 
 LINEAR = "linear"  # the name of the linear baseline beside the model's estimators
 
@@ -107,7 +108,7 @@ def caption_examples(dataset: Dataset, predictions: Predictions, count: int = 8)
 
 
 def map_examples(dataset: Dataset, predictions: Predictions, count: int = 2) -> list[MapExample]:
-    """Measured and predicted responses to some stimuli, then how well each site is predicted, and its ceiling."""
+    """Measured and predicted responses to some stimuli, how well each site is predicted, and what sites prefer."""
     _expect([predictions], "image->brain", "text->brain")
     subject, ids, predicted = predictions.subject, list(predictions.stimulus_ids), np.asarray(predictions.values)
     space, averages = dataset.space(subject), dataset.averages(subject, "test")
@@ -127,7 +128,12 @@ def map_examples(dataset: Dataset, predictions: Predictions, count: int = 2) -> 
         quality[f"noise ceiling ({repeats} repeats)"] = ceiling
     top = max(0.1, *(float(np.percentile(values, 99)) for values in quality.values()))
     png = draw_maps(space, quality, label="r across stimuli", limits=(0.0, round(top, 2)))
-    return [*examples, MapExample(f"{subject}, how well each site is predicted ({predictions.direction})", png)]
+    examples.append(MapExample(f"{subject}, how well each site is predicted ({predictions.direction})", png))
+    groups = caption_groups([dataset.captions(stimulus) for stimulus in ids])
+    if groups and space.coordinates_mm is not None:
+        title = f"{subject}, which sites prefer what ({predictions.direction})"
+        examples.append(MapExample(title, draw_topography(space, measured, predicted, groups)))
+    return examples
 
 
 def even_ranks(scores: Float[np.ndarray, "n"], count: int) -> list[int]:

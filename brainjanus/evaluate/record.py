@@ -1,23 +1,26 @@
 """What is scored, and what a score is.
 
 Enters: predictions of one direction for one subject. Leaves: records, one per figure, as they stand in scores.json:
-a JSON list of {direction, dataset, subject, roi, estimator, metric, value, floor, baseline, ceiling, n, seed, p}.
+a JSON list with one record a line, {direction, dataset, subject, roi, estimator, metric, value, floor, baseline,
+ceiling, n, seed, p, constant, interval, protocol}.
 """
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Shaped
 
 from brainjanus.core.errors import UserError, written_beside
+from brainjanus.evaluate.protocol import UNKNOWN, Protocol
 
 Direction = Literal["brain->text", "brain->image", "image->brain", "text->brain"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 SUBJECT_MEAN = "mean"  # stands in `subject` for the mean over subjects
+AVERAGED = "responses averaged over repeats"
 
 
 # N stimuli, V sites, H height, W width
@@ -26,7 +29,7 @@ class Predictions:
     """What a model predicts for some stimuli in one subject.
 
     stimulus_ids: whose responses were decoded, or which stimuli were encoded; unique. estimator: how a value was drawn
-    from the model ("sample", "mean", "greedy", ...).
+    from the model ("sample", "mean", "greedy", ...). repeats: what a decoder was given of the repeats of a stimulus.
     values: [n v] z-scored responses for ->brain, [n h w 3] RGB in [0, 255] for ->image, n captions for ->text.
     Raises UserError if a value is missing, doubled, not finite, or not of the direction's form.
     """
@@ -36,6 +39,7 @@ class Predictions:
     stimulus_ids: Sequence[str]
     estimator: str
     values: Shaped[np.ndarray, "n *_"] | Sequence[str]
+    repeats: str = AVERAGED
 
     def __post_init__(self) -> None:
         where = f"{self.direction} predictions ({self.estimator}) for {self.subject}"
@@ -73,10 +77,12 @@ class Predictions:
 class Record:
     """One figure and what it has to be compared with; what does not exist is None.
 
-    roi: None for all sites. floor: the expected value when predictions are shuffled over stimuli. baseline: the linear
-    model's value on the same stimuli. ceiling: the best value that noise (or human agreement) allows.
-    p: share of shuffles that score at least `value`. null: the value in each shuffle; not saved, but what makes a joint
-    test over subjects possible.
+    roi: None for all sites. interval: 95 % confidence interval of `value`, by bootstrap over stimuli. floor: the
+    expected value when predictions are shuffled over stimuli. constant: the value of one prediction for all stimuli
+    (the mean training response or picture, one caption). baseline: the linear model's value on the same stimuli.
+    ceiling: the best value that noise (or human agreement) allows.
+    p: share of shuffles that score at least `value`. null, resampled: the value in each shuffle, and in each
+    resample of the stimuli; not saved, but what makes a joint test and interval over subjects possible.
     """
 
     direction: Direction
@@ -92,25 +98,43 @@ class Record:
     n: int
     seed: int
     p: float | None = None
+    constant: float | None = None
+    interval: tuple[float, float] | None = None
+    protocol: Protocol = UNKNOWN
     null: Float[np.ndarray, "permutations"] | None = field(default=None, repr=False, compare=False)
+    resampled: Float[np.ndarray, "resamples"] | None = field(default=None, repr=False, compare=False)
 
 
-KEYS = tuple(entry.name for entry in fields(Record) if entry.name != "null")
+KEYS = tuple(entry.name for entry in fields(Record) if entry.name not in ("null", "resampled"))
 
 
 def save_scores(records: Iterable[Record], path: Path | str) -> None:
-    """Write records as a JSON list, whole or not at all."""
-    rows = [{key: getattr(record, key) for key in KEYS} for record in records]
+    """Write records as a JSON list, one a line, whole or not at all."""
+    rows = [{key: getattr(record, key) for key in KEYS} | {"protocol": asdict(record.protocol)} for record in records]
+    lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in rows]
     with written_beside(path) as beside:
-        beside.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        beside.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
 def load_scores(path: Path | str) -> list[Record]:
-    """Read what `save_scores` wrote. Raises UserError for a file that is damaged or of another kind."""
+    """Read what `save_scores` wrote; a folder stands for its scores.json.
+
+    Raises UserError for a file that is damaged or of another kind.
+    """
+    path = Path(path)
+    path = path / "scores.json" if path.is_dir() else path
     try:
-        return [Record(**row) for row in json.loads(Path(path).read_text(encoding="utf-8"))]
+        return [_record(row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: expected a JSON list of records with the keys {', '.join(KEYS)}, got '{error}'. "
-            "Is it another file, or was it cut short? Run `brainjanus evaluate` again."
+            "Is it another file, or was it cut short? Run `brainjanus evaluate` or `brainjanus score` again."
         ) from error
+
+
+def _record(row: dict[str, Any]) -> Record:
+    if not isinstance(row, dict):
+        raise TypeError(f"a {type(row).__name__} among the records")
+    facts = dict(row)
+    interval, protocol = facts.pop("interval", None), facts.pop("protocol", {})
+    return Record(**facts, interval=None if interval is None else tuple(interval), protocol=Protocol(**protocol))

@@ -23,6 +23,8 @@ from jaxtyping import Int, UInt8
 from brainjanus.core.errors import written_beside
 from brainjanus.data.dataset import Dataset
 from brainjanus.evaluate.examples import LINEAR, CaptionExample, CodebookUsage, ImageExample, MapExample
+from brainjanus.evaluate.metrics import METRICS, metric_of
+from brainjanus.evaluate.protocol import UNKNOWN
 from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
 from brainjanus.evaluate.score import MAIN_METRICS, summary
 from brainjanus.evaluate.text import content_words, words
@@ -33,50 +35,17 @@ QUESTIONS = {
     "image->brain": "How does each site respond to a picture that the model has never seen?",
     "text->brain": "How does each site respond to a scene that the model has only read about?",
 }
-METRICS = {
-    "content_f1": (
-        "Content-word F1",
-        "overlap (harmonic mean of precision and recall) of the content words, as sets, of the decoded caption and of "
-        "the best-matching caption of the stimulus; 1 is the same words.",
-    ),
-    "text_similarity": (
-        "Word-vector similarity",
-        "cosine between the word vectors of what was decoded and of what was shown; credits a neighbouring concept.",
-    ),
-    "two_way": (
-        "Two-way identification",
-        "how often the decoded picture is more alike (pixel correlation) to the seen one than to another of the test "
-        "set; chance is 0.5.",
-    ),
-    "pixcorr": ("PixCorr", "Pearson's r between the pixels of the decoded and the seen picture, mean over pictures."),
-    "voxel_r": (
-        "Voxel r",
-        "for each site, Pearson's r across stimuli between predicted and measured response; mean over sites.",
-    ),
-    "voxel_r_normalised": (
-        "Normalised voxel r",
-        "voxel r divided by the site's noise ceiling; 1 is all that can be explained. Sites with a ceiling under 0.1 "
-        "are left out.",
-    ),
-    "pattern_r": (
-        "Pattern r",
-        "for each stimulus, Pearson's r across sites between predicted and measured pattern; mean over stimuli.",
-    ),
-    "identification_top1": (
-        "Identification, top 1",
-        "how often the measured response is most alike to the prediction for its own stimulus, among all of the test.",
-    ),
-    "identification_rank": (
-        "Identification, rank",
-        "the mean place of the right stimulus in that comparison; 1 is best.",
-    ),
-}
 TERMS = {
+    "Interval": "in small figures: 95 % of the values when the scored stimuli are drawn again (bootstrap).",
     "Floor": "the same predictions, handed out to random stimuli: what one gets for knowing nothing about a trial.",
+    "Constant": "one prediction for all stimuli: the mean training response or picture, or one training caption. What "
+    "a score gives to somebody who has not looked at the brain.",
     "Linear baseline": "cross-validated ridge regression on the same training data, scored in the same run.",
     "Ceiling": "the best possible score: for responses given their measurement noise (Allen et al. 2022), for captions "
     "what the first caption of a picture scores against its others.",
     "p": "permutation test: the share of shuffles of predictions over stimuli that score as much as the model.",
+    "Encode, then decode": "responses that were predicted from a picture are decoded again. The padding control only "
+    "hides the picture in the vector: it is perfect at this, and its voxel r shows what it knows of the brain.",
     "Held out": "no stimulus that is scored here was used to train, to normalise, or to choose anything.",
 }
 NUM_POINTS = 300  # of a loss curve; more cannot be seen
@@ -87,32 +56,36 @@ VERSIONS = ("brainjanus", "torch", "numpy")
 def write_report(
     path: Path | str,
     *,
-    dataset: Dataset,
+    dataset: Dataset | None,
     records: Sequence[Record],
     examples: Sequence[ImageExample | CaptionExample] = (),
     maps: Sequence[MapExample] = (),
+    skipped: Mapping[str, str] | None = None,
+    warnings: Sequence[str] = (),
     losses: Iterable[Mapping[str, Any]] = (),
     codebooks: Sequence[CodebookUsage] = (),
     config: Mapping[str, Any] | None = None,
     title: str = "BrainJanus",
 ) -> None:
-    """Write the report, whole or not at all.
+    """Write the report, whole or not at all. dataset: None for scores against a file of references.
 
-    records: of `score`, with or without the means over subjects. losses: the lines of a training log,
+    records: of `score`, with or without the means over subjects. skipped: metric -> why it is not there. losses: the
+    lines of a training log,
     {"stage", "step", "loss", "loss/...": ...}. config: anything JSON can hold; shown as it is.
     """
     records = [*(record for record in records if record.subject != SUBJECT_MEAN), *_means(records)]
     pictures = [example for example in examples if isinstance(example, ImageExample)]
     captions = [example for example in examples if isinstance(example, CaptionExample)]
     sections = (
-        ("run", "What was run", _run(dataset, records)),
+        ("run", "What was run", _run(dataset, records) + _warnings(warnings)),
         ("directions", "Four directions", _directions(records)),
         ("pictures", "Seen and decoded pictures", _pictures(pictures)),
         ("captions", "Given and decoded captions", _captions(captions)),
         ("maps", "Measured and predicted responses", _maps(maps)),
         ("regions", "Region by region", _regions(records)),
         ("training", "Training", _losses(losses) + _codebooks(codebooks)),
-        ("details", "All other scores", _details(records)),
+        ("details", "All other scores", _details(records) + _skipped(skipped or {})),
+        ("protocol", "What exactly was compared", _protocols(records)),
         ("glossary", "What the words mean", _glossary(records)),
         ("config", "To run it again", _config(config or {}, records)),
     )
@@ -120,7 +93,7 @@ def write_report(
     page = Template(_PAGE).substitute(
         title=escape(title),
         style=_STYLE,
-        modality=escape(dataset.modality),
+        modality=escape("scored against references" if dataset is None else dataset.modality),
         contents="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in shown),
         body="".join(
             f'<section id="{name}"><h2>{escape(heading)}</h2>{body}</section>' for name, heading, body in shown
@@ -138,7 +111,11 @@ def _means(records: Sequence[Record]) -> list[Record]:
     return given or summary(records)
 
 
-def _run(dataset: Dataset, records: Sequence[Record]) -> str:
+def _run(dataset: Dataset | None, records: Sequence[Record]) -> str:
+    if dataset is None:
+        r = records[0]
+        facts = {"References": escape(r.dataset), "Stimuli": f"{r.n:,}", "Written": date.today().isoformat()}
+        return '<dl class="facts">' + "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items()) + "</dl>"
     if "simulated" in dataset.modality:
         kind = "These responses were computed by a simulation with known ground truth; no brain was measured."
     elif "fmri" not in dataset.modality.lower():
@@ -182,7 +159,11 @@ def _directions(records: Sequence[Record]) -> str:
         if main:
             source, target = direction.split("->")
             head = f"<h3>{source} → {target}</h3><p>{QUESTIONS[direction]}</p>"
-            parts.append(f'<div class="keep">{head}{_table(main)}</div>')
+            means = [r for r in main if r.subject == SUBJECT_MEAN]
+            each = ""
+            if len({r.subject for r in main}) > 2:
+                each = f"<details><summary>subject by subject</summary>{_table(main)}</details>"
+            parts.append(f'<div class="keep">{head}{_table(means)}</div>{each}')
     return _BAR_LEGEND + "".join(parts) if parts else ""
 
 
@@ -204,6 +185,47 @@ def _details(records: Sequence[Record]) -> str:
     return "<p>Means over subjects; every figure, per subject and region, is in scores.json.</p>" + "".join(parts)
 
 
+def _warnings(warnings: Sequence[str]) -> str:
+    return "".join(f'<p class="note"><b>Take care.</b> {escape(warning)}</p>' for warning in warnings)
+
+
+def _skipped(skipped: Mapping[str, str]) -> str:
+    if not skipped:
+        return ""
+    items = "".join(f"<dt>{escape(metric_of(name).title)}</dt><dd>{escape(why)}</dd>" for name, why in skipped.items())
+    return f'<h3>Not scored here, and why</h3><dl class="glossary">{items}</dl>'
+
+
+def _protocols(records: Sequence[Record]) -> str:
+    """What each metric was computed from, once for all subjects and estimators that share it."""
+    rows: dict[tuple, list[Record]] = {}
+    for r in records:
+        if r.subject != SUBJECT_MEAN and r.roi is None and r.protocol != UNKNOWN:
+            rows.setdefault((r.direction, r.metric, r.protocol.definition), []).append(r)
+    if not rows:
+        return ""
+    first = next(iter(rows.values()))[0].protocol
+    facts = {
+        "Dataset": f"{escape(next(iter(rows.values()))[0].dataset)} <small>{escape(first.fingerprint[:12])}</small>",
+        "Stimuli": f"{escape(first.split)} split, <small>{escape(first.stimuli)}</small>",
+        "Responses": escape(first.responses),
+        "Software": escape(", ".join(f"{name} {number}" for name, number in first.software.items())),
+    }
+    listed = "".join(f"<dt>{name}</dt><dd>{fact}</dd>" for name, fact in facts.items())
+    lines = []
+    for (direction, metric, definition), group in rows.items():
+        ids = sorted({r.protocol.id for r in group})
+        repeats = ", ".join(sorted({r.protocol.repeats for r in group}))
+        cells = (direction.replace("->", " → "), metric_of(metric).title, definition, repeats, ", ".join(ids))
+        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+    head = "".join(f"<th>{name}</th>" for name in ("direction", "metric", "definition", "repeats", "protocol"))
+    return (
+        "<p>Results are comparable where these agree; <code>brainjanus compare</code> checks it. Each record of "
+        f'scores.json carries its protocol.</p><dl class="facts">{listed}</dl><details><summary>Definitions</summary>'
+        f'<table class="protocols"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></details>'
+    )
+
+
 def _table(records: Sequence[Record]) -> str:
     """One row per record; each metric and estimator starts with its mean over subjects."""
     body = []
@@ -212,16 +234,18 @@ def _table(records: Sequence[Record]) -> str:
         grouped.setdefault((record.metric, record.estimator), []).append(record)
     for (metric, estimator), group in grouped.items():
         group.sort(key=lambda r: (r.subject != SUBJECT_MEAN, r.subject))
+        known = metric_of(metric)
         for r in group:
-            mean = r.subject == SUBJECT_MEAN
-            name = f"{escape(METRICS.get(metric, (metric,))[0])} <small>{escape(estimator)}</small>" if mean else ""
-            ratio = f"{r.value / r.baseline:.2f}" if r.baseline and metric != "identification_rank" else "–"
+            mean = r is group[0]
+            name = f"{escape(known.title)} <small>{escape(estimator)}</small>" if mean else ""
+            ratio = f"{r.value / r.baseline:.2f}" if r.baseline and r.baseline > 0 else "–"
+            between = "" if r.interval is None else f"<small>{r.interval[0]:.3f} to {r.interval[1]:.3f}</small>"
             cells = (
                 name,
-                "all subjects" if mean else escape(r.subject),
-                _bar(r) if metric != "identification_rank" else "",
-                f"<b>{r.value:.3f}</b>",
-                *(_number(value) for value in (r.floor, r.baseline)),
+                "all subjects" if r.subject == SUBJECT_MEAN else escape(r.subject),
+                _bar(r) if not known.lower else "<small>lower is better</small>" if mean else "",
+                f"<b>{r.value:.3f}</b>{between}",
+                *(_number(value) for value in (r.floor, r.constant, r.baseline)),
                 ratio,
                 _number(r.ceiling),
                 str(r.n),
@@ -230,7 +254,7 @@ def _table(records: Sequence[Record]) -> str:
             body.append(f'<tr class="{"mean" if mean else "one"}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     head = "".join(
         f"<th>{name}</th>"
-        for name in ("score", "subject", "", "value", "floor", "linear", "÷ linear", "ceiling", "n", "p")
+        for name in ("score", "subject", "", "value", "floor", "constant", "linear", "÷ linear", "ceiling", "n", "p")
     )
     return f'<table class="scores"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
@@ -345,7 +369,8 @@ def _codebooks(codebooks: Sequence[CodebookUsage]) -> str:
 
 def _glossary(records: Sequence[Record]) -> str:
     present = {record.metric for record in records}
-    metrics = {name: text for metric, (name, text) in METRICS.items() if metric in present}
+    order = [*METRICS, *sorted(present - METRICS.keys())]
+    metrics = {metric_of(name).title: metric_of(name).explanation for name in order if name in present}
     return (
         '<dl class="glossary">'
         + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in (metrics | TERMS).items())
@@ -382,9 +407,10 @@ def _bar(record: Record) -> str:
     """The value as a bar; ticks for floor, linear baseline and ceiling."""
     wide, high = 200, 14
     low = min(0.0, record.value, record.floor or 0.0)
+    top = max(1.0, record.value, record.ceiling or 0.0)
 
     def x(value: float) -> float:
-        return round((np.clip(value, low, 1) - low) / (1 - low) * wide, 1)
+        return round((np.clip(value, low, top) - low) / (top - low) * wide, 1)
 
     parts = [f'<rect class="track" x="0" y="3" width="{wide}" height="8"/>']
     start, end = sorted((x(0.0), x(record.value)))
@@ -498,11 +524,15 @@ th { text-align: right; font-weight: 500; color: var(--soft); font-size: .78rem;
 td { padding: .16rem .5rem; text-align: right; white-space: nowrap; }
 td small, th small { display: block; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; padding-left: 0; }
-th:nth-child(1) { width: 15rem; } th:nth-child(2) { width: 6.2rem; } th:nth-child(3) { width: 226px; }
+th:nth-child(1) { width: 13rem; } th:nth-child(2) { width: 6rem; } th:nth-child(3) { width: 210px; }
+th:nth-child(4) { width: 7.2rem; }
 tr.mean td { padding-top: .5rem; } tr.mean td:first-child { font-weight: 600; }
 tr.one td { color: var(--soft); font-size: .84rem; } tr.one b { font-weight: 400; }
+table.protocols td { white-space: normal; text-align: left; font-size: .82rem; vertical-align: top; }
+.protocols th { text-align: left; }
 table.regions td { text-align: left; font-size: .88rem; padding: .08rem .6rem .08rem 0; }
-svg.bar { width: 210px; height: 14px; display: block; overflow: visible; } tr.one svg.bar { opacity: .6; }
+summary { color: var(--accent); cursor: pointer; font-size: .86rem; margin-bottom: .4rem; }
+svg.bar { width: 190px; height: 14px; display: block; overflow: visible; } tr.one svg.bar { opacity: .6; }
 .track { fill: var(--line); } .value { fill: var(--accent); }
 line.floor { stroke: var(--floor); stroke-width: 2; stroke-dasharray: 2.5 1.5; }
 line.linear { stroke: var(--linear); stroke-width: 2.5; } line.ceiling { stroke: var(--ceiling); stroke-width: 2.5; }

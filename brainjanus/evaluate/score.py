@@ -1,105 +1,258 @@
-"""Predictions in, records out: every figure with its floor, linear baseline, ceiling, n and p.
+"""Predictions in, records out: every figure with its floor, constant, linear baseline, ceiling, interval, n and p.
 
-All metrics are score matrices [stimulus, prediction] (see `evaluate.brain`), so that one rule serves them all:
-    value    the mean of the diagonal
-    floor    the mean of the whole matrix: exactly what predictions shuffled over stimuli earn on average
-    p        permutation p-value of `value`: (1 + shuffles that score at least as much) / (1 + shuffles)
+    value    of the metric, see `evaluate.metrics`
+    floor    what the same predictions earn when they are shuffled over stimuli, on average
+    constant what one prediction for all stimuli earns: the mean training response or picture, a caption
     baseline the value of the linear model (`evaluate.baselines`), fitted to the training split in the same run
-    ceiling  voxel_r: mean noise ceiling of the sites for the repeats that were averaged; content_f1: a human caption
+    ceiling  the noise ceiling for the repeats that were averaged, or what a human caption earns
+    interval of 95 %, by bootstrap over stimuli
+    p        permutation p-value: (1 + shuffles that score at least as much) / (1 + shuffles)
 Nothing is fitted on the split that is scored. Responses are averaged over repeats.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 
 from brainjanus.core.errors import UserError
-from brainjanus.core.space import BrainSpace
-from brainjanus.data.dataset import Averages, Dataset
-from brainjanus.evaluate.baselines import TEXT_FEATURES, linear_baseline
-from brainjanus.evaluate.brain import MIN_CEILING, identification_ranks, pattern_scores, voxel_scores
-from brainjanus.evaluate.image import pixcorr_scores, two_way_scores
+from brainjanus.data.audit import Leak, find_leaks, shuffled_ids
+from brainjanus.data.dataset import Dataset
+from brainjanus.evaluate.baselines import (
+    RIDGE,
+    constant_prediction,
+    linear_baseline,
+    linear_captions,
+)
+from brainjanus.evaluate.captions import constant_caption
+from brainjanus.evaluate.figures import (
+    MEASURES,
+    NUM_FEW,
+    Draws,
+    Extras,
+    Figure,
+    Figures,
+    text_figures,
+    word_figures,
+)
+from brainjanus.evaluate.metrics import metric_of
+from brainjanus.evaluate.protocol import COMPARED, Protocol, hash_of_ids, software
 from brainjanus.evaluate.record import SUBJECT_MEAN, Direction, Predictions, Record
-from brainjanus.evaluate.text import content_f1_scores, cosine_scores, human_content_f1, word_vectors
+from brainjanus.evaluate.reference import Reference, reference_of
 
 MAIN_METRICS: Mapping[Direction, tuple[str, ...]] = {
-    "brain->text": ("content_f1",),
-    "brain->image": ("two_way", "pixcorr"),
-    "image->brain": ("voxel_r",),
-    "text->brain": ("voxel_r",),
+    "brain->text": ("content_f1", "cider"),
+    "brain->image": ("two_way", "pixcorr", "ssim"),
+    "image->brain": ("voxel_r", "voxel_r_normalised", "identification_top1"),
+    "text->brain": ("voxel_r", "voxel_r_normalised", "identification_top1"),
 }
+LEVEL = 0.95
+LEAKED = "statistics computed with test trials"
+_leaks: dict[str, list[Leak]] = {}  # by fingerprint
 
 
-@dataclass(frozen=True, eq=False)
-class _Metric:
-    scores: Float[np.ndarray, "n n"]
-    ceiling: float | None = None
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How to score. baseline: also fit the linear model, once per dataset, subject and direction in this process.
+
+    permutations, resamples: of the test and of the interval. constant_caption: the caption that stands for all stimuli
+    where there is no training split to choose one from. extras: pretrained networks and supplied features.
+    """
+
+    baseline: bool = True
+    seed: int = 0
+    permutations: int = 1000
+    resamples: int = 1000
+    constant_caption: str | None = None
+    extras: Extras = field(default_factory=Extras)
 
 
-_Metrics = dict[tuple[str | None, str], _Metric]  # (roi, metric) -> its score matrix
+class Scored(NamedTuple):
+    """records; for each metric that could not be computed one sentence that says why, and what to do; warnings.
+
+    warnings: what makes the scores doubtful: test trials in the z-scoring, predictions that fit other stimuli better.
+    """
+
+    records: list[Record]
+    skipped: dict[str, str]
+    warnings: list[str]
 
 
 def score(
-    dataset: Dataset,
-    predictions: Predictions,
-    *,
-    baseline: bool = True,
-    seed: int = 0,
-    permutations: int = 1000,
-    split: str = "test",
-) -> list[Record]:
+    dataset: Dataset, predictions: Predictions, options: ScoreOptions | None = None, *, split: str = "test"
+) -> Scored:
     """Score the predictions of one direction, subject and estimator against a split of the dataset.
 
-    ->brain: voxel_r, voxel_r_normalised, pattern_r, identification_top1, identification_rank (1 is best), for all
-    sites and for each ROI. ->image: pixcorr, two_way (on pixels). ->text: content_f1, and text_similarity (cosine of
-    word vectors) if the dataset has a feature of TEXT_FEATURES.
-    baseline: also fit the linear model, once per dataset, subject and direction in this process.
-    Raises UserError if a predicted stimulus is not in the split, fewer than two are predicted, or sites do not match.
+    Raises UserError if a predicted stimulus is not in the split, fewer than two are predicted, sites do not match, or
+    test stimuli are among the training stimuli.
     """
-    order = np.argsort(np.array(predictions.stimulus_ids, dtype=str))
-    ids = [str(predictions.stimulus_ids[position]) for position in order]
-    measured = _measured(dataset, predictions, ids, split)
-    values = predictions.values
-    values = values[order] if isinstance(values, np.ndarray) else [values[position] for position in order]
-    metrics = _METRICS[predictions.direction.partition("->")[2]]
-    found = metrics(dataset, predictions.subject, measured, values)
-    linear: _Metrics = {}
-    if baseline:
-        fitted = linear_baseline(dataset, predictions.subject, predictions.direction, ids, split=split)
-        linear = metrics(dataset, predictions.subject, measured, fitted)
+    predictions = in_order(predictions)
+    leaks = check_leaks(dataset)
+    reference = reference_of(dataset, predictions, list(predictions.stimulus_ids), split)
+    if leaks:
+        reference = replace(reference, units=f"{reference.units}; {LEAKED}")
+    scored = score_against(reference, predictions, options)
+    return scored._replace(warnings=[*leaks, *scored.warnings])
 
-    shuffles = np.random.default_rng(seed).permuted(np.tile(np.arange(len(ids)), (permutations, 1)), axis=1)
+
+def score_against(reference: Reference, predictions: Predictions, options: ScoreOptions | None = None) -> Scored:
+    """Score predictions against a reference of any origin; baseline and constant need a reference with a dataset.
+
+    Raises UserError if their stimuli or sites differ.
+    """
+    options, predictions = options or ScoreOptions(), in_order(predictions)
+    ids = list(predictions.stimulus_ids)
+    where = f"{predictions.direction} predictions for {predictions.subject}"
+    if len(ids) < 2 or ids != sorted(reference.ids):
+        raise UserError(
+            f"{where}: expected the stimuli of {reference.name}, at least 2, got {len(ids)} others or in part. "
+            "A score needs one prediction for each of them."
+        )
+    reference = reference.restricted(ids)
+    values = predictions.values
+    if reference.responses is not None and predictions.direction.endswith("->brain"):
+        sites = reference.responses.shape[1]
+        if np.shape(values)[1] != sites:
+            raise UserError(
+                f"{where}: expected {sites} sites, as in {reference.name}, got {np.shape(values)[1]}. "
+                "Were they made with another mask? Predict the sites that were measured."
+            )
+    measure = MEASURES[predictions.direction.partition("->")[2]]
+    draws = Draws.of(len(ids), options.seed, options.permutations, options.resamples)
+    found = measure(reference, values, draws, options.extras)
+    linear = _baseline(reference, predictions.direction, options) if options.baseline else {}
+    constant = _constant(reference, predictions.direction, options)
     records = []
-    for (roi, name), metric in found.items():
-        value = float(np.trace(metric.scores)) / len(ids)
-        null = metric.scores[np.arange(len(ids)), shuffles].mean(axis=1)
+    for (roi, name), figure in found.figures.items():
+        protocol = _protocol(reference, predictions, name, figure, options)
         record = Record(
             predictions.direction,
-            dataset.name,
+            reference.name,
             predictions.subject,
             roi,
             predictions.estimator,
             name,
-            value,
-            floor=round(float(metric.scores.mean()), 12),
-            baseline=float(np.trace(linear[roi, name].scores)) / len(ids) if linear else None,
-            ceiling=metric.ceiling,
+            figure.value,
+            floor=figure.floor,
+            baseline=linear[roi, name].value if (roi, name) in linear else None,
+            ceiling=figure.ceiling,
             n=len(ids),
-            seed=seed,
-            null=null,
+            seed=options.seed,
+            constant=constant[roi, name].value if (roi, name) in constant else None,
+            protocol=protocol,
+            null=figure.null,
+            resampled=figure.resampled,
         )
-        records.append(replace(record, p=_p_value(record)))
-    return records
+        records.append(replace(record, p=figure.p or _p_value(record), interval=interval_of(record)))
+    finding = shuffled_ids(found.order, ids)
+    told = [] if finding is None else [f"{where} ({predictions.estimator}): {finding.sentence}"]
+    return Scored(records, dict(found.skipped), told)
+
+
+def check_leaks(dataset: Dataset) -> list[str]:
+    """What makes scores on a dataset doubtful, in sentences; looked for once in a process.
+
+    Raises UserError if test stimuli, pictures or responses stand in training: then no score means anything. Statistics
+    that were computed with test trials are told, and stand in the protocol: such results compare with their like.
+    """
+    if dataset.fingerprint not in _leaks:
+        _leaks[dataset.fingerprint] = find_leaks(dataset)
+    leaks = _leaks[dataset.fingerprint]
+    worst = next((leak for leak in leaks if leak.kind in ("stimulus", "picture", "response")), None)
+    if worst is not None:
+        raise UserError(f"{dataset.path}: {worst.sentence}")
+    return [f"{dataset.name}: {leak.sentence}" for leak in leaks if leak.certain]
+
+
+def in_order(predictions: Predictions) -> Predictions:
+    """The same, sorted by stimulus id: draws then mean the same stimuli for every system and subject."""
+    order = np.argsort(np.array(predictions.stimulus_ids, dtype=str))
+    values = predictions.values
+    return replace(
+        predictions,
+        stimulus_ids=[str(predictions.stimulus_ids[position]) for position in order],
+        values=values[order] if isinstance(values, np.ndarray) else [values[position] for position in order],
+    )
+
+
+def interval_of(record: Record) -> tuple[float, float] | None:
+    """The middle 95 % of the resampled values, whose mean is moved to the value.
+
+    A resample holds some stimuli twice, and so less variance than the stimuli do: R2 in it is too low on average.
+    """
+    if record.resampled is None or not len(record.resampled):
+        return None
+    low, high = np.quantile(record.resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - record.resampled.mean()
+    return float(record.value + low), float(record.value + high)
+
+
+def _baseline(reference: Reference, direction: Direction, options: ScoreOptions) -> Figures:
+    """What the linear model earns; of captions its words where they are a set, its sentence where order counts."""
+    dataset, ids = reference.dataset, list(reference.ids)
+    if dataset is None:
+        return {}
+    plain = replace(options.extras, features={}, seen_features={})
+    fitted = linear_baseline(dataset, reference.subject, direction, ids, split=reference.split)
+    if direction == "brain->text":
+        assert isinstance(fitted, list)
+        said = linear_captions(dataset, reference.subject, ids, split=reference.split)
+        return text_figures(reference, said, None, plain).figures | word_figures(reference, fitted)
+    return MEASURES[direction.partition("->")[2]](reference, fitted, None, plain).figures
+
+
+def _constant(reference: Reference, direction: Direction, options: ScoreOptions) -> Figures:
+    """What one prediction for all stimuli earns: that of the training split, or the caption that the user gives.
+
+    Without either, a caption is chosen among the references themselves: a floor that is higher than an honest one.
+    """
+    target, n = direction.partition("->")[2], len(reference.ids)
+    plain = replace(options.extras, features={}, seen_features={})
+    if direction == "brain->text" and (options.constant_caption is not None or reference.dataset is None):
+        caption = options.constant_caption or constant_caption(reference.captions or ())
+        return text_figures(reference, [caption] * n, None, plain).figures
+    if reference.dataset is None or not options.baseline:
+        return {}
+    one = constant_prediction(reference.dataset, reference.subject, direction)
+    values = [one] * n if isinstance(one, str) else np.broadcast_to(one, (n, *one.shape))
+    return MEASURES[target](reference, values, None, plain).figures
+
+
+def _protocol(
+    reference: Reference, predictions: Predictions, name: str, figure: Figure, options: ScoreOptions
+) -> Protocol:
+    metric = metric_of(name)
+    beside = {"floor": f"mean over {'all pairs' if figure.null is not None else f'{NUM_FEW} shuffles'} of stimuli"}
+    if figure.resampled is not None:
+        beside["interval"] = f"95 %, {options.resamples} bootstrap resamples of stimuli, centred on the value"
+    if figure.null is not None:
+        beside["p"] = f"{options.permutations} shuffles of predictions over stimuli"
+    if reference.dataset is not None and options.baseline:
+        beside["baseline"] = RIDGE
+        beside["constant"] = "from the training split"
+    elif predictions.direction == "brain->text":
+        chosen = options.constant_caption
+        beside["constant"] = f"'{chosen}'" if chosen else "the best of the references themselves (CIDEr)"
+    return Protocol(
+        reference.fingerprint,
+        reference.split,
+        reference.stimuli,
+        reference.units,
+        reference.repeats() if predictions.direction.endswith("->brain") else predictions.repeats,
+        figure.definition or metric.definition or metric.title,
+        beside,
+        software(),
+    )
 
 
 def summary(records: Iterable[Record], *, dataset: str | None = None) -> list[Record]:
     """One record per figure: the mean over subjects (subject "mean"; n is the number of predictions of all).
 
     dataset: the name for the mean over several datasets, such as folds; by default each dataset has its own mean.
-    The p-value is that of the mean, each shuffle being applied to all at once; None for records read from a file.
+    The p-value and the interval are those of the mean, each shuffle and each resample being applied to all at once;
+    None for records read from a file.
     """
 
     def figure(record: Record) -> tuple:
@@ -108,22 +261,41 @@ def summary(records: Iterable[Record], *, dataset: str | None = None) -> list[Re
     means = []
     for _, group in groupby(sorted(records, key=figure), key=figure):
         rows = list(group)
-        first = rows[0]
-        nulls = [row.null for row in rows if row.null is not None]
-        joint = len(nulls) == len(rows) and len({len(null) for null in nulls}) == 1
         mean = replace(
-            first,
-            dataset=dataset or first.dataset,
+            rows[0],
+            dataset=dataset or rows[0].dataset,
             subject=SUBJECT_MEAN,
             value=float(np.mean([row.value for row in rows])),
             floor=_mean([row.floor for row in rows]),
+            constant=_mean([row.constant for row in rows]),
             baseline=_mean([row.baseline for row in rows]),
             ceiling=_mean([row.ceiling for row in rows]),
             n=sum(row.n for row in rows),
-            null=np.mean(nulls, axis=0) if joint else None,
+            protocol=_joint_protocol([row.protocol for row in rows]),
+            null=_joint([row.null for row in rows]),
+            resampled=_joint([row.resampled for row in rows]),
         )
-        means.append(replace(mean, p=_p_value(mean)))
+        means.append(replace(mean, p=_p_value(mean), interval=interval_of(mean)))
     return means
+
+
+def _joint(draws: Sequence[np.ndarray | None]) -> Float[np.ndarray, "draws"] | None:
+    known = [values for values in draws if values is not None]
+    joint = len(known) == len(draws) and len({len(values) for values in known}) == 1
+    return np.mean(known, axis=0) if joint else None
+
+
+def _joint_protocol(protocols: Sequence[Protocol]) -> Protocol:
+    """What they share; where they differ (the stimuli of subjects, the datasets of folds), a hash of all in order."""
+
+    def one(name: str) -> str:
+        values = [getattr(protocol, name) for protocol in protocols]
+        same = len(set(values)) == 1
+        return (
+            values[0] if same else f"{len(values)} different, {hash_of_ids(f'{i} {v}' for i, v in enumerate(values))}"
+        )
+
+    return replace(protocols[0], **dict[str, Any]({name: one(name) for name in COMPARED}))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -134,92 +306,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _p_value(record: Record) -> float | None:
     if record.null is None:
         return None
-    better = -1 if record.metric == "identification_rank" else 1
+    better = -1 if metric_of(record.metric).lower else 1
     reached = better * record.null >= better * record.value - 1e-9  # the identity, met by chance, counts
     return float((1 + reached.sum()) / (1 + len(record.null)))
-
-
-def _measured(dataset: Dataset, predictions: Predictions, ids: list[str], split: str) -> Averages:
-    """The averages of the predicted stimuli, in their order."""
-    averages = dataset.averages(predictions.subject, split)
-    row = {stimulus: position for position, stimulus in enumerate(averages.stimulus_ids)}
-    unknown = [stimulus for stimulus in ids if stimulus not in row]
-    where = f"{predictions.direction} predictions for {predictions.subject}"
-    if unknown:
-        raise UserError(
-            f"{where}: expected stimuli of the {split} split, got '{unknown[0]}' ({len(unknown)} of {len(ids)}). "
-            "Scores on stimuli that were trained on say nothing: predict the stimuli of the split."
-        )
-    if len(ids) < 2:
-        raise UserError(
-            f"{where}: expected at least 2 stimuli, got {len(ids)}. A correlation across stimuli, and a shuffle of "
-            "them, needs several: predict the whole split."
-        )
-    rows = [row[stimulus] for stimulus in ids]
-    measured = Averages(ids, averages.responses[rows], averages.num_repeats[rows])
-    if predictions.direction.endswith("->brain") and np.shape(predictions.values) != measured.responses.shape:
-        raise UserError(
-            f"{where}: expected {measured.responses.shape[1]} sites, got {np.shape(predictions.values)[1]}. "
-            "Were they made with another subject's tokenizer or mask? Generate them again for this subject."
-        )
-    return measured
-
-
-def _brain(dataset: Dataset, subject: str, measured: Averages, predicted: Float[np.ndarray, "n v"]) -> _Metrics:
-    space = dataset.space(subject)
-    ceiling = _ceiling(space, measured)
-    metrics: _Metrics = {}
-    for roi, sites in [(None, np.ones(space.num_sites, dtype=bool)), *space.rois.items()]:
-        if not sites.any():
-            continue
-        pair = measured.responses[:, sites], predicted[:, sites]
-        metrics[roi, "voxel_r"] = _Metric(
-            voxel_scores(*pair), None if ceiling is None else float(ceiling[sites].mean())
-        )
-        if ceiling is not None and (ceiling[sites] >= MIN_CEILING).any():
-            weights = np.where(ceiling[sites] >= MIN_CEILING, 1 / ceiling[sites].clip(min=MIN_CEILING), 0)
-            weights /= (ceiling[sites] >= MIN_CEILING).sum()
-            metrics[roi, "voxel_r_normalised"] = _Metric(voxel_scores(*pair, weights), 1.0)
-        if sites.sum() > 1:
-            similarity = pattern_scores(*pair)
-            ranks = identification_ranks(similarity)
-            metrics[roi, "pattern_r"] = _Metric(similarity)
-            metrics[roi, "identification_top1"] = _Metric((ranks == 1).astype(np.float64))
-            metrics[roi, "identification_rank"] = _Metric(ranks.astype(np.float64))
-    return metrics
-
-
-def _ceiling(space: BrainSpace, measured: Averages) -> Float[np.ndarray, "v"] | None:
-    """The noise ceiling for the repeats at hand: noise variance is divided by their number in each stimulus."""
-    if space.noise_variance is None:
-        return None
-    averaged = space.noise_variance * float(np.mean(1 / measured.num_repeats))
-    return replace(space, noise_variance=averaged).noise_ceiling(1)
-
-
-def _image(dataset: Dataset, subject: str, measured: Averages, decoded: Shaped[np.ndarray, "n h w 3"]) -> _Metrics:
-    seen = [dataset.pictures(stimulus) for stimulus in measured.stimulus_ids]
-    similarity = pixcorr_scores(seen, decoded)
-    return {(None, "pixcorr"): _Metric(similarity), (None, "two_way"): _Metric(two_way_scores(similarity))}
-
-
-def _text(dataset: Dataset, subject: str, measured: Averages, decoded: Sequence[str]) -> _Metrics:
-    references = [dataset.captions(stimulus) for stimulus in measured.stimulus_ids]
-    if not any(references):
-        raise UserError(
-            f"{dataset.path}: expected captions of the stimuli that are scored, got none. "
-            "Prepare the dataset again with captions, or leave brain->text out."
-        )
-    metrics: _Metrics = {
-        (None, "content_f1"): _Metric(content_f1_scores(references, decoded), human_content_f1(references))
-    }
-    for name in set(TEXT_FEATURES) & set(dataset.feature_names):
-        train_ids = dataset.split_ids("train")
-        train = dataset.features(name, train_ids).mean(axis=1)
-        said = word_vectors(decoded, [dataset.captions(stimulus) for stimulus in train_ids], train)
-        true = dataset.features(name, measured.stimulus_ids).mean(axis=1)
-        metrics[None, "text_similarity"] = _Metric(cosine_scores(true, said))
-    return metrics
-
-
-_METRICS: Mapping[str, Callable[..., _Metrics]] = {"brain": _brain, "image": _image, "text": _text}

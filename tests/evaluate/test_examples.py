@@ -45,7 +45,7 @@ def test_map_examples_are_pictures(tiny):
     examples = map_examples(
         tiny, Predictions("image->brain", "s1", averages.stimulus_ids, "mean", averages.responses), count=2
     )
-    assert len(examples) == 3
+    assert len(examples) == 4  # two stimuli, the quality of each site, what sites prefer
     assert all(example.png.startswith(b"\x89PNG") for example in examples)
 
 

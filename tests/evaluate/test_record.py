@@ -19,6 +19,7 @@ def test_records_come_back(tmp_path):
 def test_the_file_has_exactly_the_promised_keys(tmp_path):
     save_scores([RECORD], tmp_path / "scores.json")
     promised = "direction dataset subject roi estimator metric value floor baseline ceiling n seed p"
+    promised += " constant interval protocol"
     assert " ".join(json.loads((tmp_path / "scores.json").read_text())[0]) == promised == " ".join(KEYS)
 
 

@@ -95,7 +95,10 @@ def test_every_figure_of_a_direction_stands_in_the_table(page):
     table = page[page.index('id="directions"') : page.index('id="pictures"')]
     for direction in DIRECTIONS:
         assert f"<h3>{direction.replace('->', ' → ')}</h3>" in table
-    assert table.count('<tr class="mean">') == 4
+    means, *each = table.split("<details>")
+    assert means.count('<tr class="mean">') == 1
+    assert len(each) == 4
+    assert table.count('<tr class="mean">') == 8  # once more above the subjects
     assert table.count('<tr class="one">') == 8
     row = table[table.index('<tr class="mean">') :]
     for figure in ("<b>0.610</b>", "0.100", "0.500", "1.22", "0.800", "60"):

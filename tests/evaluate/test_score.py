@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 
 from brainjanus.core.errors import UserError
-from brainjanus.evaluate.baselines import linear_baseline
+from brainjanus.evaluate.baselines import constant_prediction, linear_baseline, linear_captions
 from brainjanus.evaluate.brain import pattern_r, voxel_r
+from brainjanus.evaluate.captions import CAPTION_METRICS
+from brainjanus.evaluate.figures import Extras
 from brainjanus.evaluate.record import Predictions
-from brainjanus.evaluate.score import score, summary
+from brainjanus.evaluate.score import ScoreOptions, summary
+from brainjanus.evaluate.score import score as score_predictions
 
 RNG = np.random.default_rng(0)
+
+
+def score(dataset, predictions, **options):
+    options = {"extras": Extras(java=False)} | options
+    return score_predictions(dataset, predictions, ScoreOptions(**options)).records
 
 
 def encoded(tiny, subject="s1", noise=1.0, seed=0):
@@ -83,8 +91,93 @@ def test_the_linear_baseline_scores_as_itself(tiny):
     ids = tiny.averages("s1", "test").stimulus_ids
     for direction in ("image->brain", "text->brain", "brain->image", "brain->text"):
         values = linear_baseline(tiny, "s1", direction, ids)
-        for record in score(tiny, Predictions(direction, "s1", ids, "linear", values)):
+        for record in score(tiny, Predictions(direction, "s1", ids, "linear", values), resamples=10):
+            if record.metric not in CAPTION_METRICS:
+                assert record.value == pytest.approx(record.baseline), record.metric
+    sentences = Predictions("brain->text", "s1", ids, "linear", linear_captions(tiny, "s1", ids))
+    for record in score(tiny, sentences, resamples=10):
+        if record.metric in CAPTION_METRICS:
             assert record.value == pytest.approx(record.baseline), record.metric
+
+
+def test_the_constant_prediction_scores_as_itself(tiny):
+    ids = tiny.averages("s1", "test").stimulus_ids
+    for direction in ("image->brain", "brain->image", "brain->text"):
+        one = constant_prediction(tiny, "s1", direction)
+        values = [one] * len(ids) if isinstance(one, str) else np.stack([one] * len(ids))
+        for record in score(tiny, Predictions(direction, "s1", ids, "constant", values), resamples=10):
+            assert record.value == pytest.approx(record.constant), record.metric
+            if record.floor is not None:  # it says the same of every stimulus
+                assert record.value == pytest.approx(record.floor), record.metric
+
+
+def test_the_constant_prediction_is_that_of_training_alone(tiny):
+    assert np.allclose(constant_prediction(tiny, "s1", "image->brain"), tiny.averages("s1", "train").responses.mean(0))
+    train = {caption for i in tiny.averages("s1", "train").stimulus_ids for caption in tiny.captions(i)}
+    assert constant_prediction(tiny, "s1", "brain->text") in train
+
+
+def test_the_interval_holds_the_value_and_narrows_with_more_stimuli(tiny):
+    whole = encoded(tiny, noise=8.0)
+    half = replace(whole, stimulus_ids=whole.stimulus_ids[::3], values=whole.values[::3])
+    widths = []
+    for predictions in (whole, half):
+        for record in score(tiny, predictions, baseline=False):
+            if record.metric == "selectivity_r":  # has a spin test in its place
+                continue
+            low, high = record.interval
+            assert low <= record.value + 0.02 and record.value - 0.02 <= high, record.metric
+        widths.append(np.ptp(of(score(tiny, predictions, baseline=False), "pattern_r").interval))
+    assert widths[0] < widths[1]
+
+
+def test_the_interval_of_pattern_r_is_that_of_a_mean(tiny):
+    predictions = encoded(tiny, noise=8.0)
+    record = of(score(tiny, predictions, baseline=False, resamples=4000), "pattern_r")
+    samples = pattern_r(tiny.averages("s1", "test").responses, predictions.values)
+    error = samples.std(ddof=1) / np.sqrt(len(samples))
+    assert np.ptp(record.interval) == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_error_and_explained_variance_have_their_ceilings(tiny):
+    records = score(tiny, encoded(tiny), baseline=False, resamples=10)
+    ceiling = tiny.space("s1").noise_ceiling(3)
+    assert of(records, "r2").ceiling == pytest.approx((ceiling**2).mean(), rel=1e-5)
+    assert of(records, "mse").ceiling == pytest.approx(tiny.space("s1").noise_variance.mean() / 3, rel=1e-5)
+    assert of(records, "mse").p == pytest.approx(1 / 1001)  # lower is better, and that is known
+
+
+def test_brain_correlation_has_the_seen_pictures_as_ceiling(tiny):
+    ids = tiny.averages("s1", "test").stimulus_ids
+    seen = Predictions("brain->image", "s1", ids, "seen", tiny.images(ids))
+    record = of(score(tiny, seen, baseline=False, resamples=10), "brain_correlation")
+    assert record.value == pytest.approx(record.ceiling, abs=1e-5)
+    assert record.value > record.floor + 0.2
+    assert of(score(tiny, seen, baseline=False, resamples=10), "brain_correlation", "V1").n == 30
+
+
+def test_supplied_features_are_scored_by_name(tiny):
+    ids = tiny.averages("s1", "test").stimulus_ids
+    features = np.random.default_rng(0).standard_normal((30, 2, 4))
+    extras = Extras(features={"mine": features}, seen_features={"mine": features})
+    predictions = Predictions("brain->image", "s1", ids, "mean", tiny.images(ids))
+    records = score(tiny, predictions, baseline=False, resamples=10, extras=extras)
+    assert of(records, "features:mine").value == 1
+    for way in ("decoded->seen", "seen->decoded"):
+        assert of(records, f"retrieval:mine {way}").value == 1
+        assert of(records, f"retrieval:mine {way}").floor == pytest.approx(1 / 30)
+
+
+def test_what_cannot_be_scored_says_why(tiny):
+    ids = tiny.averages("s1", "test").stimulus_ids
+    pictures = score_predictions(
+        tiny, Predictions("brain->image", "s1", ids, "mean", tiny.images(ids)), ScoreOptions(baseline=False)
+    )
+    assert "--weights" in pictures.skipped["alexnet2"]
+    assert pictures.skipped.keys() == {"alexnet2", "alexnet5", "inception", "clip", "effnet", "swav"}
+    captions = Predictions("brain->text", "s1", ids, "greedy", [tiny.captions(i)[0] for i in ids])
+    skipped = score_predictions(tiny, captions, ScoreOptions(baseline=False, extras=Extras(java=False))).skipped
+    assert {"meteor", "spice", "bertscore", "clip_s", "ref_clip_s"} <= skipped.keys()
 
 
 def test_right_captions_and_pictures_score_one(tiny):

@@ -64,6 +64,12 @@ def read_pictures(source: str, wanted: Collection[str], size: int) -> Iterator[t
         yield name, fit(picture, size)
 
 
+def native_pictures(source: str, wanted: Collection[str]) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"]]]:
+    """Decode the pictures `wanted` at the size they have. Raises UserError as `read_pictures` does."""
+    for name, picture in _images(source, set(wanted)):
+        yield name, np.asarray(picture)
+
+
 def fit(picture: Image.Image, size: int) -> UInt8[np.ndarray, "h w 3"]:
     """The square in the centre of an RGB picture, resized to `size` x `size`."""
     width, height = picture.size

@@ -1,0 +1,369 @@
+"""From a reference and predictions to figures: every metric of one target, with what its shuffles and resamples earn.
+
+Enters: a Reference, predictions in its order, and how stimuli are drawn. Leaves: (roi, metric) -> Figure. Metrics that
+are cheap are score matrices (see `evaluate.brain`): the mean of the matrix is exactly what shuffled predictions earn on
+average. Those that are not (SSIM, corpus scores of captions) are computed for a few shuffles.
+"""
+
+import atexit
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from brainjanus.evaluate.backbones import BACKBONES, Available, available
+from brainjanus.evaluate.backbones import features as embed
+from brainjanus.evaluate.baselines import TEXT_FEATURES, linear_encoder
+from brainjanus.evaluate.bertscore import BertScorer
+from brainjanus.evaluate.brain import (
+    all_pattern_scores,
+    ceiling_weights,
+    identification_ranks,
+    pattern_scores,
+    r2_scores,
+    resampled,
+    voxel_scores,
+)
+from brainjanus.evaluate.captions import CAPTION_METRICS, CaptionScorer
+from brainjanus.evaluate.clip import ClipModel
+from brainjanus.evaluate.image import feature_scores, pixcorr_scores, retrieval, ssim_pairs, two_way_scores
+from brainjanus.evaluate.metrics import FEATURES, RETRIEVAL, metric_of
+from brainjanus.evaluate.reference import Reference
+from brainjanus.evaluate.text import content_f1_scores, cosine_scores, human_content_f1, word_vectors
+from brainjanus.evaluate.topography import (
+    Agreement,
+    Spins,
+    caption_groups,
+    selectivity_agreement,
+    spatial_autocorrelation,
+    spins,
+)
+
+HUB = "hub"  # instead of a folder of weights
+NUM_SPINS = 1000
+NUM_FEW = 3  # shuffles for the floor of metrics that have no score matrix
+
+
+class Draws(NamedTuple):
+    """Shuffles of predictions and resamples of stimuli, the same for all figures of a seed.
+
+    few: the shuffles for metrics without a score matrix.
+    """
+
+    shuffles: Int[np.ndarray, "p n"]
+    resamples: Int[np.ndarray, "b n"]
+    few: Int[np.ndarray, "k n"]
+    seed: int
+
+    @classmethod
+    def of(cls, n: int, seed: int, permutations: int, resamples: int) -> "Draws":
+        rng = np.random.default_rng(seed)
+        shuffles = rng.permuted(np.tile(np.arange(n), (permutations, 1)), axis=1)
+        drawn = rng.integers(n, size=(resamples, n))
+        return cls(shuffles, drawn, rng.permuted(np.tile(np.arange(n), (NUM_FEW, 1)), axis=1), seed)
+
+
+class Figure(NamedTuple):
+    """One metric: its value, the mean over shuffles (floor), the best that is possible (ceiling), the value in each
+    shuffle (null) and in each resample of the stimuli. definition: where it depends on what is installed."""
+
+    value: float
+    floor: float | None = None
+    ceiling: float | None = None
+    null: Float[np.ndarray, "p"] | None = None
+    resampled: Float[np.ndarray, "b"] | None = None
+    definition: str | None = None
+    p: float | None = None  # where it is not that of shuffled stimuli
+
+
+Figures = dict[tuple[str | None, str], Figure]
+
+
+class Measured(NamedTuple):
+    """figures: (roi, metric) -> Figure. skipped: metric -> why it was not computed, and what to do.
+
+    order: the score matrix by which it is seen whether predictions stand in the order of their stimuli.
+    """
+
+    figures: Figures
+    skipped: Mapping[str, str]
+    order: Float[np.ndarray, "n n"]
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What the user adds to a scoring. weights: a folder of pretrained networks (see `evaluate.backbones`).
+
+    features: name -> features [n, ...] of the decoded pictures in the order of the reference, seen_features: of the
+    seen ones. clip: folder or hub name of CLIP ViT-B/32 for CLIP-S; bert: of a model for BERTScore. java: False to do
+    without, even if it is there.
+    """
+
+    weights: Path | None = None
+    features: Mapping[str, Float[np.ndarray, "n ..."]] = field(default_factory=dict)
+    seen_features: Mapping[str, Float[np.ndarray, "n ..."]] = field(default_factory=dict)
+    clip: str | None = None
+    bert: str | None = None
+    java: bool = True
+
+
+def from_matrix(
+    scores: Float[np.ndarray, "n n"],
+    draws: Draws | None,
+    ceiling: float | None = None,
+    drawn_again: Float[np.ndarray, "b"] | None = None,
+    definition: str | None = None,
+) -> Figure:
+    """drawn_again: the resampled values, where they are not means of the diagonal."""
+    diagonal = scores.diagonal()
+    value = float(diagonal.mean())
+    if draws is None:
+        return Figure(value, ceiling=ceiling, definition=definition)
+    null = scores[np.arange(len(scores)), draws.shuffles].mean(axis=1)
+    again = diagonal[draws.resamples].mean(axis=1) if drawn_again is None else drawn_again
+    return Figure(value, round(float(scores.mean()), 12), ceiling, null, again, definition)
+
+
+# ------------------------------------------------------------------------------------------------------- responses
+
+
+def brain_figures(
+    reference: Reference, predicted: Float[np.ndarray, "n v"], draws: Draws | None = None, extras: Extras | None = None
+) -> Measured:
+    """Metrics of predicted responses, for all sites and each ROI."""
+    measured = reference.responses
+    assert measured is not None
+    rois: list[tuple[str | None, np.ndarray]] = [(None, np.ones(measured.shape[1], bool))]
+    if reference.space is not None:
+        rois += [(name, mask) for name, mask in reference.space.rois.items() if mask.any()]
+    ceiling, noise = reference.ceiling(), reference.noise()
+    drawn = draws is not None and len(draws.resamples) > 0
+    again = resampled(measured, predicted, draws.resamples, dict(rois), ceiling) if draws and drawn else None
+    figures: Figures = {}
+    for roi, sites in rois:
+        pair = measured[:, sites], predicted[:, sites]
+        best = None if ceiling is None else ceiling[sites]
+        one = None if again is None else again[roi]
+        figures[roi, "voxel_r"] = from_matrix(
+            voxel_scores(*pair),
+            draws,
+            None if best is None else float(best.mean()),
+            None if one is None else one.voxel_r,
+        )
+        weights = None if best is None else ceiling_weights(best)
+        if weights is not None:
+            normalised = None if one is None else one.normalised_r
+            figures[roi, "voxel_r_normalised"] = from_matrix(voxel_scores(*pair, weights), draws, 1.0, normalised)
+        explained = None if best is None else float(np.square(best).mean())
+        figures[roi, "r2"] = from_matrix(r2_scores(*pair), draws, explained, None if one is None else one.r2)
+        patterns = all_pattern_scores(*pair)
+        figures[roi, "mse"] = from_matrix(patterns.mse, draws, None if noise is None else float(noise[sites].mean()))
+        if sites.sum() > 1:
+            ranks = identification_ranks(patterns.r)
+            figures[roi, "pattern_r"] = from_matrix(patterns.r, draws)
+            figures[roi, "cosine"] = from_matrix(patterns.cosine, draws)
+            figures[roi, "identification_top1"] = from_matrix((ranks == 1).astype(np.float64), draws)
+            figures[roi, "identification_rank"] = from_matrix(ranks.astype(np.float64), draws)
+    if reference.space is not None:
+        figures |= _topography(reference, predicted, draws)
+    return Measured(figures, {}, pattern_scores(measured, predicted))
+
+
+# (dataset, subject, seed) -> rotations of the cortex: seconds to draw, the same for all predictions
+_rotations: dict[tuple[str, str, int], Spins] = {}
+
+
+def _topography(reference: Reference, predicted: Float[np.ndarray, "n v"], draws: Draws | None) -> Figures:
+    """Whether the predicted maps are as smooth as the measured ones, and whether categories lie where they should."""
+    space, measured, dataset = reference.space, reference.responses, reference.dataset
+    assert space is not None and measured is not None
+    figures: Figures = {}
+    own, true = (spatial_autocorrelation(space, maps) for maps in (predicted, measured))
+    if own is not None and true is not None:
+        again = None if draws is None else own[draws.resamples].mean(axis=1)
+        figures[None, "autocorrelation"] = Figure(float(own.mean()), None, float(true.mean()), resampled=again)
+    groups = {} if dataset is None else caption_groups([dataset.captions(stimulus) for stimulus in reference.ids])
+    if not groups:
+        return figures
+    none, rng = Spins(None, ""), np.random.default_rng(0)
+
+    def agreement(values: Float[np.ndarray, "n v"], rotations: Spins) -> Agreement:
+        return selectivity_agreement(space, measured, values, groups, rng, rotations=rotations)
+
+    if draws is None:
+        figures[None, "selectivity_r"] = Figure(agreement(predicted, none).mean_r or 0.0)
+        return figures
+    key = reference.fingerprint, reference.subject, draws.seed
+    if key not in _rotations:
+        _rotations[key] = spins(space, NUM_SPINS, np.random.default_rng(draws.seed))
+    found = agreement(predicted, _rotations[key])
+    floor = np.mean([agreement(predicted[order], none).mean_r for order in draws.few])
+    definition = f"{metric_of('selectivity_r').definition}: {', '.join(groups)}"
+    figures[None, "selectivity_r"] = Figure(found.mean_r or 0.0, float(floor), definition=definition, p=found.joint_p)
+    return figures
+
+
+# -------------------------------------------------------------------------------------------------------- pictures
+
+# (network, seen pictures) -> features of the seen pictures: they are the same for all subjects and estimators
+_seen: dict[tuple[str, str, str], np.ndarray] = {}
+
+
+def image_figures(
+    reference: Reference,
+    decoded: Shaped[np.ndarray, "n h w 3"],
+    draws: Draws | None = None,
+    extras: Extras | None = None,
+) -> Measured:
+    """Metrics of decoded pictures: on pixels, in networks, in supplied features, through a linear encoder."""
+    assert reference.pictures is not None
+    extras = extras or Extras()
+    seen = reference.pictures
+    similarity = pixcorr_scores(seen, decoded)
+    figures: Figures = {
+        (None, "two_way"): from_matrix(two_way_scores(similarity), draws),
+        (None, "pixcorr"): from_matrix(similarity, draws),
+    }
+    own = ssim_pairs(seen, decoded)
+    figures[None, "ssim"] = Figure(float(own.mean()))
+    if draws is not None:
+        floor = np.mean([ssim_pairs(seen, decoded, order).mean() for order in draws.few])
+        figures[None, "ssim"] = Figure(float(own.mean()), float(floor), resampled=own[draws.resamples].mean(axis=1))
+    owner = np.repeat(np.arange(len(seen)), [len(group) for group in seen])
+    networks = available_networks(extras.weights)
+    for name, network in networks.backbones.items():
+        key = network.definition, reference.fingerprint, reference.stimuli
+        if key not in _seen:
+            _seen[key] = embed(network, np.concatenate(list(seen)))
+        alike = feature_scores(_seen[key], embed(network, decoded), owner)
+        scores = two_way_scores(alike) if BACKBONES[name].score == "two_way" else 1 - alike
+        figures[None, name] = from_matrix(scores, draws, definition=network.definition)
+    for name, features in extras.features.items():
+        figures |= supplied_figures(name, extras.seen_features[name], features, draws)
+    if reference.dataset is not None and reference.space is not None and reference.responses is not None:
+        figures |= _through_an_encoder(reference, decoded, draws)
+    return Measured(figures, networks.skipped, similarity)
+
+
+def supplied_figures(
+    name: str, seen: Float[np.ndarray, "n ..."], decoded: Float[np.ndarray, "n ..."], draws: Draws | None
+) -> Figures:
+    """Two-way identification and retrieval in features that the user supplied."""
+    flat = [np.asarray(values, np.float32).reshape(len(values), -1) for values in (seen, decoded)]
+    told = f"features '{name}' as supplied, {flat[0].shape[1]} dimensions"
+    two_way = two_way_scores(feature_scores(*flat))
+    figures: Figures = {
+        (None, f"{FEATURES}{name}"): from_matrix(two_way, draws, definition=f"two-way identification by r; {told}")
+    }
+    seed = 0 if draws is None else draws.seed
+    for way, query, gallery in (("decoded->seen", flat[1], flat[0]), ("seen->decoded", flat[0], flat[1])):
+        found = retrieval(query, gallery, np.random.default_rng(seed))
+        samples = np.nan_to_num(found.stimuli, nan=found.value)
+        again = None if draws is None else samples[draws.resamples].mean(axis=1) + (found.value - samples.mean())
+        definition = f"top-1 by cosine among {found.candidates} candidates, mean of {len(found.draws)} draws; {told}"
+        figures[None, f"{RETRIEVAL}{name} {way}"] = Figure(
+            found.value, found.chance, resampled=again, definition=definition
+        )
+    return figures
+
+
+@lru_cache(maxsize=1)
+def available_networks(weights: Path | None) -> Available:
+    """The pretrained networks in a folder, or on the hub; without either none is looked for, and each says so."""
+    if weights is not None:
+        return available(None if str(weights) == HUB else weights)
+    why = f"give --weights, a folder with its pretrained weights, or '{HUB}' to download them"
+    return Available({}, {name: f"{metric_of(name).title} is not scored: {why}." for name in BACKBONES})
+
+
+def _through_an_encoder(reference: Reference, decoded: Shaped[np.ndarray, "n h w 3"], draws: Draws | None) -> Figures:
+    """Brain correlation: measured responses and those that a linear encoder predicts from the decoded pictures."""
+    dataset, space, measured = reference.dataset, reference.space, reference.responses
+    assert dataset is not None and space is not None and measured is not None and reference.pictures is not None
+    from_decoded = linear_encoder(dataset, reference.subject, decoded)
+    from_seen = linear_encoder(
+        dataset, reference.subject, np.stack([group.mean(axis=0) for group in reference.pictures])
+    )
+    figures: Figures = {}
+    for roi, sites in [(None, np.ones(space.num_sites, bool)), *space.rois.items()]:
+        if sites.sum() > 1:
+            ceiling = float(pattern_scores(measured[:, sites], from_seen[:, sites]).diagonal().mean())
+            scores = pattern_scores(measured[:, sites], from_decoded[:, sites])
+            figures[roi, "brain_correlation"] = from_matrix(scores, draws, ceiling)
+    return figures
+
+
+# -------------------------------------------------------------------------------------------------------- captions
+
+
+def word_figures(reference: Reference, decoded: Sequence[str], draws: Draws | None = None) -> Figures:
+    """Metrics for which a caption is a set of words."""
+    assert reference.captions is not None
+    references, dataset = reference.captions, reference.dataset
+    figures: Figures = {
+        (None, "content_f1"): from_matrix(content_f1_scores(references, decoded), draws, human_content_f1(references))
+    }
+    for name in () if dataset is None else set(TEXT_FEATURES) & set(dataset.feature_names):
+        assert dataset is not None
+        train_ids = dataset.split_ids("train")
+        train = dataset.features(name, train_ids).mean(axis=1)
+        said = word_vectors(decoded, [dataset.captions(stimulus) for stimulus in train_ids], train)
+        true = dataset.features(name, reference.ids).mean(axis=1)
+        figures[None, "text_similarity"] = from_matrix(cosine_scores(true, said), draws)
+    return figures
+
+
+def text_figures(
+    reference: Reference, decoded: Sequence[str], draws: Draws | None = None, extras: Extras | None = None
+) -> Measured:
+    """Metrics of decoded captions."""
+    assert reference.captions is not None
+    figures, order = word_figures(reference, decoded, draws), content_f1_scores(reference.captions, decoded)
+    if not all(reference.captions):
+        why = "some stimuli have no caption; give each at least one"
+        skipped = {name: f"{metric_of(name).title} is not scored: {why}." for name in CAPTION_METRICS}
+        return Measured(figures, skipped, order)
+    scorer = caption_scorer(reference, extras or Extras())
+    own = scorer.score(decoded)
+    human, floors = {}, []
+    if draws is not None:
+        several = any(len(group) > 1 for group in reference.captions)
+        human = {name: one.value for name, one in scorer.human().scores.items()} if several else {}
+        floors = [scorer.score([decoded[row] for row in order]).scores for order in draws.few]
+    for name, one in own.scores.items():
+        floor = float(np.mean([shuffled[name].value for shuffled in floors])) if floors else None
+        again = one.resampled(draws.resamples) if draws and len(draws.resamples) else None
+        figures[None, name] = Figure(one.value, floor, human.get(name), None, again, own.definition[name])
+    return Measured(figures, own.skipped, order)
+
+
+_scorers: dict[tuple, CaptionScorer] = {}  # the last one only: it keeps a Java process
+
+
+def caption_scorer(reference: Reference, extras: Extras) -> CaptionScorer:
+    """The scorer of these references, kept until another one is asked for: several systems are scored in a row."""
+    key = reference.fingerprint, reference.stimuli, extras.clip, extras.bert, extras.java
+    if key not in _scorers:
+        for scorer in _scorers.values():
+            scorer.close()
+        _scorers.clear()
+        clip = None if extras.clip is None else ClipModel.load(extras.clip)
+        bert = None if extras.bert is None else BertScorer.load(extras.bert)
+        pictures = None
+        if clip is not None and reference.pictures is not None:
+            pictures = np.stack([group[0] for group in reference.pictures])
+        elif clip is not None and reference.dataset is not None and reference.dataset.image_size is not None:
+            pictures = reference.dataset.images(reference.ids)
+        captions = reference.captions or ()
+        _scorers[key] = CaptionScorer(
+            captions, names=reference.ids, java=extras.java, bertscore=bert, clip=clip, pictures=pictures
+        )
+        atexit.register(_scorers[key].close)
+    return _scorers[key]
+
+
+MEASURES: Mapping[str, Callable[..., Measured]] = {"brain": brain_figures, "image": image_figures, "text": text_figures}

@@ -1,0 +1,96 @@
+"""What the terminal shows of results: tables of records, and what could not be scored.
+
+Enters: records, or a comparison. Leaves: text on standard output, no wider than the terminal.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from brainjanus.evaluate.compare import Comparison
+from brainjanus.evaluate.metrics import metric_of
+from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
+from brainjanus.evaluate.score import MAIN_METRICS
+
+WIDE = 116  # columns of a terminal that all figures need
+
+
+def print_table(records: Sequence[Record]) -> None:
+    """The four directions, mean over subjects, by their main metrics."""
+    means = [record for record in records if record.subject == SUBJECT_MEAN and record.roi is None]
+    main = [r for d in DIRECTIONS for r in means if r.direction == d and r.metric in MAIN_METRICS[d]]
+    print_records(main, "held-out stimuli, mean over subjects")
+
+
+def print_scores(records: Sequence[Record]) -> None:
+    """All metrics of one scoring, for all sites."""
+    first = records[0]
+    print_records([r for r in records if r.roi is None], f"{first.dataset}, {first.subject}, {first.n} stimuli")
+
+
+def print_records(records: Sequence[Record], title: str) -> None:
+    """One row per record: value and interval beside floor, constant, linear baseline and ceiling."""
+    console = _console()
+    table = _table(title)
+    for column in ("direction", "estimate", "metric"):
+        table.add_column(column, no_wrap=column != "estimate")
+    names = ["floor", "const.", "linear", "value", "95 %", "ceiling", "p"]
+    shown = names if console.width >= WIDE else [name for name in names if name not in ("const.", "95 %")]
+    for column in shown:
+        table.add_column(column, justify="right", no_wrap=True, min_width=5)
+    for r in records:
+        between = "" if r.interval is None else f"{r.interval[0]:.3f}-{r.interval[1]:.3f}"
+        values = (*map(number, (r.floor, r.constant, r.baseline, r.value)), between, number(r.ceiling), number(r.p))
+        cells = dict(zip(names, values, strict=True))
+        table.add_row(r.direction, r.estimator, r.metric, *(cells[name] for name in shown))
+    console.print(table)
+
+
+def print_remarks(skipped: Mapping[str, str], warnings: Sequence[str]) -> None:
+    """What makes the scores doubtful, and what was not scored, with the reason."""
+    for warning in warnings:
+        print(f"take care: {warning}")
+    if skipped:
+        print("not scored:")
+    for metric, why in skipped.items():
+        print(f"  {metric}: {why}")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """A table for each block, systems as rows and metrics as columns; quoted figures are marked."""
+    for block in comparison.blocks:
+        table = _table(f"{block.direction}, {block.subject}{f', {block.roi}' if block.roi else ''}")
+        table.add_column("metric", no_wrap=True)
+        for row in block.rows:
+            told = " (quoted)" if row.quoted else f" ({row.estimator})"
+            table.add_column(row.system + told, justify="right")
+        for metric in block.metrics:
+            cells = [cell(row.values.get(metric)) for row in block.rows]
+            table.add_row(f"{metric} (lower is better)" if metric_of(metric).lower else metric, *cells)
+        _console().print(table)
+    for note in comparison.notes:
+        print(note)
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def cell(record: Record | None) -> str:
+    if record is None:
+        return ""
+    between = "" if record.interval is None else f" [{record.interval[0]:.3f}, {record.interval[1]:.3f}]"
+    return f"{record.value:.3f}{between}"
+
+
+def _table(title: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE + 40)  # a file or a pipe has no width of its own
