@@ -30,7 +30,7 @@ from brainjanus.evaluate.examples import (
 from brainjanus.evaluate.figures import Extras
 from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
 from brainjanus.evaluate.report import write_report
-from brainjanus.evaluate.score import Scored, ScoreOptions, score, summary
+from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, summary
 from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.checkpoint import Checkpoint, Tokenizers, interface_of
 from brainjanus.model.omni import OmniModel
@@ -297,6 +297,7 @@ def evaluate(
     checkpoint = Checkpoint.load(run)
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset or dataset_of(run))
     check_same_data(checkpoint, dataset, run)
+    check_leaks(dataset)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for scores.json and report.html, got a file. Choose another --out.")
     config, losses = read_json(run / "config.json").get("config", {}), read_logs(run)

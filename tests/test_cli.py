@@ -43,7 +43,7 @@ def test_help_of_a_command_shows_an_example_and_explains_every_argument(name):
     assert done.returncode == 0, done.stderr
     assert f"Examples:\n    brainjanus {name}" in done.stdout
     assert "Args:" not in done.stdout
-    assert re.search(r"--out PATH\s+(│\s+│\s+)?Folder for", done.stdout)  # what the docstring says of it
+    assert re.search(r"--out (\{None\}\|)?PATH\s+(│\s+│\s+)?(Folder|File) for", done.stdout)  # as its docstring says
 
 
 def test_no_command_shows_the_commands_and_fails(capsys):

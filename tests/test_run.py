@@ -67,7 +67,7 @@ def short(study, tmp_path_factory):
 def test_from_a_dataset_to_scores_and_a_report(study, tmp_path):
     """All four directions are learnt: better than shuffled predictions on stimuli that training never saw."""
     train(study, tmp_path / "run", tiny())
-    records = evaluate(tmp_path / "run", study, tmp_path)
+    records = evaluate(tmp_path / "run", study, tmp_path).records
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert {s["direction"] for s in scores} == {"brain->text", "brain->image", "image->brain", "text->brain"}
     assert {s["subject"] for s in scores} == {"s1", "s2", "mean"}

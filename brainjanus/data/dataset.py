@@ -206,8 +206,9 @@ class Dataset:
         names, where = np.unique(np.array(trials.stimulus_id, dtype=str)[rows], return_inverse=True)
         responses = self.responses(subject, rows)
         num_repeats = np.bincount(where, minlength=len(names))
-        total = np.zeros((len(names), responses.shape[1]), np.float64)
-        np.add.at(total, where, responses)
+        order = np.argsort(where, kind="stable")
+        starts = np.cumsum(num_repeats) - num_repeats
+        total = np.add.reduceat(responses[order], starts, axis=0, dtype=np.float64) if len(rows) else responses
         mean = (total / num_repeats[:, None]).astype(np.float32)
         return Averages([str(name) for name in names], mean, num_repeats)
 

@@ -46,7 +46,7 @@ from brainjanus.evaluate.reference import Reference, reference_of
 MAIN_METRICS: Mapping[Direction, tuple[str, ...]] = {
     "brain->text": ("content_f1", "cider"),
     "brain->image": ("two_way", "pixcorr", "ssim"),
-    "image->brain": ("voxel_r", "voxel_r_normalised", "identification_top1"),
+    "image->brain": ("voxel_r", "voxel_r_normalised", "identification_top1", "encode_decode_two_way"),
     "text->brain": ("voxel_r", "voxel_r_normalised", "identification_top1"),
 }
 LEVEL = 0.95
@@ -123,11 +123,10 @@ def score_against(reference: Reference, predictions: Predictions, options: Score
     measure = MEASURES[predictions.direction.partition("->")[2]]
     draws = Draws.of(len(ids), options.seed, options.permutations, options.resamples)
     found = measure(reference, values, draws, options.extras)
-    linear = _baseline(reference, predictions.direction, options) if options.baseline else {}
-    constant = _constant(reference, predictions.direction, options)
-    records = []
+    linear, constant = _beside(reference, predictions.direction, options)
+    records, versions = [], software()
     for (roi, name), figure in found.figures.items():
-        protocol = _protocol(reference, predictions, name, figure, options)
+        protocol = _protocol(reference, predictions, name, figure, options, versions)
         record = Record(
             predictions.direction,
             reference.name,
@@ -189,6 +188,21 @@ def interval_of(record: Record) -> tuple[float, float] | None:
     return float(record.value + low), float(record.value + high)
 
 
+# figures of the linear and of the constant prediction: the same for all estimators of a subject
+_known: dict[tuple, tuple[Figures, Figures]] = {}
+
+
+def _beside(reference: Reference, direction: Direction, options: ScoreOptions) -> tuple[Figures, Figures]:
+    extras = options.extras
+    where = reference.fingerprint, reference.subject, reference.split, reference.stimuli, direction
+    how = options.baseline, options.constant_caption, extras.weights, extras.clip, extras.bert, extras.java
+    key = (*where, *how)
+    if key not in _known:
+        linear = _baseline(reference, direction, options) if options.baseline else {}
+        _known[key] = linear, _constant(reference, direction, options)
+    return _known[key]
+
+
 def _baseline(reference: Reference, direction: Direction, options: ScoreOptions) -> Figures:
     """What the linear model earns; of captions its words where they are a set, its sentence where order counts."""
     dataset, ids = reference.dataset, list(reference.ids)
@@ -221,7 +235,12 @@ def _constant(reference: Reference, direction: Direction, options: ScoreOptions)
 
 
 def _protocol(
-    reference: Reference, predictions: Predictions, name: str, figure: Figure, options: ScoreOptions
+    reference: Reference,
+    predictions: Predictions,
+    name: str,
+    figure: Figure,
+    options: ScoreOptions,
+    versions: Mapping[str, str],
 ) -> Protocol:
     metric = metric_of(name)
     beside = {"floor": f"mean over {'all pairs' if figure.null is not None else f'{NUM_FEW} shuffles'} of stimuli"}
@@ -243,7 +262,7 @@ def _protocol(
         reference.repeats() if predictions.direction.endswith("->brain") else predictions.repeats,
         figure.definition or metric.definition or metric.title,
         beside,
-        software(),
+        versions,
     )
 
 

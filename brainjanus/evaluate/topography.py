@@ -34,7 +34,7 @@ SPHERE_RADIUS = 100.0  # of fsaverage5, in its own unit
 MIN_KEPT = 0.5
 MAX_DRAWS = 300  # rotations tried for each that is kept
 MIN_STIMULI, CATEGORY_SHARES, NUM_CATEGORIES = 8, (0.05, 0.5), 8
-DRAWN_CATEGORIES = 3
+DRAWN_CATEGORIES = 2
 DPI = 160
 INK = "#222222"
 
@@ -375,8 +375,8 @@ def draw_topography(
     predicted: Float[np.ndarray, "n v"],
     groups: Mapping[str, Bool[np.ndarray, "n"]],
 ) -> bytes:
-    """A PNG: measured and predicted selectivity for the first DRAWN_CATEGORIES categories, each pair on one row, and
-    how the correlation between sites falls with their distance. Raises UserError as `selectivity_maps`.
+    """A PNG: measured and predicted selectivity for the first DRAWN_CATEGORIES categories, one below the other,
+    and how the correlation between sites falls with their distance. Raises UserError as `selectivity_maps`.
     """
     from PIL import Image
 
@@ -392,12 +392,8 @@ def draw_topography(
         seen = {f"'{name}' against all others, measured": true[name] for name in few}
         said = {f"'{name}' predicted, r across sites {r[name]:.2f}": guess[name] for name in few}
         label, limits = "difference of mean responses (z)", (-top, top)
-        if space.geometry.get("type") == "none":  # strips are ordered by the first map: all in one
-            pairs = [pair for both in zip(seen.items(), said.items(), strict=True) for pair in both]
-            parts.append(_opened(draw_maps(space, dict(pairs), label=label, limits=limits)))
-        else:
-            sides = [_opened(draw_maps(space, maps, label=label, limits=limits)) for maps in (seen, said)]
-            parts.append(np.concatenate(sides, axis=1))
+        pairs = [pair for both in zip(seen.items(), said.items(), strict=True) for pair in both]
+        parts.append(_opened(draw_maps(space, dict(pairs), label=label, limits=limits)))
     curves = {
         name: distance_curve(space, responses) for name, responses in (("measured", measured), ("predicted", predicted))
     }
