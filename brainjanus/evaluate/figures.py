@@ -239,31 +239,34 @@ def image_figures(
         key = network.definition, reference.fingerprint, reference.stimuli
         if key not in _seen:
             _seen[key] = embed(network, np.concatenate(list(seen)))
-        alike = feature_scores(_seen[key], embed(network, decoded), owner)
+        found = embed(network, decoded)
+        alike = feature_scores(_seen[key], found, owner)
         scores = two_way_scores(alike) if BACKBONES[name].score == "two_way" else 1 - alike
         figures[None, name] = from_matrix(scores, draws, definition=network.definition)
+        if name == "clip" and len(owner) == len(seen):  # one picture each: what is retrieved is a picture
+            figures |= retrieval_figures(name, _seen[key], found, draws, network.definition)
     for name, features in extras.features.items():
-        figures |= supplied_figures(name, extras.seen_features[name], features, draws)
+        flat = [np.asarray(f, np.float32).reshape(len(f), -1) for f in (extras.seen_features[name], features)]
+        told = f"features '{name}' as supplied, {flat[0].shape[1]} dimensions"
+        two_way = two_way_scores(feature_scores(*flat))
+        definition = f"two-way identification by r; {told}"
+        figures[None, f"{FEATURES}{name}"] = from_matrix(two_way, draws, definition=definition)
+        figures |= retrieval_figures(name, *flat, draws, told)
     if reference.dataset is not None and reference.space is not None and reference.responses is not None:
         figures |= _through_an_encoder(reference, decoded, draws)
     return Measured(figures, networks.skipped, similarity)
 
 
-def supplied_figures(
-    name: str, seen: Float[np.ndarray, "n ..."], decoded: Float[np.ndarray, "n ..."], draws: Draws | None
+def retrieval_figures(
+    name: str, seen: Float[np.ndarray, "n d"], decoded: Float[np.ndarray, "n d"], draws: Draws | None, told: str
 ) -> Figures:
-    """Two-way identification and retrieval in features that the user supplied."""
-    flat = [np.asarray(values, np.float32).reshape(len(values), -1) for values in (seen, decoded)]
-    told = f"features '{name}' as supplied, {flat[0].shape[1]} dimensions"
-    two_way = two_way_scores(feature_scores(*flat))
-    figures: Figures = {
-        (None, f"{FEATURES}{name}"): from_matrix(two_way, draws, definition=f"two-way identification by r; {told}")
-    }
+    """Top-1 retrieval in a feature space, named by query -> gallery."""
+    figures: Figures = {}
     seed = 0 if draws is None else draws.seed
-    for way, query, gallery in (("decoded->seen", flat[1], flat[0]), ("seen->decoded", flat[0], flat[1])):
+    for way, query, gallery in (("decoded->seen", decoded, seen), ("seen->decoded", seen, decoded)):
         found = retrieval(query, gallery, np.random.default_rng(seed))
         samples = np.nan_to_num(found.stimuli, nan=found.value)
-        again = None if draws is None else samples[draws.resamples].mean(axis=1) + (found.value - samples.mean())
+        again = None if draws is None else samples[draws.resamples].mean(axis=1)
         definition = f"top-1 by cosine among {found.candidates} candidates, mean of {len(found.draws)} draws; {told}"
         figures[None, f"{RETRIEVAL}{name} {way}"] = Figure(
             found.value, found.chance, resampled=again, definition=definition

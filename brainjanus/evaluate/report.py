@@ -142,16 +142,17 @@ def _run(dataset: Dataset | None, records: Sequence[Record]) -> str:
     rows = "".join(f"<dt>{name}</dt><dd>{fact}</dd>" for name, fact in facts.items())
     names = {"brain": "brain responses", "image": "pictures", "text": "text"}
     scored = {modality for record in records for modality in record.direction.split("->")}
+    trained = "One model was trained to go from one to another of" if len(scored) > 2 else "Predictions between"
     lead = (
-        f"<p>One model was trained to go from one to another of: {', '.join(names[m] for m in names if m in scored)}. "
-        "This page says how well it does on stimuli that it has never seen, and what that is worth beside chance, "
+        f"<p>{trained}: {', '.join(names[m] for m in names if m in scored)}. "
+        "This page says how well that works on stimuli of the test set, and what it is worth beside chance, a constant, "
         "a linear model, and the best that noise allows.</p>"
     )
     return lead + (f'<p class="note">{kind}</p>' if kind else "") + f'<dl class="facts">{rows}</dl>'
 
 
 def _directions(records: Sequence[Record]) -> str:
-    parts = []
+    parts, everyone = [], _everyone(records)
     for direction in DIRECTIONS:
         rows = [r for r in records if r.direction == direction and r.roi is None]
         main = [r for metric in MAIN_METRICS[direction] for r in rows if r.metric == metric]
@@ -162,8 +163,8 @@ def _directions(records: Sequence[Record]) -> str:
             means = [r for r in main if r.subject == SUBJECT_MEAN]
             each = ""
             if len({r.subject for r in main}) > 2:
-                each = f"<details><summary>subject by subject</summary>{_table(main)}</details>"
-            parts.append(f'<div class="keep">{head}{_table(means)}</div>{each}')
+                each = f"<details><summary>subject by subject</summary>{_table(main, everyone)}</details>"
+            parts.append(f'<div class="keep">{head}{_table(means, everyone)}</div>{each}')
     return _BAR_LEGEND + "".join(parts) if parts else ""
 
 
@@ -179,7 +180,7 @@ def _details(records: Sequence[Record]) -> str:
     rest.sort(key=lambda r: (order.index(r.direction), list(METRICS).index(r.metric) if r.metric in METRICS else 99))
     parts = []
     for direction, group in groupby(rest, key=lambda r: r.direction):
-        parts.append(f"<h3>{direction.replace('->', ' → ')}</h3>{_table(list(group))}")
+        parts.append(f"<h3>{direction.replace('->', ' → ')}</h3>{_table(list(group), _everyone(records))}")
     if not parts:
         return ""
     return "<p>Means over subjects; every figure, per subject and region, is in scores.json.</p>" + "".join(parts)
@@ -187,6 +188,12 @@ def _details(records: Sequence[Record]) -> str:
 
 def _warnings(warnings: Sequence[str]) -> str:
     return "".join(f'<p class="note"><b>Take care.</b> {escape(warning)}</p>' for warning in warnings)
+
+
+def _everyone(records: Sequence[Record]) -> str:
+    """What a mean over subjects is called: a mean over one subject is that subject."""
+    subjects = {record.subject for record in records} - {SUBJECT_MEAN}
+    return next(iter(subjects)) if len(subjects) == 1 else "all subjects"
 
 
 def _skipped(skipped: Mapping[str, str]) -> str:
@@ -226,8 +233,8 @@ def _protocols(records: Sequence[Record]) -> str:
     )
 
 
-def _table(records: Sequence[Record]) -> str:
-    """One row per record; each metric and estimator starts with its mean over subjects."""
+def _table(records: Sequence[Record], everyone: str) -> str:
+    """One row per record; each metric and estimator starts with its mean over subjects, `everyone`."""
     body = []
     grouped: dict[tuple[str, str], list[Record]] = {}
     for record in records:
@@ -242,7 +249,7 @@ def _table(records: Sequence[Record]) -> str:
             between = "" if r.interval is None else f"<small>{r.interval[0]:.3f} to {r.interval[1]:.3f}</small>"
             cells = (
                 name,
-                "all subjects" if r.subject == SUBJECT_MEAN else escape(r.subject),
+                escape(everyone if r.subject == SUBJECT_MEAN else r.subject),
                 _bar(r) if not known.lower else "<small>lower is better</small>" if mean else "",
                 f"<b>{r.value:.3f}</b>{between}",
                 *(_number(value) for value in (r.floor, r.constant, r.baseline)),
@@ -522,7 +529,7 @@ table.scores { width: 100%; table-layout: fixed; margin-bottom: .8rem; font-size
 th { text-align: right; font-weight: 500; color: var(--soft); font-size: .78rem; padding: .2rem .5rem;
   border-bottom: 1px solid var(--line); }
 td { padding: .16rem .5rem; text-align: right; white-space: nowrap; }
-td small, th small { display: block; }
+td small, th small { display: block; } table.scores td:first-child { white-space: normal; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; padding-left: 0; }
 th:nth-child(1) { width: 13rem; } th:nth-child(2) { width: 6rem; } th:nth-child(3) { width: 210px; }
 th:nth-child(4) { width: 7.2rem; }

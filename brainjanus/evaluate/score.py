@@ -31,6 +31,7 @@ from brainjanus.evaluate.captions import constant_caption
 from brainjanus.evaluate.figures import (
     MEASURES,
     NUM_FEW,
+    NUM_SPINS,
     Draws,
     Extras,
     Figure,
@@ -248,6 +249,8 @@ def _protocol(
         beside["interval"] = f"95 %, {options.resamples} bootstrap resamples of stimuli, centred on the value"
     if figure.null is not None:
         beside["p"] = f"{options.permutations} shuffles of predictions over stimuli"
+    elif figure.p is not None:
+        beside["p"] = f"{NUM_SPINS} rotations of the cortex"
     if reference.dataset is not None and options.baseline:
         beside["baseline"] = RIDGE
         beside["constant"] = "from the training split"
