@@ -56,6 +56,7 @@ def main() -> None:
     ceiling = rng.uniform(0.05, 0.9, sites)
     groups = {None: np.ones(sites, bool)} | {f"roi{k}": np.arange(sites) % 12 == k for k in range(12)}
     resamples = rng.integers(0, num, (samples, num))
+    counts = np.stack([np.bincount(drawn, minlength=num) for drawn in resamples])
 
     def figures() -> None:
         for function in (brain.voxel_r, brain.r2, brain.pattern_r, brain.mse, brain.cosine):
@@ -69,7 +70,7 @@ def main() -> None:
         brain.identification_ranks(brain.all_pattern_scores(measured, predicted).r)
 
     def bootstrap() -> None:
-        brain.resampled(measured, predicted, resamples, groups, ceiling)
+        brain.resampled(measured, predicted, counts, groups, ceiling)
 
     def pearson_of_each_site() -> None:
         for site in range(sites // 10):

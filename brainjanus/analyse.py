@@ -29,6 +29,7 @@ from brainjanus.evaluate.analyses import (
     voxel_consistency,
 )
 from brainjanus.evaluate.clip import CLIP_PREFIX, ClipModel, clip_s
+from brainjanus.scoring import named_files
 
 SPLITS = ("train", "test")
 
@@ -48,12 +49,10 @@ def analyse_captions(
     dataset: where they and the pictures may come from instead. Returns the picture's path.
     Raises UserError if there is nothing to score captions by, or a source lacks a stimulus.
     """
-    given: dict[str, dict[str, str]] = {}
-    for text in sources:
-        name, equals, file = text.partition("=")
-        if not (name and equals and file):
-            raise UserError(f"--sources '{text}': expected NAME=FILE, got no name or no file. Write both.")
-        given[name] = {stimulus: group[0] for stimulus, group in read_captions(Path(file)).items() if group}
+    given = {
+        name: {stimulus: group[0] for stimulus, group in read_captions(Path(file)).items() if group}
+        for name, file in named_files("sources", sources).items()
+    }
     opened = None if dataset is None else Dataset.open(dataset)
     known: dict[str, Sequence[str]] = {}
     if references is not None:
@@ -106,6 +105,8 @@ def analyse_repeats(dataset: Path | str, out: Path | str, subject: str, stimulus
 
 def analyse_consistency(dataset: Path | str, out: Path | str, subject: str, seed: int = 0) -> Path:
     """MSE, cosine and Pearson's r between responses to one stimulus, pairwise and to their mean, in train and test."""
+    if seed < 0:
+        raise UserError(f"--seed: expected 0 or more, got {seed}. Any such number will do.")
     opened = Dataset.open(dataset)
     found = [voxel_consistency(opened, subject, split, seed=seed) for split in SPLITS]
     numbers = {split: one.figures() for split, one in zip(SPLITS, found, strict=True)}

@@ -288,7 +288,7 @@ def evaluate(argv: list[str]) -> Path:
         clip: str | None = None,
         bert: str | None = None,
     ) -> Path:
-        from brainjanus.evaluate.figures import Extras
+        from brainjanus.evaluate.extras import Extras
         from brainjanus.run import evaluate as score
         from brainjanus.tables import print_remarks, print_table
 
@@ -355,7 +355,7 @@ def score(argv: list[str]) -> Path:
         estimator: str = "undeclared",
         repeats: Literal["undeclared", "responses", "outputs", "single"] = "undeclared",
         units: Literal["zscored", "raw"] = "zscored",
-        split: str = "test",
+        split: Literal["test", "val"] = "test",
         partial: bool = False,
         features: tuple[str, ...] = (),
         seen_features: tuple[str, ...] = (),
@@ -369,7 +369,7 @@ def score(argv: list[str]) -> Path:
         permutations: int = 1000,
         resamples: int = 1000,
     ) -> Path:
-        from brainjanus.evaluate.figures import Extras
+        from brainjanus.evaluate.extras import Extras
         from brainjanus.evaluate.score import ScoreOptions
         from brainjanus.scoring import score_files
         from brainjanus.tables import print_remarks, print_scores

@@ -27,7 +27,7 @@ from brainjanus.evaluate.examples import (
     image_examples,
     map_examples,
 )
-from brainjanus.evaluate.figures import Extras
+from brainjanus.evaluate.extras import Extras
 from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
 from brainjanus.evaluate.report import write_report
 from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, summary
@@ -297,7 +297,7 @@ def evaluate(
     checkpoint = Checkpoint.load(run)
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset or dataset_of(run))
     check_same_data(checkpoint, dataset, run)
-    check_leaks(dataset)
+    check_leaks(dataset, dataset.subjects)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for scores.json and report.html, got a file. Choose another --out.")
     config, losses = read_json(run / "config.json").get("config", {}), read_logs(run)
@@ -357,7 +357,7 @@ def restored_records(
             pictures = generate(checkpoint, {f"brain:{prediction.subject}": prediction.values}, "image", estimator)
             assert isinstance(pictures, torch.Tensor)
             records += encode_decode_records(dataset, prediction, (pictures * 255).numpy(), options)
-            records += control_records(dataset, prediction.subject, options)
+            records += control_records(dataset, prediction.subject, prediction.stimulus_ids, options)
     return records
 
 

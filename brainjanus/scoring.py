@@ -9,7 +9,6 @@ give floors, intervals and, for captions, the human ceiling.
 """
 
 import csv
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 
 from brainjanus.core.errors import UserError, written_beside
-from brainjanus.data.dataset import Dataset, listed
+from brainjanus.data.dataset import SPLITS, Dataset, listed
 from brainjanus.data.readers.nifti import is_nifti
 from brainjanus.data.readers.predictions import (
     read_caption_predictions,
@@ -31,7 +30,7 @@ from brainjanus.data.readers.tables import read_captions, read_features
 from brainjanus.evaluate.compare import Comparison, compare, table_of
 from brainjanus.evaluate.encode_decode import control_records, encode_decode_records
 from brainjanus.evaluate.examples import map_examples
-from brainjanus.evaluate.protocol import UNDECLARED, hash_of_captions
+from brainjanus.evaluate.protocol import UNDECLARED
 from brainjanus.evaluate.record import AVERAGED, Direction, Predictions, Record, load_scores, save_scores
 from brainjanus.evaluate.reference import Reference
 from brainjanus.evaluate.report import write_report
@@ -48,6 +47,11 @@ REPEATS: Mapping[str, str] = {
     "responses": AVERAGED,
     "outputs": "outputs averaged over repeats",
     "single": "single trials",
+}
+APPLICABLE: Mapping[str, tuple[str, ...]] = {  # options that bear on a task, beside those that bear on all
+    "brain-to-text": ("repeats", "pictures", "constant", "clip", "bert"),
+    "brain-to-image": ("repeats", "ids", "reference_ids", "features", "seen_features", "weights"),
+    "to-brain": ("ids", "reference_ids", "units", "source", "decoder", "weights"),
 }
 UNIFIED = 256  # pixels; what pictures of different sizes are brought to, as the first step of every image metric
 
@@ -93,6 +97,33 @@ def score_files(
         )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for scores.json, got a file. Choose another --out.")
+    if split not in SPLITS[1:]:
+        raise UserError(
+            f"--split: expected {' or '.join(SPLITS[1:])}, got '{split}'. A score on training stimuli says nothing."
+        )
+    given_options = {
+        "ids": ids,
+        "reference_ids": reference_ids,
+        "units": units != "zscored",
+        "features": features,
+        "seen_features": seen_features,
+        "decoder": decoder,
+        "pictures": pictures,
+        "repeats": repeats != "undeclared",
+        "source": source != "image",
+        "constant": options.constant_caption is not None,
+        "weights": options.extras.weights,
+        "clip": options.extras.clip,
+        "bert": options.extras.bert,
+    }
+    unused = [name for name, value in given_options.items() if value and name not in APPLICABLE[task]]
+    if unused:
+        raise UserError(
+            f"--{unused[0].replace('_', '-')}: expected options that bear on {task}, got this one. Leave it out; "
+            "`brainjanus score --help` says what each is for."
+        )
+    if options.constant_caption is not None and not options.constant_caption.strip():
+        raise UserError("--constant: expected a caption, got none. Write one, or leave the option out.")
     direction: Direction = "brain->text" if task == "brain-to-text" else "brain->image"
     if task == "to-brain":
         direction = "image->brain" if source == "image" else "text->brain"
@@ -108,7 +139,7 @@ def score_files(
     given = Predictions(
         direction, subject, kept, estimator, _joined([values[stimulus] for stimulus in kept]), REPEATS[repeats]
     )
-    extras = supplied(direction, opened, features, seen_features, kept)
+    extras = supplied(opened, features, seen_features, kept)
     options = replace(options, extras=replace(options.extras, features=extras[0], seen_features=extras[1]))
     if opened is not None:
         scored = score(opened, given, options, split=split)
@@ -148,17 +179,19 @@ def decoded_again(
     restored = generate(checkpoint, {f"brain:{predictions.subject}": predictions.values}, "image", mean)
     assert isinstance(restored, torch.Tensor)
     records = encode_decode_records(dataset, predictions, (restored * 255).numpy(), options, split=split)
-    return records + control_records(dataset, predictions.subject, options, split=split)
+    return records + control_records(dataset, predictions.subject, predictions.stimulus_ids, options, split=split)
 
 
 def supplied(
-    direction: Direction, dataset: Dataset | None, files: Sequence[str], seen_files: Sequence[str], ids: Sequence[str]
+    dataset: Dataset | None, files: Sequence[str], seen_files: Sequence[str], ids: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Features of decoded and of seen pictures by name, in the order of the stimuli."""
-    given, seen = (dict(_named(text) for text in texts) for texts in (files, seen_files))
-    if given and direction != "brain->image":
+    given, seen = (named_files(option, texts) for option, texts in (("features", files), ("seen-features", seen_files)))
+    if seen.keys() - given.keys():
+        name = min(seen.keys() - given.keys())
         raise UserError(
-            f"--features: expected features of decoded pictures, got a scoring of {direction}. Leave the option out."
+            f"--seen-features {name}: expected --features {name}=FILE beside it, got none. Give the same features of "
+            "the decoded pictures."
         )
     found: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
     for name, path in given.items():
@@ -223,6 +256,16 @@ def _named(text: str) -> tuple[str, str]:
     return name, path
 
 
+def named_files(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """NAME=FILE, each name once."""
+    pairs = [_named(text) for text in texts]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"--{option}: expected each name once, got '{twice}' twice. Rename one of them.")
+    return dict(pairs)
+
+
 def _features(path: str, ids: Sequence[str]) -> np.ndarray:
     names, values = read_features(path)
     row = {name: position for position, name in enumerate(names)}
@@ -260,18 +303,18 @@ def read_reference(direction: Direction, path: str, ids: Path | None, subject: s
     name = Path(path).stem
     if direction == "brain->text":
         captions = read_captions(Path(path))
-        empty = [stimulus for stimulus, group in captions.items() if not group]
+        empty = [stimulus for stimulus, group in captions.items() if not group or not all(map(str.strip, group))]
         if empty:
             raise UserError(
-                f"{path}: expected at least one reference caption for each stimulus, got none for '{empty[0]}'. "
+                f"{path}: expected at least one reference caption for each stimulus, none of them blank, got none or a "
+                f"blank one for '{empty[0]}'. "
                 "Add one, or leave the stimulus out of both files."
             )
-        fingerprint = hash_of_captions(captions)
-        return Reference(name, fingerprint, subject, split, list(captions), captions=list(captions.values()))
+        return Reference(name, UNDECLARED, subject, split, list(captions), captions=list(captions.values()))
     if direction == "brain->image":
         names, pictures = _once(path, *read_picture_predictions(path, ids))
         stacked = np.stack(unified(pictures))
-        return Reference(name, _digest(names, stacked), subject, split, names, pictures=list(stacked[:, None]))
+        return Reference(name, UNDECLARED, subject, split, names, pictures=list(stacked[:, None]))
     if is_nifti(path):
         raise UserError(
             f"{path}: expected --dataset to score NIfTI images, got --references: without a mask voxels have no order. "
@@ -279,7 +322,7 @@ def read_reference(direction: Direction, path: str, ids: Path | None, subject: s
         )
     names, responses = read_response_predictions(path, ids)
     names, rows = _once(path, names, list(responses))
-    return Reference(name, _digest(names, np.stack(rows)), subject, split, names, responses=np.stack(rows))
+    return Reference(name, UNDECLARED, subject, split, names, responses=np.stack(rows))
 
 
 def common_ids(path: str, predicted: Sequence[str], expected: Sequence[str], partial: bool, where: str) -> list[str]:
@@ -341,10 +384,3 @@ def _once(path: str, names: list[str], values: list) -> tuple[list[str], list]:
             "first, and say which with --repeats or --estimator."
         )
     return names, values
-
-
-def _digest(names: Sequence[str], values: np.ndarray) -> str:
-    order = np.argsort(np.array(names, dtype=str))
-    found = hashlib.sha256("\n".join(names[row] for row in order).encode())
-    found.update(np.ascontiguousarray(values[order]).tobytes())
-    return found.hexdigest()

@@ -56,16 +56,22 @@ def print_remarks(skipped: Mapping[str, str], warnings: Sequence[str]) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """A table for each block, systems as rows and metrics as columns; quoted figures are marked."""
+    """A table for each block: systems, the first one's floor, and what stands beside all; what is quoted is marked."""
     for block in comparison.blocks:
         table = _table(f"{block.direction}, {block.subject}{f', {block.roi}' if block.roi else ''}")
         table.add_column("metric", no_wrap=True)
+        first = {metric: row.values[metric] for row in reversed(block.rows) for metric in row.values if not row.quoted}
         for row in block.rows:
             told = " (quoted)" if row.quoted else f" ({row.estimator})"
             table.add_column(row.system + told, justify="right")
+        for name in ("floor", "constant", "linear", "ceiling"):
+            table.add_column(name, justify="right", style="dim")
         for metric in block.metrics:
             cells = [cell(row.values.get(metric)) for row in block.rows]
-            table.add_row(f"{metric} (lower is better)" if metric_of(metric).lower else metric, *cells)
+            known = first.get(metric)
+            beside = () if known is None else (known.floor, known.constant, known.baseline, known.ceiling)
+            name = f"{metric} (lower is better)" if metric_of(metric).lower else metric
+            table.add_row(name, *cells, *map(number, beside))
         _console().print(table)
     for note in comparison.notes:
         print(note)

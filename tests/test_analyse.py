@@ -57,7 +57,7 @@ def test_repeats_and_consistency_of_a_dataset(study, tmp_path):
     ("argv", "told"),
     [
         (["captions"], "expected --references, a --dataset with captions, or --clip"),
-        (["captions", "--sources", "x.json", "--references", "refs.json"], "expected NAME=FILE"),
+        (["captions", "--sources", "x.json", "--references", "refs.json"], "expected NAME=PATH"),
         (["repeats"], "expected --dataset and --subject, got none"),
         (["consistency", "--dataset", "nowhere"], "expected --subject, got none"),
         (["repeats", "--dataset", "nowhere", "--subject", "s1"], "nowhere: expected a dataset folder"),

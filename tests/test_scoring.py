@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from brainjanus.cli import main
 from brainjanus.core.errors import UserError
-from brainjanus.evaluate.figures import Extras
+from brainjanus.evaluate.extras import Extras
 from brainjanus.evaluate.record import KEYS, load_scores
 from brainjanus.evaluate.score import ScoreOptions
 from brainjanus.scoring import compare_files, score_files
@@ -75,14 +75,15 @@ def test_pictures_against_a_dataset(study, tmp_path):
     (tmp_path / "decoded").mkdir()
     for name, picture in zip(ids, study.images(ids), strict=True):
         Image.fromarray(picture).save(tmp_path / "decoded" / f"{name}.png")
-    scored = score_files(
-        "brain-to-image", tmp_path / "decoded", tmp_path / "out", dataset=study.path, subject="s1", options=QUICK
-    )
+    where = {"dataset": study.path, "subject": "s1"}
+    scored = score_files("brain-to-image", tmp_path / "decoded", tmp_path / "out", **where, options=QUICK)
     assert record_of(scored.records, "pixcorr").value == pytest.approx(1)
     assert record_of(scored.records, "ssim").value == pytest.approx(1)
     assert record_of(scored.records, "two_way").value == 1
     assert 0 < record_of(scored.records, "pixcorr").baseline < 1
     assert "alexnet2" in scored.skipped
+    with pytest.raises(UserError, match="--seen-features x: expected --features x=FILE beside it"):
+        score_files("brain-to-image", tmp_path / "decoded", tmp_path / "out", **where, seen_features=["x=y"])
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Not scored here, and why" in page
     assert "Seen and decoded pictures" in page
@@ -193,6 +194,7 @@ def test_training_stimuli_are_refused(study, tmp_path):
 )
 def test_a_mistake_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, options, told):
     captions(tmp_path)
+    (tmp_path / "blank.json").write_text(json.dumps(REFERENCES | {"1": ["a cat", " "]}))
     monkeypatch.chdir(tmp_path)
     argv = ["score", "brain-to-text", "--predictions", "p.json", *options]
     assert main(argv if "--out" in argv else [*argv, "--out", "out"]) == 2
@@ -215,7 +217,7 @@ def test_compare_from_the_command_line(tmp_path, monkeypatch, capsys):
     captions(tmp_path, references=REFERENCES | {"2": ["a cow"]})
     score_files("brain-to-text", predicted, tmp_path / "c", references=references, subject="subj01", options=QUICK)
     assert main(["compare", "a", "c"]) == 2
-    assert "fingerprint is" in capsys.readouterr().err
+    assert "references is" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "c")
     with pytest.raises(UserError, match="expected a JSON list of records"):
         compare_files(["a", "c"])

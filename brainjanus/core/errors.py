@@ -33,7 +33,7 @@ def written_beside(target: Path | str) -> Iterator[Path]:
     beside: Path | None = None
     try:
         with reported(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_parent(target)
             beside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
             written = beside / target.name
             yield written
@@ -46,6 +46,16 @@ def written_beside(target: Path | str) -> Iterator[Path]:
             if replaced.exists() and not target.exists():  # stopped between the two renames
                 os.replace(replaced, target)
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def make_parent(target: Path) -> None:
+    """Make the folder that `target` will stand in. Raises UserError where the system has no such place, as in /proc."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{target}: expected a place that can be written to, got '{error.strerror}'. Choose another --out."
+        ) from error
 
 
 @contextmanager

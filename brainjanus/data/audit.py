@@ -63,15 +63,16 @@ class Finding(NamedTuple):
     evidence: dict[str, Any]
 
 
-def find_leaks(dataset: Dataset) -> list[Leak]:
+def find_leaks(dataset: Dataset, subjects: Sequence[str] | None = None) -> list[Leak]:
     """Everything in a dataset by which test trials reach training; an empty list if it is sound.
 
-    Stimuli and pictures in two splits, statistics that were computed with test trials, responses copied into another
-    split. Reads all responses and pictures once, a part at a time.
+    Stimuli and pictures in two splits, for all subjects; statistics that were computed with test trials, and responses
+    copied into another split, for `subjects` (default: all). Reads their responses and all pictures once, a part at a
+    time.
     """
     trials = {subject: dataset.trials(subject) for subject in dataset.subjects}
     leaks = [*_shared_stimuli(trials), *_shared_pictures(dataset, trials)]
-    for subject in dataset.subjects:
+    for subject in dataset.subjects if subjects is None else subjects:
         moments = _cells(dataset, subject, trials[subject])
         leaks += _statistics(dataset, subject, moments)
         leaks += _copies(dataset, subject, trials[subject], _merged(moments.raw.values()))

@@ -36,6 +36,7 @@ from brainjanus.train.codes import features_of
 
 PENALTIES = np.logspace(-4, 4, 25)  # in units of the mean eigenvalue of the features' scatter matrix
 PIXEL_SIDE = 32  # pixels; the pictures that the linear model reads
+DECODED_SIDE = 64  # pixels; those that it decodes, enlarged to the size of the seen ones: more are noise, and memory
 MAX_WORDS = 2000  # the most frequent ones; enough for all content words of everyday captions
 MAX_CAPTION_WORDS = 15
 NUM_FOLDS = 5
@@ -45,7 +46,7 @@ TEXT_FEATURES = ("word2vec",)  # stored features that were made from words, henc
 # (dataset, subject, what, split) -> what the linear model predicts for each stimulus
 _fitted: dict[tuple[str, str, str, str], dict[str, Any]] = {}
 _encoders: dict[tuple[str, str], "Ridge"] = {}  # (dataset, subject) -> the linear encoder
-_decoders: dict[tuple[str, str], tuple["Ridge", tuple[int, ...]]] = {}  # the linear decoder, and its pictures' shape
+_decoders: dict[tuple[str, str], "Ridge"] = {}  # the linear decoder
 
 
 # N training samples, P features, T targets, R rank
@@ -196,10 +197,12 @@ def linear_decoder(dataset: Dataset, subject: str, responses: Float[np.ndarray, 
     key = dataset.fingerprint, subject
     if key not in _decoders:
         ids, measured, _ = dataset.averages(subject, "train")
-        pictures = np.stack([dataset.pictures(stimulus).mean(axis=0, dtype=np.float32) for stimulus in ids])
-        _decoders[key] = fit_ridge(measured, pictures.reshape(len(pictures), -1)), pictures.shape[1:]
-    ridge, shape = _decoders[key]
-    return ridge.predict(responses.astype(np.float32)).reshape(-1, *shape)
+        _decoders[key] = fit_ridge(measured, _small_pixels(dataset, ids, DECODED_SIDE) * 255)
+    size = dataset.image_size or DECODED_SIDE
+    side = min(DECODED_SIDE, size)
+    small = torch.from_numpy(_decoders[key].predict(responses.astype(np.float32))).reshape(-1, 3, side, side)
+    large = small if size == side else torch.nn.functional.interpolate(small, (size, size), mode="bilinear")
+    return large.permute(0, 2, 3, 1).numpy()
 
 
 def _cached(dataset: Dataset, subject: str, what: str, stimulus_ids: Sequence[str], split: str) -> list[Any]:
@@ -255,7 +258,7 @@ def _image_features(
 ) -> Iterator[list[np.ndarray]]:
     """Each description of the stimuli's pictures: small pixels, built-in encoders, and stored features of pictures."""
     if dataset.image_size is not None:
-        yield [_small_pixels(dataset, ids) for ids in (train_ids, stimulus_ids)]
+        yield [_small_pixels(dataset, ids, PIXEL_SIDE) for ids in (train_ids, stimulus_ids)]
         for name in sorted(set(ENCODERS) - set(dataset.feature_names)):
             yield [_flat(features_of(dataset, name, ids).numpy()) for ids in (train_ids, stimulus_ids)]
     for name in sorted(set(dataset.feature_names) - set(TEXT_FEATURES)):
@@ -266,9 +269,9 @@ def _flat(features: Float[np.ndarray, "n t c"]) -> Float[np.ndarray, "n d"]:
     return features.reshape(len(features), -1)
 
 
-def _small_pixels(dataset: Dataset, ids: Sequence[str]) -> Float[np.ndarray, "n d"]:
-    """Pictures at PIXEL_SIDE pixels in [0, 1]; the mean over the pictures of a stimulus."""
-    side = min(PIXEL_SIDE, dataset.image_size or PIXEL_SIDE)
+def _small_pixels(dataset: Dataset, ids: Sequence[str], most: int) -> Float[np.ndarray, "n d"]:
+    """Pictures at no more than `most` pixels a side in [0, 1]; the mean over the pictures of a stimulus."""
+    side = min(most, dataset.image_size or most)
     small = np.empty((len(ids), 3 * side * side), np.float32)
     for row, stimulus in enumerate(ids):
         mean = torch.from_numpy(dataset.pictures(stimulus).mean(axis=0, dtype=np.float32)).permute(2, 0, 1)[None]

@@ -50,7 +50,7 @@ class Resampled(NamedTuple):
 # --- each site, across stimuli --------------------------------------------------------------------------------------
 
 
-# N stimuli, V sites, B resamples of M stimuli, K sites of a block
+# N stimuli, V sites, B resamples, K sites of a block
 def voxel_r(measured: Float[np.ndarray, "n v"], predicted: Float[np.ndarray, "n v"]) -> Float[np.ndarray, "v"]:
     """Pearson's r of each site across stimuli; 0 where either is constant.
 
@@ -122,13 +122,13 @@ def ceiling_weights(ceiling: Float[np.ndarray, "v"]) -> Float[np.ndarray, "v"] |
 def resampled(
     measured: Float[np.ndarray, "n v"],
     predicted: Float[np.ndarray, "n v"],
-    resamples: Int[np.ndarray, "b m"],
+    counts: Int[np.ndarray, "b n"],
     groups: Mapping[str | None, Bool[np.ndarray, "v"]],
     ceiling: Float[np.ndarray, "v"] | None = None,
 ) -> dict[str | None, Resampled]:
     """The mean voxel r and R2 of each group of sites in each bootstrap sample of stimuli.
 
-    resamples: which stimuli each sample holds, drawn with replacement. groups: name -> its sites, at least one.
+    counts: how often each sample holds each stimulus. groups: name -> its sites, at least one.
     A site that is constant in a sample counts 0 there, as everywhere. r and R2 of every site are computed anew for
     every sample (the score matrices cannot give them: their means and lengths are those of all stimuli). Both follow
     from five moments, which are products of how often each stimulus was drawn with x, y, xx, yy and xy. Products are
@@ -137,17 +137,16 @@ def resampled(
     Raises UserError as `voxel_r`.
     """
     _check(measured, predicted)
-    num_stimuli, num_sites = measured.shape
+    num_sites = measured.shape[1]
     sites = np.stack([mask / mask.sum() for mask in groups.values()], axis=1)  # [v, groups]: means
     weights = {
         name: None if ceiling is None else ceiling_weights(np.where(mask, ceiling, 0)) for name, mask in groups.items()
     }
     normalised = np.stack([np.zeros(num_sites) if w is None else w for w in weights.values()], axis=1)
-    counts = np.stack([np.bincount(drawn, minlength=num_stimuli) for drawn in resamples])
-    shares = (counts / resamples.shape[1]).astype(np.float32)
-    totals = np.zeros((3, len(resamples), len(groups)))
+    shares = (counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
+    totals = np.zeros((3, len(counts), len(groups)))
     for block in _blocks(num_sites, RESAMPLED_BLOCK):
-        r, explained = _resampled_sites(measured[:, block], predicted[:, block], shares, resamples)
+        r, explained = _resampled_sites(measured[:, block], predicted[:, block], shares, counts)
         totals[0] += r @ sites[block]
         totals[1] += r @ normalised[block]
         totals[2] += explained @ sites[block]
@@ -161,7 +160,7 @@ def _resampled_sites(
     measured: Float[np.ndarray, "n k"],
     predicted: Float[np.ndarray, "n k"],
     shares: Float[np.ndarray, "b n"],
-    resamples: Int[np.ndarray, "b m"],
+    counts: Int[np.ndarray, "b n"],
 ) -> tuple[Float[np.ndarray, "b k"], Float[np.ndarray, "b k"]]:
     """r and R2 of some sites in every resample. shares: of the draws, by stimulus, so that products are means."""
     x, mean_x, sd_x, flat_x = _standard(measured)
@@ -180,9 +179,11 @@ def _resampled_sites(
     r[:, flat_x | flat_y], explained[:, flat_x] = 0, 0
     lost = (lost_x | (lost_y & ~flat_y)) & ~flat_x
     for site in np.flatnonzero(lost.any(axis=0)):
-        rows = np.flatnonzero(lost[:, site])
-        drawn = measured[resamples[rows], site].T, predicted[resamples[rows], site].T
-        r[rows, site], explained[rows, site] = voxel_r(*drawn), r2(*drawn)
+        for row in np.flatnonzero(lost[:, site]):
+            drawn = np.repeat(np.arange(len(measured)), counts[row])
+            pair = measured[drawn, site, None], predicted[drawn, site, None]
+            one = len(drawn) == 1
+            r[row, site], explained[row, site] = (0, 0) if one else (voxel_r(*pair)[0], r2(*pair)[0])
     return r, explained
 
 

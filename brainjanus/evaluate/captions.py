@@ -64,9 +64,8 @@ class CaptionScore(NamedTuple):
     statistics: Float[np.ndarray, "n s"]
     combine: Callable[[Float[np.ndarray, "b s"]], Float[np.ndarray, "b"]]  # of sums of statistics
 
-    def resampled(self, resamples: Int[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
-        """The value of each resample; a row holds indices of stimuli, as they are drawn."""
-        counts = np.stack([np.bincount(rows, minlength=len(self.statistics)) for rows in resamples])
+    def resampled(self, counts: Int[np.ndarray, "b n"]) -> Float[np.ndarray, "b"]:
+        """The value of each resample; a row says how often it holds each stimulus."""
         return self.combine(counts @ self.statistics)
 
 
@@ -223,7 +222,7 @@ class CaptionScorer:
             definition["bertscore"] = self._bertscore.definition
         else:
             skipped["bertscore"] = _skipped(
-                "bertscore", "no language model was given", "pass the folder of roberta-large"
+                "bertscore", "no language model was given", "pass the folder of roberta-large (--bert)"
             )
         if "clip" in said and self._clip is not None and self._pictures is not None:
             texts, pictures = np.stack(list(said["clip"])), self._pictures[rows]
@@ -233,7 +232,7 @@ class CaptionScorer:
             definition["ref_clip_s"] = f"RefCLIP-S, harmonic mean with the best reference, {definition['clip_s']}"
         else:
             what = "no CLIP model was given" if self._clip is None else "no pictures were given"
-            todo = "pass the folder of CLIP ViT-B/32, and the pictures of the stimuli"
+            todo = "pass the folder of CLIP ViT-B/32 (--clip), and the pictures of the stimuli"
             skipped |= {name: _skipped(name, what, todo) for name in ("clip_s", "ref_clip_s")}
         return Scored(self._in_order(found), self._in_order(skipped), self._in_order(definition), rows)
 
@@ -250,7 +249,7 @@ class CaptionScorer:
     ) -> None:
         """What pycocoevalcap scores."""
         java_ptb = "Stanford PTBTokenizer 3.4.1 (Java)"
-        tokens = java_ptb if self._no_java is None else f"Python PTB tokenizer, as Java {self._no_java}"
+        tokens = java_ptb if self._no_java is None else "Python PTB tokenizer"
         details = {
             "rouge_l": "ROUGE-L, beta 1.2",
             "cider": "CIDEr (pycocoevalcap's, with clipping and length penalty: CIDEr-D)",

@@ -5,19 +5,23 @@ linear model and for the padding control (`evaluate.control`), which hides the p
 and knows nothing of the brain. So this score says something beside voxel r only, never alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Shaped
 
 from brainjanus.data.dataset import Dataset
+from brainjanus.evaluate.backbones import BACKBONES
 from brainjanus.evaluate.baselines import linear_baseline, linear_decoder
 from brainjanus.evaluate.control import padding_control
+from brainjanus.evaluate.metrics import ENCODE_DECODE, metric_of
 from brainjanus.evaluate.record import Predictions, Record
 from brainjanus.evaluate.score import ScoreOptions, score
 
-METRICS = ("two_way", "pixcorr", "ssim")
+METRICS = ("two_way", "pixcorr", "ssim", *BACKBONES)
 CONTROL = "padding control"
+NO_REPEATS = "no measured response takes part"
 
 
 def encode_decode_records(
@@ -35,33 +39,30 @@ def encode_decode_records(
     """
     options = options or ScoreOptions()
     decoded = replace(predictions, direction="brain->image", values=restored)
-    found = {r.metric: r for r in score(dataset, decoded, replace(options, baseline=False), split=split).records}
+    found = [r for r in score(dataset, decoded, options, split=split).records if r.roi is None and r.metric in METRICS]
     linear: dict[str, float] = {}
     if options.baseline:
         ids = list(predictions.stimulus_ids)
         encoded = np.asarray(linear_baseline(dataset, predictions.subject, "image->brain", ids, split=split))
-        pictures = linear_decoder(dataset, predictions.subject, encoded)
-        plain = replace(decoded, values=pictures)
-        scored = score(dataset, plain, replace(options, baseline=False, resamples=0, permutations=1), split=split)
+        plain = replace(decoded, values=linear_decoder(dataset, predictions.subject, encoded))
+        scored = score(dataset, plain, replace(options, resamples=0, permutations=0), split=split)
         linear = {r.metric: r.value for r in scored.records if r.roi is None}
-    return [
-        replace(
-            found[metric],
-            direction="image->brain",
-            metric=f"encode_decode_{metric}",
-            baseline=linear.get(metric),
-            ceiling=None,
-        )
-        for metric in METRICS
-    ]
+    records = []
+    for record in found:
+        name = f"{ENCODE_DECODE}{record.metric}"
+        definition = metric_of(name).definition or f"decoded from the prediction; {record.protocol.definition}"
+        protocol = replace(record.protocol, definition=definition, repeats=NO_REPEATS)
+        renamed = replace(record, direction="image->brain", metric=name, protocol=protocol)
+        records.append(replace(renamed, baseline=linear.get(record.metric), ceiling=None))
+    return records
 
 
 def control_records(
-    dataset: Dataset, subject: str, options: ScoreOptions | None = None, *, split: str = "test"
+    dataset: Dataset, subject: str, ids: Sequence[str], options: ScoreOptions | None = None, *, split: str = "test"
 ) -> list[Record]:
-    """The padding control's scores, as a brain and as a picture: the first expose it, the second are perfect."""
+    """The padding control's scores on some stimuli, as a brain and as a picture: the first expose it, the second are
+    perfect."""
     options = replace(options or ScoreOptions(), baseline=False)
-    ids = dataset.averages(subject, split).stimulus_ids
     control = padding_control(dataset.images(ids), dataset.space(subject).num_sites)
     padded = Predictions("image->brain", subject, ids, CONTROL, control.responses)
     records = score(dataset, padded, options, split=split).records

@@ -5,20 +5,16 @@ are cheap are score matrices (see `evaluate.brain`): the mean of the matrix is e
 average. Those that are not (SSIM, corpus scores of captions) are computed for a few shuffles.
 """
 
-import atexit
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from brainjanus.evaluate.backbones import BACKBONES, Available, available
+from brainjanus.evaluate.backbones import BACKBONES
 from brainjanus.evaluate.backbones import features as embed
 from brainjanus.evaluate.baselines import TEXT_FEATURES, linear_encoder
-from brainjanus.evaluate.bertscore import BertScorer
 from brainjanus.evaluate.brain import (
     all_pattern_scores,
     ceiling_weights,
@@ -28,9 +24,17 @@ from brainjanus.evaluate.brain import (
     resampled,
     voxel_scores,
 )
-from brainjanus.evaluate.captions import CAPTION_METRICS, CaptionScorer
-from brainjanus.evaluate.clip import ClipModel
-from brainjanus.evaluate.image import feature_scores, pixcorr_scores, retrieval, ssim_pairs, two_way_scores
+from brainjanus.evaluate.captions import CAPTION_METRICS
+from brainjanus.evaluate.extras import Extras, available_networks, caption_scorer, seen_features
+from brainjanus.evaluate.image import (
+    feature_distance_scores,
+    feature_two_way,
+    pixcorr_scores,
+    retrieval,
+    retrieval_scores,
+    ssim_pairs,
+    two_way_scores,
+)
 from brainjanus.evaluate.metrics import FEATURES, RETRIEVAL, metric_of
 from brainjanus.evaluate.reference import Reference
 from brainjanus.evaluate.text import content_f1_scores, cosine_scores, human_content_f1, word_vectors
@@ -38,12 +42,12 @@ from brainjanus.evaluate.topography import (
     Agreement,
     Spins,
     caption_groups,
+    resampled_agreement,
     selectivity_agreement,
     spatial_autocorrelation,
     spins,
 )
 
-HUB = "hub"  # instead of a folder of weights
 NUM_SPINS = 1000
 NUM_FEW = 3  # shuffles for the floor of metrics that have no score matrix
 
@@ -51,20 +55,37 @@ NUM_FEW = 3  # shuffles for the floor of metrics that have no score matrix
 class Draws(NamedTuple):
     """Shuffles of predictions and resamples of stimuli, the same for all figures of a seed.
 
-    few: the shuffles for metrics without a score matrix.
+    counts: how often each resample holds each stimulus. few: the shuffles for metrics without a score matrix.
     """
 
     shuffles: Int[np.ndarray, "p n"]
-    resamples: Int[np.ndarray, "b n"]
+    counts: Int[np.ndarray, "b n"]
     few: Int[np.ndarray, "k n"]
     seed: int
 
     @classmethod
-    def of(cls, n: int, seed: int, permutations: int, resamples: int) -> "Draws":
-        rng = np.random.default_rng(seed)
-        shuffles = rng.permuted(np.tile(np.arange(n), (permutations, 1)), axis=1)
-        drawn = rng.integers(n, size=(resamples, n))
-        return cls(shuffles, drawn, rng.permuted(np.tile(np.arange(n), (NUM_FEW, 1)), axis=1), seed)
+    def of(
+        cls, ids: Sequence[str], seed: int, permutations: int, resamples: int, among: Sequence[str] | None = None
+    ) -> "Draws":
+        """among: the stimuli that resamples are drawn from, of which `ids` are a part.
+
+        With the stimuli of all subjects, a resample holds a stimulus equally often for each subject who saw it, as an
+        interval of a mean over subjects needs. A resample without any of `ids` holds each once.
+        """
+        shuffles, few = (  # each from a generator of its own: their numbers do not matter to the others
+            np.random.default_rng([seed, number]).permuted(np.tile(np.arange(len(ids)), (times, 1)), axis=1)
+            for number, times in enumerate((permutations, NUM_FEW))
+        )
+        every = sorted(ids if among is None else among)
+        column = {stimulus: place for place, stimulus in enumerate(every)}
+        drawn = np.random.default_rng(seed).multinomial(len(every), np.full(len(every), 1 / len(every)), size=resamples)
+        counts = drawn[:, [column[stimulus] for stimulus in ids]]
+        counts[counts.sum(axis=1) == 0] = 1
+        return cls(shuffles, counts, few, seed)
+
+    def means(self, samples: Float[np.ndarray, "n"]) -> Float[np.ndarray, "b"]:
+        """The mean of one value per stimulus in each resample."""
+        return self.counts @ samples / self.counts.sum(axis=1)
 
 
 class Figure(NamedTuple):
@@ -77,7 +98,7 @@ class Figure(NamedTuple):
     null: Float[np.ndarray, "p"] | None = None
     resampled: Float[np.ndarray, "b"] | None = None
     definition: str | None = None
-    p: float | None = None  # where it is not that of shuffled stimuli
+    p: float | None = None  # where it is not that of `null`
 
 
 Figures = dict[tuple[str | None, str], Figure]
@@ -94,21 +115,13 @@ class Measured(NamedTuple):
     order: Float[np.ndarray, "n n"]
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What the user adds to a scoring. weights: a folder of pretrained networks (see `evaluate.backbones`).
-
-    features: name -> features [n, ...] of the decoded pictures in the order of the reference, seen_features: of the
-    seen ones. clip: folder or hub name of CLIP ViT-B/32 for CLIP-S; bert: of a model for BERTScore. java: False to do
-    without, even if it is there.
-    """
-
-    weights: Path | None = None
-    features: Mapping[str, Float[np.ndarray, "n ..."]] = field(default_factory=dict)
-    seen_features: Mapping[str, Float[np.ndarray, "n ..."]] = field(default_factory=dict)
-    clip: str | None = None
-    bert: str | None = None
-    java: bool = True
+def p_value(value: float, null: Float[np.ndarray, "p"], *, lower: bool) -> float | None:
+    """Share of shuffles that do as well, the shuffle that was scored among them; None without shuffles."""
+    if not len(null):
+        return None
+    better = -1 if lower else 1
+    reached = better * null >= better * value - 1e-9  # the identity, met by chance, counts
+    return float((1 + reached.sum()) / (1 + len(null)))
 
 
 def from_matrix(
@@ -124,7 +137,7 @@ def from_matrix(
     if draws is None:
         return Figure(value, ceiling=ceiling, definition=definition)
     null = scores[np.arange(len(scores)), draws.shuffles].mean(axis=1)
-    again = diagonal[draws.resamples].mean(axis=1) if drawn_again is None else drawn_again
+    again = draws.means(diagonal) if drawn_again is None else drawn_again
     return Figure(value, round(float(scores.mean()), 12), ceiling, null, again, definition)
 
 
@@ -141,8 +154,7 @@ def brain_figures(
     if reference.space is not None:
         rois += [(name, mask) for name, mask in reference.space.rois.items() if mask.any()]
     ceiling, noise = reference.ceiling(), reference.noise()
-    drawn = draws is not None and len(draws.resamples) > 0
-    again = resampled(measured, predicted, draws.resamples, dict(rois), ceiling) if draws and drawn else None
+    again = None if draws is None else resampled(measured, predicted, draws.counts, dict(rois), ceiling)
     figures: Figures = {}
     for roi, sites in rois:
         pair = measured[:, sites], predicted[:, sites]
@@ -168,9 +180,15 @@ def brain_figures(
             figures[roi, "cosine"] = from_matrix(patterns.cosine, draws)
             figures[roi, "identification_top1"] = from_matrix((ranks == 1).astype(np.float64), draws)
             figures[roi, "identification_rank"] = from_matrix(ranks.astype(np.float64), draws)
+    skipped = {}
     if reference.space is not None:
         figures |= _topography(reference, predicted, draws)
-    return Measured(figures, {}, pattern_scores(measured, predicted))
+        if (None, "selectivity_r") not in figures:
+            skipped["selectivity_r"] = (
+                "Selectivity maps are not scored: they need captions with content words that stand in 5 to 50 % of the "
+                "scored stimuli and in 8 or more; score more stimuli, or prepare the dataset with captions."
+            )
+    return Measured(figures, skipped, pattern_scores(measured, predicted))
 
 
 # (dataset, subject, seed) -> rotations of the cortex: seconds to draw, the same for all predictions
@@ -184,8 +202,10 @@ def _topography(reference: Reference, predicted: Float[np.ndarray, "n v"], draws
     figures: Figures = {}
     own, true = (spatial_autocorrelation(space, maps) for maps in (predicted, measured))
     if own is not None and true is not None:
-        again = None if draws is None else own[draws.resamples].mean(axis=1)
-        figures[None, "autocorrelation"] = Figure(float(own.mean()), None, float(true.mean()), resampled=again)
+        again = None if draws is None else draws.means(own)
+        figures[None, "autocorrelation"] = Figure(float(own.mean()), resampled=again)
+        if draws is not None:  # the same for every prediction: it stands beside
+            figures[None, "autocorrelation_measured"] = Figure(float(true.mean()), resampled=draws.means(true))
     groups = {} if dataset is None else caption_groups([dataset.captions(stimulus) for stimulus in reference.ids])
     if not groups:
         return figures
@@ -203,14 +223,14 @@ def _topography(reference: Reference, predicted: Float[np.ndarray, "n v"], draws
     found = agreement(predicted, _rotations[key])
     floor = np.mean([agreement(predicted[order], none).mean_r for order in draws.few])
     definition = f"{metric_of('selectivity_r').definition}: {', '.join(groups)}"
-    figures[None, "selectivity_r"] = Figure(found.mean_r or 0.0, float(floor), definition=definition, p=found.joint_p)
+    again = resampled_agreement(measured, predicted, groups, draws.counts)
+    figures[None, "selectivity_r"] = Figure(
+        found.mean_r or 0.0, float(floor), None, None, again, definition, found.joint_p
+    )
     return figures
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
-
-# (network, seen pictures) -> features of the seen pictures: they are the same for all subjects and estimators
-_seen: dict[tuple[str, str, str], np.ndarray] = {}
 
 
 def image_figures(
@@ -232,55 +252,49 @@ def image_figures(
     figures[None, "ssim"] = Figure(float(own.mean()))
     if draws is not None:
         floor = np.mean([ssim_pairs(seen, decoded, order).mean() for order in draws.few])
-        figures[None, "ssim"] = Figure(float(own.mean()), float(floor), resampled=own[draws.resamples].mean(axis=1))
+        figures[None, "ssim"] = Figure(float(own.mean()), float(floor), resampled=draws.means(own))
     owner = np.repeat(np.arange(len(seen)), [len(group) for group in seen])
     networks = available_networks(extras.weights)
     for name, network in networks.backbones.items():
-        key = network.definition, reference.fingerprint, reference.stimuli
-        if key not in _seen:
-            _seen[key] = embed(network, np.concatenate(list(seen)))
-        found = embed(network, decoded)
-        alike = feature_scores(_seen[key], found, owner)
-        scores = two_way_scores(alike) if BACKBONES[name].score == "two_way" else 1 - alike
+        shown, found = seen_features(network, reference), embed(network, decoded)
+        compare = feature_two_way if BACKBONES[name].score == "two_way" else feature_distance_scores
+        scores = compare(shown, found, owner)
         figures[None, name] = from_matrix(scores, draws, definition=network.definition)
         if name == "clip" and len(owner) == len(seen):  # one picture each: what is retrieved is a picture
-            figures |= retrieval_figures(name, _seen[key], found, draws, network.definition)
+            figures |= retrieval_figures(name, (shown, found), draws, network.definition)
     for name, features in extras.features.items():
-        flat = [np.asarray(f, np.float32).reshape(len(f), -1) for f in (extras.seen_features[name], features)]
-        told = f"features '{name}' as supplied, {flat[0].shape[1]} dimensions"
-        two_way = two_way_scores(feature_scores(*flat))
+        shown, found = (np.asarray(f, np.float32).reshape(len(f), -1) for f in (extras.seen_features[name], features))
+        digest = hashlib.sha256(shown.tobytes()).hexdigest()[:12]
+        told = f"features '{name}' as supplied, {shown.shape[1]} dimensions, of the seen pictures sha256 {digest}"
         definition = f"two-way identification by r; {told}"
-        figures[None, f"{FEATURES}{name}"] = from_matrix(two_way, draws, definition=definition)
-        figures |= retrieval_figures(name, *flat, draws, told)
+        figures[None, f"{FEATURES}{name}"] = from_matrix(feature_two_way(shown, found), draws, definition=definition)
+        figures |= retrieval_figures(name, (shown, found), draws, told)
     if reference.dataset is not None and reference.space is not None and reference.responses is not None:
         figures |= _through_an_encoder(reference, decoded, draws)
     return Measured(figures, networks.skipped, similarity)
 
 
 def retrieval_figures(
-    name: str, seen: Float[np.ndarray, "n d"], decoded: Float[np.ndarray, "n d"], draws: Draws | None, told: str
+    name: str, features: tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]], draws: Draws | None, told: str
 ) -> Figures:
-    """Top-1 retrieval in a feature space, named by query -> gallery."""
+    """Top-1 retrieval in a feature space, named by query -> gallery. features: of the seen and the decoded pictures.
+
+    The value is the mean of some draws of candidates, as the field has it; its interval and its null are those of the
+    expectation over all draws, moved to the value.
+    """
     figures: Figures = {}
     seed = 0 if draws is None else draws.seed
+    seen, decoded = features
     for way, query, gallery in (("decoded->seen", decoded, seen), ("seen->decoded", seen, decoded)):
         found = retrieval(query, gallery, np.random.default_rng(seed))
-        samples = np.nan_to_num(found.stimuli, nan=found.value)
-        again = None if draws is None else samples[draws.resamples].mean(axis=1)
+        exact = from_matrix(retrieval_scores(query, gallery, found.candidates), draws)
+        moved = None if exact.null is None else exact.null + (found.value - exact.value)
+        p = None if exact.null is None else p_value(exact.value, exact.null, lower=False)
         definition = f"top-1 by cosine among {found.candidates} candidates, mean of {len(found.draws)} draws; {told}"
         figures[None, f"{RETRIEVAL}{name} {way}"] = Figure(
-            found.value, found.chance, resampled=again, definition=definition
+            found.value, found.chance, None, moved, exact.resampled, definition, p
         )
     return figures
-
-
-@lru_cache(maxsize=1)
-def available_networks(weights: Path | None) -> Available:
-    """The pretrained networks in a folder, or on the hub; without either none is looked for, and each says so."""
-    if weights is not None:
-        return available(None if str(weights) == HUB else weights)
-    why = f"give --weights, a folder with its pretrained weights, or '{HUB}' to download them"
-    return Available({}, {name: f"{metric_of(name).title} is not scored: {why}." for name in BACKBONES})
 
 
 def _through_an_encoder(reference: Reference, decoded: Shaped[np.ndarray, "n h w 3"], draws: Draws | None) -> Figures:
@@ -339,34 +353,9 @@ def text_figures(
         floors = [scorer.score([decoded[row] for row in order]).scores for order in draws.few]
     for name, one in own.scores.items():
         floor = float(np.mean([shuffled[name].value for shuffled in floors])) if floors else None
-        again = one.resampled(draws.resamples) if draws and len(draws.resamples) else None
+        again = None if draws is None else one.resampled(draws.counts)
         figures[None, name] = Figure(one.value, floor, human.get(name), None, again, own.definition[name])
     return Measured(figures, own.skipped, order)
-
-
-_scorers: dict[tuple, CaptionScorer] = {}  # the last one only: it keeps a Java process
-
-
-def caption_scorer(reference: Reference, extras: Extras) -> CaptionScorer:
-    """The scorer of these references, kept until another one is asked for: several systems are scored in a row."""
-    key = reference.fingerprint, reference.stimuli, extras.clip, extras.bert, extras.java
-    if key not in _scorers:
-        for scorer in _scorers.values():
-            scorer.close()
-        _scorers.clear()
-        clip = None if extras.clip is None else ClipModel.load(extras.clip)
-        bert = None if extras.bert is None else BertScorer.load(extras.bert)
-        pictures = None
-        if clip is not None and reference.pictures is not None:
-            pictures = np.stack([group[0] for group in reference.pictures])
-        elif clip is not None and reference.dataset is not None and reference.dataset.image_size is not None:
-            pictures = reference.dataset.images(reference.ids)
-        captions = reference.captions or ()
-        _scorers[key] = CaptionScorer(
-            captions, names=reference.ids, java=extras.java, bertscore=bert, clip=clip, pictures=pictures
-        )
-        atexit.register(_scorers[key].close)
-    return _scorers[key]
 
 
 MEASURES: Mapping[str, Callable[..., Measured]] = {"brain": brain_figures, "image": image_figures, "text": text_figures}

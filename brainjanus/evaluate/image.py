@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
+from scipy.special import gammaln
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -133,26 +134,8 @@ def feature_two_way(
 def feature_distance_scores(
     seen: Float[np.ndarray, "p d"], decoded: Float[np.ndarray, "n e"], owner: Int[np.ndarray, "p"] | None = None
 ) -> Float[np.ndarray, "n n"]:
-    """Score matrix of the correlation distance 1 - r (lower is better): its diagonal is `feature_distance`."""
+    """Score matrix of the correlation distance 1 - r (lower is better). Equals scipy's for its diagonal."""
     return 1 - feature_scores(seen, decoded, owner)
-
-
-def feature_distance(
-    seen: Float[np.ndarray, "p d"], decoded: Float[np.ndarray, "n e"], owner: Int[np.ndarray, "p"] | None = None
-) -> Float[np.ndarray, "n"]:
-    """Correlation distance 1 - r of each stimulus's features to its reconstruction's; 1 where either is constant.
-
-    Equals scipy.spatial.distance.correlation, which is NaN for a constant vector. Raises UserError as `feature_scores`.
-    """
-    owner = np.arange(len(seen)) if owner is None else owner
-    _check_features("features", seen, decoded)
-    (seen_mean, seen_norm), (mean, norm) = _moments(seen, centre=True), _moments(decoded, centre=True)
-    r = np.empty(len(seen))
-    for batch in _batches([1] * len(seen), 4 * seen.shape[1]):
-        other = owner[batch]
-        left, right = seen[batch] - seen_mean[batch, None], decoded[other] - mean[other, None]
-        r[batch] = _divided(np.einsum("pd,pd->p", left, right), seen_norm[batch] * norm[other])
-    return 1 - _owners_mean(r, owner)
 
 
 class RetrievalScores(NamedTuple):
@@ -202,6 +185,28 @@ def retrieval(
     stimuli = np.divide(found.sum(axis=0), times, out=np.full(number, np.nan), where=times > 0)
     shares = found.sum(axis=1) / candidates
     return RetrievalScores(float(shares.mean()), shares, stimuli, candidates, 1 / candidates)
+
+
+def retrieval_scores(
+    query: Float[np.ndarray, "n d"], gallery: Float[np.ndarray, "n d"], candidates: int
+) -> Float[np.ndarray, "n n"]:
+    """Score matrix of retrieval: the probability that query i picks item j among `candidates` that j is one of.
+
+    Candidates are drawn without replacement; item j is picked if none of those drawn is as near, so that with k nearer
+    or equal ones the probability is C(n - 1 - k, candidates - 1) / C(n - 1, candidates - 1).
+    """
+    number = len(query)
+    cosine = _products("embeddings", query, gallery, centre=False)
+    nearer = np.stack([(row[None] >= row[:, None] - TIE).sum(axis=1) - 1 for row in cosine])  # but itself
+    free = number - 1 - np.arange(number)
+    log = np.full(number, -np.inf)
+    possible = free >= candidates - 1
+    log[possible] = _log_choose(free[possible], candidates - 1) - _log_choose(np.array([number - 1]), candidates - 1)
+    return np.exp(log)[nearer]
+
+
+def _log_choose(n: Int[np.ndarray, "*k"], k: int) -> Float[np.ndarray, "*k"]:
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
 
 def resized(pictures: Float[Tensor, "b c h w"], height: int, width: int) -> Float[Tensor, "b c height width"]:

@@ -19,13 +19,16 @@ UNDECLARED = "undeclared"  # what the maker of predictions did not say; it is co
 class Protocol:
     """What a figure depends on beside its direction, dataset, subject, ROI, estimator and metric.
 
-    fingerprint: SHA-256 of the dataset, or of the references. split: "test", ... stimuli: hash of the sorted ids.
+    fingerprint: SHA-256 of the dataset, if there is one; references: of what predictions are held against (captions,
+    pictures, responses). subjects: whose brains. split: "test", ... stimuli: hash of the sorted ids.
     responses: units and z-scoring of the brain responses. repeats: how repeats of a stimulus were used. definition: of
-    the metric, with the library that computes it. floor, baseline, ceiling, interval: what stands beside the value.
+    the metric, with the library that computes it. beside: how the figures beside the value came about.
     software: versions of the rest, which are told and not compared.
     """
 
     fingerprint: str = UNDECLARED
+    references: str = UNDECLARED
+    subjects: str = UNDECLARED
     split: str = UNDECLARED
     stimuli: str = UNDECLARED
     responses: str = UNDECLARED
@@ -42,7 +45,7 @@ class Protocol:
 
 
 UNKNOWN = Protocol()
-COMPARED = ("fingerprint", "split", "stimuli", "responses", "repeats", "definition")
+COMPARED = ("fingerprint", "references", "subjects", "split", "stimuli", "responses", "repeats", "definition")
 
 
 def hash_of_ids(ids: Iterable[str]) -> str:

@@ -105,6 +105,7 @@ class Record:
     resampled: Float[np.ndarray, "resamples"] | None = field(default=None, repr=False, compare=False)
 
 
+FIGURES = ("value", "floor", "constant", "baseline", "ceiling", "p")
 KEYS = tuple(entry.name for entry in fields(Record) if entry.name not in ("null", "resampled"))
 
 
@@ -124,7 +125,10 @@ def load_scores(path: Path | str) -> list[Record]:
     path = Path(path)
     path = path / "scores.json" if path.is_dir() else path
     try:
-        return [_record(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        records = [_record(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        if not records:
+            raise ValueError("an empty list")
+        return records
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: expected a JSON list of records with the keys {', '.join(KEYS)}, got '{error}'. "
@@ -137,4 +141,14 @@ def _record(row: dict[str, Any]) -> Record:
         raise TypeError(f"a {type(row).__name__} among the records")
     facts = dict(row)
     interval, protocol = facts.pop("interval", None), facts.pop("protocol", {})
+    unknown = sorted({*facts} - {*KEYS}) + sorted({"direction", "metric", "value", "n"} - {*facts})
+    if unknown or facts["direction"] not in DIRECTIONS:
+        raise TypeError(f"a record with '{(unknown or [facts['direction']])[0]}' missing or not known")
+    numbers = [facts["value"], facts["n"], *(interval or ()), *(facts.get(name) or 0 for name in FIGURES)]
+    if not all(isinstance(number, int | float) and np.isfinite(number) for number in numbers):
+        raise TypeError(f"a figure of {facts['metric']} that is no finite number")
+    if interval is not None and len(interval) != 2:
+        raise TypeError(f"an interval of {facts['metric']} that has not two ends")
+    for name in FIGURES:
+        facts[name] = None if facts.get(name) is None else float(facts[name])
     return Record(**facts, interval=None if interval is None else tuple(interval), protocol=Protocol(**protocol))

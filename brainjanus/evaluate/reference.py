@@ -4,8 +4,10 @@ Enters: a split of a dataset, or ids with arrays, pictures or captions of any or
 of its ids, which also says what a protocol has to: where it comes from, in which units, over how many repeats.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from jaxtyping import Float, Int, UInt8
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
-from brainjanus.data.dataset import Dataset
-from brainjanus.evaluate.protocol import UNDECLARED, hash_of_ids
+from brainjanus.data.dataset import SPLITS, Dataset
+from brainjanus.evaluate.protocol import UNDECLARED, hash_of_captions, hash_of_ids
 from brainjanus.evaluate.record import Predictions
 
 ZSCORED = {
@@ -29,9 +31,9 @@ ZSCORED = {
 class Reference:
     """What was measured, seen or said of stimuli `ids`. One of responses, pictures and captions is enough.
 
-    name, fingerprint: of the dataset or the file. responses: [n v], means over num_repeats. pictures: for each stimulus
-    uint8 RGB [p, h, w, 3]. space: the sites' places, ROIs and noise variance. units: of the responses, in words.
-    dataset: where baselines and constant predictions can be fitted, if there is such a place.
+    name: of the dataset or the file; fingerprint: of the dataset. responses: [n v], means over num_repeats.
+    pictures: for each stimulus uint8 RGB [p, h, w, 3]. space: the sites' places, ROIs and noise variance.
+    units: of the responses, in words. dataset: where baselines and constant predictions can be fitted, if there is one.
     """
 
     name: str
@@ -50,6 +52,21 @@ class Reference:
     @property
     def stimuli(self) -> str:
         return hash_of_ids(self.ids)
+
+    @cached_property
+    def digest_of_pictures(self) -> str:
+        """SHA-256 of ids and seen pictures, whatever the order of the ids."""
+        return _digest(self.ids, self.pictures or ())
+
+    @cached_property
+    def held(self) -> str:
+        """SHA-256 of what predictions are held against: captions, pictures or responses of the stimuli, with the ids.
+
+        It is the same for the same references out of a dataset and out of a file.
+        """
+        if self.captions is not None:
+            return hash_of_captions(dict(zip(self.ids, self.captions, strict=True)))
+        return self.digest_of_pictures if self.pictures is not None else _digest(self.ids, self.responses)
 
     def restricted(self, ids: Sequence[str]) -> "Reference":
         """The same for some of the stimuli, in the order of `ids`."""
@@ -85,11 +102,24 @@ class Reference:
         )
 
 
+def _digest(ids: Sequence[str], values: Any) -> str:
+    found = hashlib.sha256()
+    for row in np.argsort(np.array(ids, dtype=str)):
+        found.update(f"{ids[row]}\n".encode())
+        found.update(np.ascontiguousarray(values[row]).tobytes())
+    return found.hexdigest()
+
+
 def reference_of(dataset: Dataset, predictions: Predictions, ids: list[str], split: str) -> Reference:
     """What the predictions `ids` (in this order) are held against in a split of a dataset.
 
     Raises UserError if a stimulus is not in the split, there are fewer than two, or sites do not match.
     """
+    if split not in SPLITS[1:]:
+        raise UserError(
+            f"--split: expected {' or '.join(SPLITS[1:])}, got '{split}'. Models, baselines and z-scoring were fitted "
+            "to training stimuli: a score on them says nothing."
+        )
     averages = dataset.averages(predictions.subject, split)
     row = {stimulus: position for position, stimulus in enumerate(averages.stimulus_ids)}
     unknown = [stimulus for stimulus in ids if stimulus not in row]

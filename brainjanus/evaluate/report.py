@@ -145,8 +145,8 @@ def _run(dataset: Dataset | None, records: Sequence[Record]) -> str:
     trained = "One model was trained to go from one to another of" if len(scored) > 2 else "Predictions between"
     lead = (
         f"<p>{trained}: {', '.join(names[m] for m in names if m in scored)}. "
-        "This page says how well that works on stimuli of the test set, and what it is worth beside chance, a constant, "
-        "a linear model, and the best that noise allows.</p>"
+        "This page says how well that works on stimuli of the test set, and what it is worth beside chance, a constant,"
+        " a linear model, and the best that noise allows.</p>"
     )
     return lead + (f'<p class="note">{kind}</p>' if kind else "") + f'<dl class="facts">{rows}</dl>'
 
@@ -246,12 +246,12 @@ def _table(records: Sequence[Record], everyone: str) -> str:
             mean = r is group[0]
             name = f"{escape(known.title)} <small>{escape(estimator)}</small>" if mean else ""
             ratio = f"{r.value / r.baseline:.2f}" if r.baseline and r.baseline > 0 else "–"
-            between = "" if r.interval is None else f"<small>{r.interval[0]:.3f} to {r.interval[1]:.3f}</small>"
+            between = "" if r.interval is None else f"<small>{' to '.join(map(_number, r.interval))}</small>"
             cells = (
                 name,
                 escape(everyone if r.subject == SUBJECT_MEAN else r.subject),
                 _bar(r) if not known.lower else "<small>lower is better</small>" if mean else "",
-                f"<b>{r.value:.3f}</b>{between}",
+                f"<b>{_number(r.value)}</b>{between}",
                 *(_number(value) for value in (r.floor, r.constant, r.baseline)),
                 ratio,
                 _number(r.ceiling),
@@ -394,8 +394,8 @@ def _config(config: Mapping[str, Any], records: Sequence[Record]) -> str:
             versions[package] = "not installed"
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
     seeds = ", ".join(str(seed) for seed in sorted({record.seed for record in records}))
-    text = escape(json.dumps(config, indent=1, default=str))
-    return f"<p>Seed {seeds or 'none'}; {escape(listed)}.</p><pre>{text}</pre>"
+    text = f"<pre>{escape(json.dumps(config, indent=1, default=str))}</pre>" if config else ""
+    return f"<p>Seed {seeds or 'none'}; {escape(listed)}.</p>{text}"
 
 
 # ------------------------------------------------------------------------------------------------ small parts
@@ -407,7 +407,9 @@ def _figcaption(title: str, note: str = "") -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}".replace("-0.000", "0.000")
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}".replace("-0.000", "0.000")
 
 
 def _bar(record: Record) -> str:
@@ -536,7 +538,7 @@ th:nth-child(4) { width: 7.2rem; }
 tr.mean td { padding-top: .5rem; } tr.mean td:first-child { font-weight: 600; }
 tr.one td { color: var(--soft); font-size: .84rem; } tr.one b { font-weight: 400; }
 table.protocols td { white-space: normal; text-align: left; font-size: .82rem; vertical-align: top; }
-.protocols th { text-align: left; }
+.protocols th:nth-child(n) { text-align: left; width: auto; }
 table.regions td { text-align: left; font-size: .88rem; padding: .08rem .6rem .08rem 0; }
 summary { color: var(--accent); cursor: pointer; font-size: .86rem; margin-bottom: .4rem; }
 svg.bar { width: 190px; height: 14px; display: block; overflow: visible; } tr.one svg.bar { opacity: .6; }

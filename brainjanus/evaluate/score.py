@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.audit import Leak, find_leaks, shuffled_ids
@@ -28,18 +28,19 @@ from brainjanus.evaluate.baselines import (
     linear_captions,
 )
 from brainjanus.evaluate.captions import constant_caption
+from brainjanus.evaluate.extras import Extras
 from brainjanus.evaluate.figures import (
     MEASURES,
     NUM_FEW,
     NUM_SPINS,
     Draws,
-    Extras,
     Figure,
     Figures,
+    p_value,
     text_figures,
     word_figures,
 )
-from brainjanus.evaluate.metrics import metric_of
+from brainjanus.evaluate.metrics import RETRIEVAL, metric_of
 from brainjanus.evaluate.protocol import COMPARED, Protocol, hash_of_ids, software
 from brainjanus.evaluate.record import SUBJECT_MEAN, Direction, Predictions, Record
 from brainjanus.evaluate.reference import Reference, reference_of
@@ -51,8 +52,10 @@ MAIN_METRICS: Mapping[Direction, tuple[str, ...]] = {
     "text->brain": ("voxel_r", "voxel_r_normalised", "identification_top1"),
 }
 LEVEL = 0.95
+LARGEST = 1e9  # a number; squares of larger ones, summed over sites, leave single precision
+ODD_SPREAD = 3  # times the measured standard deviation
 LEAKED = "statistics computed with test trials"
-_leaks: dict[str, list[Leak]] = {}  # by fingerprint
+_leaks: dict[tuple[str, str], list[Leak]] = {}  # by fingerprint and subject
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,14 @@ class ScoreOptions:
     resamples: int = 1000
     constant_caption: str | None = None
     extras: Extras = field(default_factory=Extras)
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "permutations", "resamples"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"--{name}: expected 0 or more, got {getattr(self, name)}. 0 permutations or resamples leave out p "
+                    "or the intervals."
+                )
 
 
 class Scored(NamedTuple):
@@ -91,7 +102,7 @@ def score(
     test stimuli are among the training stimuli.
     """
     predictions = in_order(predictions)
-    leaks = check_leaks(dataset)
+    leaks = check_leaks(dataset, [predictions.subject])
     reference = reference_of(dataset, predictions, list(predictions.stimulus_ids), split)
     if leaks:
         reference = replace(reference, units=f"{reference.units}; {LEAKED}")
@@ -107,10 +118,15 @@ def score_against(reference: Reference, predictions: Predictions, options: Score
     options, predictions = options or ScoreOptions(), in_order(predictions)
     ids = list(predictions.stimulus_ids)
     where = f"{predictions.direction} predictions for {predictions.subject}"
-    if len(ids) < 2 or ids != sorted(reference.ids):
+    if len(ids) < 2:
         raise UserError(
-            f"{where}: expected the stimuli of {reference.name}, at least 2, got {len(ids)} others or in part. "
-            "A score needs one prediction for each of them."
+            f"{where}: expected at least 2 stimuli, got {len(ids)}. Shuffles, and correlations across stimuli, need "
+            "several: predict more of them."
+        )
+    if ids != sorted(reference.ids):
+        raise UserError(
+            f"{where}: expected one for each of the {len(reference.ids)} stimuli of {reference.name}, got {len(ids)}, "
+            "for other ones or for some of them. Predict all of them."
         )
     reference = reference.restricted(ids)
     values = predictions.values
@@ -121,8 +137,10 @@ def score_against(reference: Reference, predictions: Predictions, options: Score
                 f"{where}: expected {sites} sites, as in {reference.name}, got {np.shape(values)[1]}. "
                 "Were they made with another mask? Predict the sites that were measured."
             )
+    check_size(where, values)
     measure = MEASURES[predictions.direction.partition("->")[2]]
-    draws = Draws.of(len(ids), options.seed, options.permutations, options.resamples)
+    among = None if reference.dataset is None else reference.dataset.split_ids(reference.split)
+    draws = Draws.of(ids, options.seed, options.permutations, options.resamples, among)
     found = measure(reference, values, draws, options.extras)
     linear, constant = _beside(reference, predictions.direction, options)
     records, versions = [], software()
@@ -148,19 +166,49 @@ def score_against(reference: Reference, predictions: Predictions, options: Score
         )
         records.append(replace(record, p=figure.p or _p_value(record), interval=interval_of(record)))
     finding = shuffled_ids(found.order, ids)
-    told = [] if finding is None else [f"{where} ({predictions.estimator}): {finding.sentence}"]
-    return Scored(records, dict(found.skipped), told)
+    told = [] if finding is None else [finding.sentence]
+    told += odd(reference, values)
+    return Scored(records, dict(found.skipped), [f"{where} ({predictions.estimator}): {sentence}" for sentence in told])
 
 
-def check_leaks(dataset: Dataset) -> list[str]:
-    """What makes scores on a dataset doubtful, in sentences; looked for once in a process.
+def check_size(where: str, values: Shaped[np.ndarray, "n *_"] | Sequence[str]) -> None:
+    """Raises UserError for numbers so large that their squares do not fit."""
+    largest = float(np.abs(values).max()) if isinstance(values, np.ndarray) else 0.0
+    if largest > LARGEST:
+        raise UserError(
+            f"{where}: expected responses or pixels, got numbers up to {largest:.2g}. Did the software that predicted "
+            "them overflow?"
+        )
+
+
+def odd(reference: Reference, values: Shaped[np.ndarray, "n *_"] | Sequence[str]) -> list[str]:
+    """What is allowed and hardly meant: the same prediction for all stimuli, responses in another unit."""
+    if not isinstance(values, np.ndarray):
+        same = len({caption.strip() for caption in values}) == 1
+    else:
+        same = bool((values == values[:1]).all())
+    told = ["all predictions are the same: they say nothing of a stimulus."] if same else []
+    if isinstance(values, np.ndarray) and values.ndim == 2 and reference.responses is not None:
+        spread, true = float(values.std()), float(reference.responses.std())
+        if spread > ODD_SPREAD * true or abs(float(values.mean() - reference.responses.mean())) > ODD_SPREAD * true:
+            told.append(
+                f"predicted responses have mean {values.mean():.3g} and standard deviation {spread:.3g}, the measured "
+                f"ones {reference.responses.mean():.3g} and {true:.3g}: are they in another unit (see --units)? "
+                "R2, MSE and cosine depend on it."
+            )
+    return told
+
+
+def check_leaks(dataset: Dataset, subjects: Sequence[str]) -> list[str]:
+    """What makes scores of some subjects doubtful, in sentences; looked for once in a process.
 
     Raises UserError if test stimuli, pictures or responses stand in training: then no score means anything. Statistics
     that were computed with test trials are told, and stand in the protocol: such results compare with their like.
     """
-    if dataset.fingerprint not in _leaks:
-        _leaks[dataset.fingerprint] = find_leaks(dataset)
-    leaks = _leaks[dataset.fingerprint]
+    for subject in subjects:
+        if (dataset.fingerprint, subject) not in _leaks:
+            _leaks[dataset.fingerprint, subject] = find_leaks(dataset, [subject])
+    leaks = [leak for subject in subjects for leak in _leaks[dataset.fingerprint, subject]]
     worst = next((leak for leak in leaks if leak.kind in ("stimulus", "picture", "response")), None)
     if worst is not None:
         raise UserError(f"{dataset.path}: {worst.sentence}")
@@ -179,14 +227,15 @@ def in_order(predictions: Predictions) -> Predictions:
 
 
 def interval_of(record: Record) -> tuple[float, float] | None:
-    """The middle 95 % of the resampled values, whose mean is moved to the value.
+    """The middle 95 % of the resampled values, whose median is moved to the value, within what the metric can be.
 
     A resample holds some stimuli twice, and so less variance than the stimuli do: R2 in it is too low on average.
     """
     if record.resampled is None or not len(record.resampled):
         return None
-    low, high = np.quantile(record.resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - record.resampled.mean()
-    return float(record.value + low), float(record.value + high)
+    low, middle, high = np.quantile(record.resampled, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+    least, most = metric_of(record.metric).bounds
+    return max(float(record.value + low - middle), least), min(float(record.value + high - middle), most)
 
 
 # figures of the linear and of the constant prediction: the same for all estimators of a subject
@@ -195,7 +244,8 @@ _known: dict[tuple, tuple[Figures, Figures]] = {}
 
 def _beside(reference: Reference, direction: Direction, options: ScoreOptions) -> tuple[Figures, Figures]:
     extras = options.extras
-    where = reference.fingerprint, reference.subject, reference.split, reference.stimuli, direction
+    shown = reference.digest_of_pictures if extras.clip is not None and reference.pictures is not None else None
+    where = reference.fingerprint, reference.held, shown, reference.subject, reference.split, direction
     how = options.baseline, options.constant_caption, extras.weights, extras.clip, extras.bert, extras.java
     key = (*where, *how)
     if key not in _known:
@@ -216,6 +266,13 @@ def _baseline(reference: Reference, direction: Direction, options: ScoreOptions)
         said = linear_captions(dataset, reference.subject, ids, split=reference.split)
         return text_figures(reference, said, None, plain).figures | word_figures(reference, fitted)
     return MEASURES[direction.partition("->")[2]](reference, fitted, None, plain).figures
+
+
+def repeated_split(reference: Reference) -> str:
+    """The split whose repeats gave the noise variance: training, unless nothing was repeated there."""
+    assert reference.dataset is not None
+    trials = reference.dataset.trials(reference.subject)
+    return "train" if len(trials.rows("train")) > len(trials.stimuli("train")) else "test"
 
 
 def _constant(reference: Reference, direction: Direction, options: ScoreOptions) -> Figures:
@@ -244,9 +301,14 @@ def _protocol(
     versions: Mapping[str, str],
 ) -> Protocol:
     metric = metric_of(name)
-    beside = {"floor": f"mean over {'all pairs' if figure.null is not None else f'{NUM_FEW} shuffles'} of stimuli"}
+    beside = {}
+    if figure.floor is not None:
+        pairs = "all pairs of stimuli" if figure.null is not None else f"{NUM_FEW} shuffles of stimuli"
+        beside["floor"] = "1 / candidates" if name.startswith(RETRIEVAL) else f"mean over {pairs}"
+    if figure.ceiling is not None and reference.space is not None and predictions.direction.endswith("->brain"):
+        beside["ceiling"] = f"noise variance from repeats of the {repeated_split(reference)} split"
     if figure.resampled is not None:
-        beside["interval"] = f"95 %, {options.resamples} bootstrap resamples of stimuli, centred on the value"
+        beside["interval"] = f"95 %, {options.resamples} bootstrap resamples of stimuli, median at the value"
     if figure.null is not None:
         beside["p"] = f"{options.permutations} shuffles of predictions over stimuli"
     elif figure.p is not None:
@@ -254,11 +316,13 @@ def _protocol(
     if reference.dataset is not None and options.baseline:
         beside["baseline"] = RIDGE
         beside["constant"] = "from the training split"
-    elif predictions.direction == "brain->text":
+    if predictions.direction == "brain->text" and (options.constant_caption or reference.dataset is None):
         chosen = options.constant_caption
         beside["constant"] = f"'{chosen}'" if chosen else "the best of the references themselves (CIDEr)"
     return Protocol(
         reference.fingerprint,
+        reference.held,
+        reference.subject,
         reference.split,
         reference.stimuli,
         reference.units,
@@ -283,6 +347,9 @@ def summary(records: Iterable[Record], *, dataset: str | None = None) -> list[Re
     means = []
     for _, group in groupby(sorted(records, key=figure), key=figure):
         rows = list(group)
+        if len(rows) == 1:
+            means.append(replace(rows[0], dataset=dataset or rows[0].dataset, subject=SUBJECT_MEAN))
+            continue
         mean = replace(
             rows[0],
             dataset=dataset or rows[0].dataset,
@@ -312,6 +379,8 @@ def _joint_protocol(protocols: Sequence[Protocol]) -> Protocol:
 
     def one(name: str) -> str:
         values = [getattr(protocol, name) for protocol in protocols]
+        if name == "subjects":
+            return ", ".join(dict.fromkeys(values))
         same = len(set(values)) == 1
         return (
             values[0] if same else f"{len(values)} different, {hash_of_ids(f'{i} {v}' for i, v in enumerate(values))}"
@@ -326,8 +395,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _p_value(record: Record) -> float | None:
-    if record.null is None:
-        return None
-    better = -1 if metric_of(record.metric).lower else 1
-    reached = better * record.null >= better * record.value - 1e-9  # the identity, met by chance, counts
-    return float((1 + reached.sum()) / (1 + len(record.null)))
+    return (
+        None if record.null is None else p_value(record.value, record.null, lower=bool(metric_of(record.metric).lower))
+    )

@@ -225,22 +225,9 @@ def spins(space: BrainSpace, num: int, rng: np.random.Generator) -> Spins:
     return Spins(np.stack(kept), note)
 
 
-def spin_null(
-    space: BrainSpace, values: Float[np.ndarray, "v"], num: int, rng: np.random.Generator
-) -> Float[np.ndarray, "num v"] | None:
-    """The map under `num` random rotations, NaN where nothing was measured; None where nothing can be spun."""
-    sources = spins(space, num, rng).sources
-    return None if sources is None else spun(values, sources)
-
-
-def spun(values: Float[np.ndarray, "v"], sources: Int[np.ndarray, "num v"]) -> Float[np.ndarray, "num v"]:
-    """One map under each rotation of `spins`, NaN where nothing was measured."""
-    return np.where(sources >= 0, values[sources], np.nan)
-
-
 def spin_p(r: float, null: Float[np.ndarray, "num"]) -> float:
-    """Two-sided p-value of a correlation between maps: (1 + rotations that reach |r|) / (1 + rotations)."""
-    return float((1 + (np.abs(null) >= abs(r) - 1e-9).sum()) / (1 + len(null)))
+    """p-value of a correlation between maps: (1 + rotations that reach r) / (1 + rotations)."""
+    return float((1 + (null >= r - 1e-9).sum()) / (1 + len(null)))
 
 
 def _null_r(
@@ -355,6 +342,28 @@ def selectivity_agreement(
     null = {name: _null_r(true[name], guess[name], sources) for name in groups}
     p = {name: spin_p(r[name], null[name]) for name in groups}
     return Agreement(r, p, mean_r, spin_p(mean_r, np.mean(list(null.values()), axis=0)), note)
+
+
+def resampled_agreement(
+    measured: Float[np.ndarray, "n v"],
+    predicted: Float[np.ndarray, "n v"],
+    groups: Mapping[str, Bool[np.ndarray, "n"]],
+    counts: Int[np.ndarray, "b n"],
+) -> Float[np.ndarray, "b"]:
+    """The mean over categories of r across sites in each resample. counts: how often it holds each stimulus.
+
+    A category that a resample misses, or holds alone, counts 0 there.
+    """
+    total = np.zeros(len(counts))
+    for mask in groups.values():
+        inside, outside = (counts * side for side in (mask, ~mask))
+        known = (inside.sum(axis=1) > 0) & (outside.sum(axis=1) > 0)
+        sums = [np.where(known, side.sum(axis=1), 1)[:, None] for side in (inside, outside)]
+        weights = np.where(known[:, None], inside / sums[0] - outside / sums[1], 0)
+        for part in np.array_split(np.arange(len(counts)), max(1, counts.shape[0] * measured.shape[1] // 2**22)):
+            maps = [unit(weights[part].astype(np.float32) @ values, axis=1) for values in (measured, predicted)]
+            total[part] += np.einsum("bv,bv->b", *maps)
+    return total / len(groups)
 
 
 def _check_finite(what: str, values: Float[np.ndarray, "n v"]) -> None:

@@ -165,3 +165,40 @@ def test_pictures_that_cannot_be_compared_are_refused(tmp_path):
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.bmp")
     with pytest.raises(UserError, match="several called 'a'"):
         read_picture_predictions(str(tmp_path))
+
+
+def test_an_npz_needs_no_key_and_its_own_ids_come_first(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(["x", "y", "z"]))  # of something else
+    np.savez(tmp_path / "r.npz", predictions=VALUES, ids=np.array(IDS))
+    assert read_response_predictions(str(tmp_path / "r.npz"))[0] == IDS
+    np.savez(tmp_path / "p.npz", pictures=PICTURES, names=np.array(IDS))
+    assert read_picture_predictions(str(tmp_path / "p.npz"))[0] == IDS
+
+
+def test_a_name_with_dots_has_a_list_of_its_own(tmp_path):
+    for name in ("r.10samples", "r"):
+        np.save(tmp_path / f"{name}.npy", VALUES)
+    (tmp_path / "r.txt").write_text("x\ny\nz")
+    (tmp_path / "r.10samples.txt").write_text("\n".join(IDS))
+    assert read_response_predictions(str(tmp_path / "r.10samples.npy"))[0] == IDS
+
+
+def test_lists_may_have_blanks_at_their_ends(tmp_path):
+    (tmp_path / "i.txt").write_text("\ufeffa \n b\nc\n\n", encoding="utf-8")
+    assert read_ids(tmp_path / "i.txt") == ["a", "b", "c"]
+
+
+def test_a_json_with_a_mark_is_read_and_one_with_a_key_twice_is_not(tmp_path):
+    (tmp_path / "c.json").write_text('\ufeff{"0": "a dog"}', encoding="utf-8")
+    assert read_caption_predictions(tmp_path / "c.json") == {"0": "a dog"}
+    (tmp_path / "c.json").write_text('{"0": "a dog", "0": "a cat"}')
+    with pytest.raises(UserError, match="got 'the key '0' twice'"):
+        read_caption_predictions(tmp_path / "c.json")
+
+
+def test_nan_is_named_by_its_stimulus(tmp_path):
+    values = VALUES.copy()
+    values[1, 3] = np.nan
+    np.savez(tmp_path / "r.npz", responses=values, ids=np.array(IDS))
+    with pytest.raises(UserError, match=r"r\.npz.*got nan for stimulus 'a', site 3 \(1 in all\)"):
+        read_response_predictions(str(tmp_path / "r.npz"))

@@ -192,6 +192,10 @@ def test_identical_predictions_identify_nothing():
 # --- resamples ------------------------------------------------------------------------------------------------------
 
 
+def counts_of(resamples, num):
+    return np.stack([np.bincount(drawn, minlength=num) for drawn in resamples])
+
+
 def directly(measured, predicted, resamples, mask, ceiling):
     """Mean r, mean r / ceiling and mean R2 of the sites in `mask`, by a loop over samples and scipy."""
     rows = []
@@ -227,7 +231,7 @@ def test_resampled_is_a_direct_loop(case, block):
     resamples[0] = 5  # one stimulus only
     ceiling = np.array([0.5, 0.9, 0.05, 0.7, 0.3, 0.2, 0.4])
     groups = {None: ALL, "few": np.arange(7) < 3, "one": np.arange(7) == 4}
-    found = resampled(measured, predicted, resamples, groups, ceiling)
+    found = resampled(measured, predicted, counts_of(resamples, 12), groups, ceiling)
     for name, mask in groups.items():
         expected = directly(measured, predicted, resamples, mask, ceiling)
         for column, values in enumerate(found[name]):
@@ -237,7 +241,7 @@ def test_resampled_is_a_direct_loop(case, block):
 
 
 def test_resampling_every_stimulus_once_gives_the_score():
-    found = resampled(MEASURED, PREDICTED, np.arange(12)[None], {None: ALL})[None]
+    found = resampled(MEASURED, PREDICTED, np.ones((1, 12), np.int64), {None: ALL})[None]
     assert found.voxel_r[0] == pytest.approx(voxel_r(MEASURED, PREDICTED).mean(), abs=1e-6)
     assert found.r2[0] == pytest.approx(r2(MEASURED, PREDICTED).mean(), abs=1e-6)
     assert found.normalised_r is None
@@ -249,14 +253,16 @@ def test_single_precision_costs_less_than_a_millionth():
     resamples = RNG.integers(0, 300, (30, 300))
     sites = np.ones(20, dtype=bool)
     expected = directly(measured.astype(np.float64), predicted.astype(np.float64), resamples, sites, np.ones(20))
-    found = resampled(measured, predicted, resamples, {None: sites})[None]
+    found = resampled(measured, predicted, counts_of(resamples, 300), {None: sites})[None]
     np.testing.assert_allclose(found.voxel_r, expected[:, 0], atol=1e-6)
     np.testing.assert_allclose(found.r2, expected[:, 2], rtol=1e-6)
 
 
 def test_a_group_without_a_ceiling_has_no_normalised_r():
     ceiling = np.where(np.arange(7) < 3, 0.01, 0.5)
-    found = resampled(MEASURED, PREDICTED, np.arange(12)[None], {"low": ceiling < 0.1, "rest": ceiling > 0.1}, ceiling)
+    found = resampled(
+        MEASURED, PREDICTED, np.ones((1, 12), np.int64), {"low": ceiling < 0.1, "rest": ceiling > 0.1}, ceiling
+    )
     assert found["low"].normalised_r is None
     np.testing.assert_allclose(found["rest"].normalised_r, 2 * found["rest"].voxel_r)
 
@@ -265,5 +271,5 @@ def test_more_draws_than_stimuli_and_fewer():
     for size in (5, 30):
         resamples = RNG.integers(0, 12, (6, size))
         expected = directly(MEASURED, PREDICTED, resamples, ALL, np.ones(7))
-        found = resampled(MEASURED, PREDICTED, resamples, {None: ALL})[None]
+        found = resampled(MEASURED, PREDICTED, counts_of(resamples, 12), {None: ALL})[None]
         np.testing.assert_allclose(found.voxel_r, expected[:, 0], atol=1e-6)

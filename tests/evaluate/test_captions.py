@@ -91,6 +91,10 @@ def test_without_java_the_official_rows_are_the_same(published):
                 assert scored.scores[metric].value == pytest.approx(percent / 100, abs=0.00006), (name, metric)
 
 
+def counts_of(resamples):
+    return np.stack([np.bincount(drawn, minlength=resamples.shape[1]) for drawn in resamples])
+
+
 def test_a_corpus_score_of_a_resample_is_the_score_of_the_resampled_captions():
     references, said = corpus()
     rows = RNG.integers(len(said), size=(3, len(said)))
@@ -98,15 +102,15 @@ def test_a_corpus_score_of_a_resample_is_the_score_of_the_resampled_captions():
     for draw, row in enumerate(rows):
         again = score_captions([references[i] for i in row], [said[i] for i in row], metrics=COUNTED, java=False).scores
         for name in set(COUNTED) - {"cider"}:  # which keeps the weights of the n-grams
-            assert whole[name].resampled(rows)[draw] == pytest.approx(again[name].value), name
-        assert whole["cider"].resampled(rows)[draw] == pytest.approx(whole["cider"].samples[row].mean())
+            assert whole[name].resampled(counts_of(rows))[draw] == pytest.approx(again[name].value), name
+        assert whole["cider"].resampled(counts_of(rows))[draw] == pytest.approx(whole["cider"].samples[row].mean())
 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_all_stimuli_once_give_the_value(name):
     references, said = corpus()
     score = score_captions(references, said, metrics=[name], java=False).scores[name]
-    assert score.resampled(np.arange(len(said))[None])[0] == pytest.approx(score.value)
+    assert score.resampled(np.ones((1, len(said)), np.int64))[0] == pytest.approx(score.value)
     np.testing.assert_allclose(score.combine(score.statistics), score.samples, atol=1e-12)
 
 
@@ -171,7 +175,7 @@ def test_definitions_name_tokenizer_and_versions():
     scored = score_captions(*corpus(), metrics=COUNTED, java=False)
     assert list(scored.scores) == list(scored.definition) == list(COUNTED)
     assert scored.definition["bleu1"].startswith("BLEU-1, of the corpus, closest length, pycocoevalcap 1.")
-    assert scored.definition["cider"].endswith("tokens: Python PTB tokenizer, as Java was switched off")
+    assert scored.definition["cider"].endswith("tokens: Python PTB tokenizer")
 
 
 def test_everything_is_scored_or_skipped_with_a_sentence():
@@ -234,7 +238,7 @@ def test_broken_java_is_as_no_java(script, monkeypatch, tmp_path):
         name: score.value for name, score in without.scores.items()
     }
     assert set(scored.skipped) == {"meteor", "spice"}
-    assert "Python PTB tokenizer, as Java " in scored.definition["bleu1"]
+    assert scored.definition["bleu1"].endswith("tokens: Python PTB tokenizer")  # however Java broke
 
 
 def test_java_that_breaks_later_changes_the_tokens_of_the_references_too(monkeypatch):
@@ -251,7 +255,7 @@ def test_java_that_breaks_later_changes_the_tokens_of_the_references_too(monkeyp
         monkeypatch.setattr(module, "java_tokens", broken)
         scored = scorer.score(said)
     assert scored.scores["bleu1"].value == score_captions(references, said, java=False).scores["bleu1"].value
-    assert scored.definition["bleu1"].endswith("as Java stopped")
+    assert scored.definition["bleu1"].endswith("Python PTB tokenizer")
 
 
 # METEOR's Java program, as far as its protocol goes: each caption's statistics are its number of words, 23 times

@@ -5,10 +5,10 @@ import pytest
 from brainjanus.core.errors import UserError
 from brainjanus.evaluate.compare import compare, load_published, table_of
 from brainjanus.evaluate.metrics import METRICS
-from brainjanus.evaluate.protocol import Protocol
+from brainjanus.evaluate.protocol import COMPARED, Protocol
 from brainjanus.evaluate.record import DIRECTIONS, Record
 
-PROTOCOL = Protocol("f" * 64, "test", "ids", "z-scored", "mean of 3 repeats", "Pearson's r")
+PROTOCOL = Protocol("f" * 64, "r" * 64, "subj01", "test", "ids", "z-scored", "mean of 3 repeats", "Pearson's r")
 FIRST = Record("image->brain", "nsd", "subj01", None, "mean", "voxel_r", 0.4, 0.0, 0.3, 0.6, 100, 0, protocol=PROTOCOL)
 SECOND = replace(FIRST, value=0.5, interval=(0.4, 0.6))
 
@@ -138,10 +138,68 @@ def test_the_shipped_file_is_sound():
     for entry in entries:
         assert entry.direction in DIRECTIONS
         assert entry.source
-        assert set(entry.protocol) <= {"fingerprint", "split", "stimuli", "responses", "repeats", "definition"}
+        assert set(entry.protocol) <= set(COMPARED)
         for metric, value in entry.values.items():
             assert metric in METRICS or metric.startswith(("retrieval:", "pearson"))
             assert 0 < value < 1.0  # fractions, not percentages
     umbrae = next(entry for entry in entries if entry.system == "UMBRAE")
     assert umbrae.values["cider"] == 0.6106
     assert umbrae.n == 982
+
+
+# --- what two figures side by side must share ------------------------------------------------------------------------
+
+
+def test_every_pair_is_looked_at():
+    """Not only against the first, not only metrics that all have, not only the first estimator or dataset."""
+    raw = replace(SECOND, protocol=replace(PROTOCOL, responses="raw"))
+    silent = replace(FIRST, protocol=replace(PROTOCOL, responses="undeclared"))
+    with pytest.raises(UserError, match="in b and 'raw' in c"):
+        compare({"a": [silent], "b": [FIRST], "c": [raw]})
+    with pytest.raises(UserError, match="responses is 'z-scored' in a and 'raw' in b"):  # c has another metric only
+        compare({"a": [FIRST], "b": [raw], "c": [replace(FIRST, metric="mse")]})
+    with pytest.raises(UserError, match="responses is"):  # the second estimator
+        compare({"a": [FIRST], "b": [SECOND, replace(raw, estimator="sample")]})
+
+
+def test_the_padding_control_is_no_common_estimator():
+    control = replace(FIRST, estimator="padding control")
+    with pytest.raises(UserError, match="estimator is 'mean' in a and 'sample' in b"):
+        compare({"a": [FIRST, control], "b": [replace(SECOND, estimator="sample"), control]})
+
+
+def test_folds_are_compared_one_by_one():
+    folds = [replace(FIRST, dataset=f"fold{i}", protocol=replace(PROTOCOL, fingerprint=str(i))) for i in range(2)]
+    assert len(compare({"a": folds, "b": folds}).blocks) == 2
+    with pytest.raises(UserError, match="got none"):
+        compare({"a": folds, "b": [replace(FIRST, dataset="other")]})
+
+
+def test_means_over_other_subjects_are_refused():
+    means = [replace(FIRST, subject="mean", protocol=replace(PROTOCOL, subjects=who)) for who in ("s1, s2", "s3, s4")]
+    with pytest.raises(UserError, match="subjects is 's1, s2' in a and 's3, s4' in b"):
+        compare({"a": means[:1], "b": means[1:]})
+
+
+def test_a_subject_that_was_not_declared_is_the_only_one_there_is():
+    silent = replace(SECOND, subject="undeclared", protocol=replace(PROTOCOL, subjects="undeclared"))
+    (block,) = compare({"a": [FIRST], "b": [silent]}).blocks
+    assert block.subject == "subj01"
+    with pytest.raises(UserError, match="got none"):
+        compare({"a": [FIRST, replace(FIRST, subject="subj02")], "b": [silent]})
+
+
+def test_silence_is_told():
+    silent = replace(SECOND, estimator="undeclared", protocol=replace(PROTOCOL, repeats="undeclared"))
+    (note,) = compare({"a": [FIRST], "b": [silent]}).notes
+    assert note == "image->brain: not declared: repeats of b, estimator of b"
+
+
+def test_figures_of_a_collection_are_quoted_beside_its_data_alone():
+    other = replace(NSD, dataset="simulated cortex")
+    comparison = compare({"ours": [other]}, published="NSD")
+    assert len(comparison.blocks[0].rows) == 1
+    assert any("dataset 'simulated cortex' here, 'NSD' there" in note for note in comparison.notes)
+    assert len(compare({"ours": [other]}, published="NSD", allow=["dataset"]).blocks[0].rows) == 3
+    assert len(compare({"ours": [replace(NSD, dataset="my_nsd_subj01")]}, published="NSD").blocks[0].rows) == 3
+    assert len(compare({"ours": [replace(NSD, dataset="lansdowne")]}, published="NSD").blocks[0].rows) == 1

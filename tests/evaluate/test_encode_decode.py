@@ -5,7 +5,7 @@ import pytest
 
 from brainjanus.evaluate.baselines import linear_baseline, linear_decoder
 from brainjanus.evaluate.encode_decode import CONTROL, control_records, encode_decode_records
-from brainjanus.evaluate.figures import Extras
+from brainjanus.evaluate.extras import Extras
 from brainjanus.evaluate.record import Predictions
 from brainjanus.evaluate.score import ScoreOptions, score
 
@@ -18,7 +18,7 @@ def of(records, metric):
 
 
 def test_the_control_is_perfect_at_it_and_exposed_by_the_brain_metrics(tiny):
-    records = control_records(tiny, "s1", QUICK)
+    records = control_records(tiny, "s1", tiny.averages("s1", "test").stimulus_ids, QUICK)
     assert of(records, "encode_decode_two_way").value == 1
     assert of(records, "encode_decode_pixcorr").value > 0.9  # 40 sites hold half of its 64 pixels
     assert abs(of(records, "voxel_r").value) < 0.15
@@ -51,7 +51,7 @@ def test_decoding_the_measured_responses_is_the_linear_baseline(tiny):
 
 def test_the_padded_vector_would_pass_for_an_encoder_by_its_pictures_alone(tiny):
     """The control beats the linear encoder at encode-then-decode, and loses to it in every measure of the brain."""
-    control = control_records(tiny, "s1", QUICK)
+    control = control_records(tiny, "s1", tiny.averages("s1", "test").stimulus_ids, QUICK)
     ids = tiny.averages("s1", "test").stimulus_ids
     linear = Predictions("image->brain", "s1", ids, "linear", linear_baseline(tiny, "s1", "image->brain", ids))
     restored = linear_decoder(tiny, "s1", linear.values)

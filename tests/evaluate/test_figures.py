@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from brainjanus.evaluate import figures
+from brainjanus.evaluate import extras, figures
 from brainjanus.evaluate.backbones import BACKBONES, Available, Backbone
 from brainjanus.evaluate.clip import ClipModel
-from brainjanus.evaluate.figures import Draws, Extras, available_networks
+from brainjanus.evaluate.extras import Extras, available_networks
+from brainjanus.evaluate.figures import Draws
 from brainjanus.evaluate.metrics import metric_of
 from brainjanus.evaluate.record import Predictions
 from brainjanus.evaluate.score import ScoreOptions, score
@@ -29,7 +30,7 @@ def networks(monkeypatch):
         name: Backbone(name, spec, f"stand-in {name}", pooled, torch.device("cpu")) for name, spec in BACKBONES.items()
     }
     monkeypatch.setattr(figures, "available_networks", lambda weights: Available(ready, {}))
-    monkeypatch.setattr(figures, "_seen", {})
+    monkeypatch.setattr(extras, "_seen", {})
 
 
 def test_pictures_are_scored_in_each_network(tiny, networks):
@@ -58,7 +59,7 @@ def test_features_of_seen_pictures_are_those_of_the_dataset_at_hand(tiny, blocks
         values = dataset.images(ids)
         records = score(dataset, Predictions("brain->image", "s1", ids, "mean", values)).records
         assert of(records, "effnet").value == pytest.approx(0, abs=0.05)
-    assert len(figures._seen) == 2 * len(BACKBONES)
+    assert len(extras._seen) == 2 * len(BACKBONES)
 
 
 def test_without_weights_each_network_says_what_to_give():
@@ -92,7 +93,7 @@ class StandInClip(ClipModel):
 
 def test_captions_are_scored_with_clip(tiny, monkeypatch):
     monkeypatch.setattr(ClipModel, "load", classmethod(lambda cls, name: StandInClip()))
-    monkeypatch.setattr(figures, "_scorers", {})
+    monkeypatch.setattr(extras, "_scorers", {})
     ids = tiny.averages("s1", "test").stimulus_ids
     right = Predictions("brain->text", "s1", ids, "greedy", [tiny.captions(i)[0] for i in ids])
     options = ScoreOptions(baseline=False, resamples=50, extras=Extras(clip="a folder", java=False))
@@ -105,7 +106,9 @@ def test_captions_are_scored_with_clip(tiny, monkeypatch):
 
 
 def test_draws_depend_on_the_seed_and_on_nothing_else():
-    one, same, other = Draws.of(20, 3, 5, 6), Draws.of(20, 3, 5, 6), Draws.of(20, 4, 5, 6)
-    assert (one.shuffles == same.shuffles).all() and (one.resamples == same.resamples).all()
-    assert (one.resamples != other.resamples).any()
+    ids = [f"im{i}" for i in range(20)]
+    one, same, other = Draws.of(ids, 3, 5, 6), Draws.of(ids, 3, 5, 6), Draws.of(ids, 4, 5, 6)
+    assert (one.shuffles == same.shuffles).all() and (one.counts == same.counts).all()
+    assert (one.counts != other.counts).any()
+    assert (one.counts.sum(axis=1) == 20).all()
     assert all(sorted(row) == list(range(20)) for row in one.shuffles)

@@ -8,12 +8,12 @@ from brainjanus.core.errors import UserError
 from brainjanus.evaluate import image
 from brainjanus.evaluate.brain import pattern_scores
 from brainjanus.evaluate.image import (
-    feature_distance,
     feature_distance_scores,
     feature_scores,
     feature_two_way,
     pixcorr_scores,
     retrieval,
+    retrieval_scores,
     ssim_pairs,
     two_way_scores,
 )
@@ -185,7 +185,7 @@ def test_feature_scores_with_several_pictures_a_stimulus():
     each = pattern_scores(np.concatenate([seen, decoded]), np.concatenate([seen, decoded]))[:5, 5:]
     expected = np.stack([each[:2].mean(axis=0), each[2], each[3:].mean(axis=0)])
     np.testing.assert_allclose(feature_scores(seen, decoded, owner), expected, atol=1e-6)
-    np.testing.assert_allclose(feature_distance(seen, decoded, owner), 1 - expected.diagonal(), atol=1e-9)
+    np.testing.assert_allclose(feature_distance_scores(seen, decoded, owner), 1 - expected, atol=1e-6)
     np.testing.assert_allclose(feature_two_way(seen, decoded, owner), two_way_scores(expected))
 
 
@@ -193,11 +193,10 @@ def test_feature_distance_is_scipys(monkeypatch):
     monkeypatch.setattr(image, "_BATCH_VALUES", 100)  # two or three rows at a time
     seen, decoded = RNG.standard_normal((2, 7, 20)).astype(np.float32) + 2
     expected = [correlation(*pair) for pair in zip(seen.astype(float), decoded.astype(float), strict=True)]
-    np.testing.assert_allclose(feature_distance(seen, decoded), expected, atol=1e-12)
     np.testing.assert_allclose(feature_distance_scores(seen, decoded).diagonal(), expected, atol=1e-6)
     decoded[3] = 0.1
-    assert feature_distance(seen, decoded)[3] == 1
-    np.testing.assert_allclose(feature_distance(seen, 2 * seen + 1), 0, atol=1e-6)
+    assert feature_distance_scores(seen, decoded)[3, 3] == 1
+    np.testing.assert_allclose(feature_distance_scores(seen, 2 * seen + 1).diagonal(), 0, atol=1e-6)
 
 
 def test_features_that_do_not_fit_are_an_error():
@@ -206,7 +205,7 @@ def test_features_that_do_not_fit_are_an_error():
         feature_scores(seen, seen[:, :4])
     broken = seen.copy()
     broken[1, 2] = np.inf
-    for score in (feature_scores, feature_distance):
+    for score in (feature_scores, feature_distance_scores):
         with pytest.raises(UserError, match=r"features, second array: expected finite values, .* in row 1"):
             score(seen, broken)
 
@@ -270,3 +269,15 @@ def test_a_stimulus_that_was_never_drawn_has_no_score():
     items = np.eye(40)
     found = retrieval(items, items, np.random.default_rng(0), draws=1, candidates=5)
     assert np.isnan(found.stimuli).sum() == 35 and found.value == 1
+
+
+def test_the_expected_retrieval_is_that_of_many_draws():
+    query, gallery = RNG.standard_normal((2, 9, 4))
+    gallery[2] = gallery[5]  # a tie
+    exact = retrieval_scores(query, gallery, 4)
+    drawn = retrieval(query, gallery, np.random.default_rng(0), draws=4000, candidates=4)
+    np.testing.assert_allclose(exact.diagonal(), drawn.stimuli, atol=0.04)
+    assert exact.diagonal().mean() == pytest.approx(drawn.value, abs=0.01)
+    whole = retrieval_scores(query, gallery, 9)
+    assert set(np.unique(whole.round(9))) <= {0, 1}  # all are candidates: the nearest is picked, unless it is a tie
+    assert (whole.sum(axis=1) <= 1 + 1e-9).all()

@@ -11,7 +11,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Dataset, Stimuli, Subject
 from brainjanus.data.write import write_dataset
 from brainjanus.evaluate.compare import compare
-from brainjanus.evaluate.figures import Extras
+from brainjanus.evaluate.extras import Extras
 from brainjanus.evaluate.record import Predictions
 from brainjanus.evaluate.score import LEAKED, ScoreOptions, score
 

@@ -15,7 +15,9 @@ from brainjanus.evaluate.protocol import (
 from brainjanus.evaluate.record import Predictions, load_scores, save_scores
 from brainjanus.evaluate.score import ScoreOptions, score
 
-FULL = Protocol("f" * 64, "test", "abc", "z-scored", "mean of 3 repeats", "r", {"floor": "shuffles"}, {"torch": "2"})
+FULL = Protocol(
+    "f" * 64, "r" * 64, "s1", "test", "abc", "z-scored", "mean of 3 repeats", "r", {"floor": "shuffles"}, {"torch": "2"}
+)
 
 
 def test_ids_and_captions_have_one_name_whatever_their_order():
@@ -52,7 +54,7 @@ def test_every_record_carries_its_protocol(tiny, tmp_path):
         assert protocol.repeats == "mean of 3 repeats"
         assert len(protocol.definition) > 10
         assert protocol.software == software()
-        assert "floor" in protocol.beside
+        assert ("floor" in protocol.beside) == (record.floor is not None)
         assert not [name for name, value in asdict(protocol).items() if value in (UNDECLARED, "", {})]
 
 
@@ -63,4 +65,4 @@ def test_scoring_half_of_the_stimuli_is_another_protocol(tiny):
     first, second = (
         score(tiny, p, ScoreOptions(baseline=False, resamples=0)).records[0].protocol for p in (whole, half)
     )
-    assert differences(first, second).keys() == {"stimuli"}
+    assert differences(first, second).keys() == {"stimuli", "references"}

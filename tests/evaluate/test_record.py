@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from brainjanus.core.errors import UserError
+from brainjanus.evaluate.protocol import UNKNOWN
 from brainjanus.evaluate.record import KEYS, Predictions, Record, load_scores, save_scores
 
 RECORD = Record(
@@ -23,7 +24,27 @@ def test_the_file_has_exactly_the_promised_keys(tmp_path):
     assert " ".join(json.loads((tmp_path / "scores.json").read_text())[0]) == promised == " ".join(KEYS)
 
 
-@pytest.mark.parametrize("content", ["[{", '[{"metric": "voxel_r"}]', '{"a": 1}', None])
+ROW = {"direction": "image->brain", "dataset": "d", "subject": "s", "roi": None, "estimator": "m", "metric": "voxel_r"}
+ROW |= {"value": 0.5, "floor": 0, "baseline": None, "ceiling": None, "n": 3, "seed": 0}
+BROKEN = [
+    {"value": "abc"},
+    {"value": None},
+    {"direction": "a->b"},
+    {"interval": [1]},
+    {"foo": 1},
+    {"value": float("nan")},
+]
+
+
+def test_a_record_without_a_protocol_is_read(tmp_path):
+    (tmp_path / "scores.json").write_text(json.dumps([ROW]))
+    assert load_scores(tmp_path)[0].protocol == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[{", '[{"metric": "voxel_r"}]', '{"a": 1}', None, "[]", "[1]", *(json.dumps([ROW | b]) for b in BROKEN)],
+)
 def test_another_file_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "scores.json").write_text(content)

@@ -16,16 +16,20 @@ from brainjanus.evaluate.topography import (
     caption_groups,
     distance_curve,
     draw_topography,
+    resampled_agreement,
     selectivity_agreement,
     selectivity_maps,
     spatial_autocorrelation,
-    spin_null,
     spin_p,
     spins,
-    spun,
 )
 
 VERTICES = 10242  # of one hemisphere of fsaverage5
+
+
+def spun(values, sources):
+    """A map under each rotation, NaN where nothing was measured."""
+    return np.where(sources >= 0, values[sources], np.nan)
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -179,7 +183,7 @@ def test_the_seed_decides_the_rotations(occipital):
     one, again, other = (spins(occipital, 2, rng(seed)).sources for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
-    null = spin_null(occipital, np.arange(occipital.num_sites) * 1.0, 2, rng(0))
+    null = spun(np.arange(occipital.num_sites) * 1.0, spins(occipital, 2, rng(0)).sources)
     np.testing.assert_array_equal(null, np.where(one >= 0, one, np.nan))
 
 
@@ -207,8 +211,8 @@ def test_maps_that_agree_are_significant(occipital, rotations):
 
 
 def test_p_counts_ties_and_both_signs():
-    assert spin_p(0.5, np.array([0.1, -0.5, 0.6, 0.2])) == 3 / 5
-    assert spin_p(-0.9, np.array([0.1, 0.2, 0.3, 0.4])) == 1 / 5
+    assert spin_p(0.5, np.array([0.1, -0.5, 0.6, 0.2])) == 2 / 5
+    assert spin_p(-0.9, np.array([0.1, 0.2, 0.3, 0.4])) == 1  # maps that are opposed do not agree
 
 
 def test_spaces_without_a_sphere_say_so():
@@ -218,7 +222,7 @@ def test_spaces_without_a_sphere_say_so():
     ):
         found = spins(space, 5, rng())
         assert found.sources is None and why in found.note
-        assert spin_null(space, np.zeros(space.num_sites), 5, rng()) is None
+        assert spins(space, 5, rng()).sources is None
     shape = BrainSpace("s1", 8, geometry={"type": "volume", "shape": [2, 2, 2], "affine": np.eye(4).tolist()})
     assert "a volume" in spins(shape, 5, rng()).note
 
@@ -341,3 +345,21 @@ def test_neurons_are_drawn_without_a_curve_and_nothing_is_refused():
     assert Image.open(io.BytesIO(draw_topography(neurons, responses, responses, groups))).width > 500
     with pytest.raises(UserError, match="expected coordinates or categories, got neither"):
         draw_topography(neurons, responses, responses, {})
+
+
+def test_the_resampled_agreement_is_that_of_the_resampled_stimuli():
+    responses, other = rng(1).standard_normal((2, 12, 30))
+    groups = {"a": np.arange(12) < 5, "b": np.arange(12) % 3 == 0}
+    counts = rng(2).multinomial(12, np.full(12, 1 / 12), size=6)
+    counts[0] = groups["a"]  # holds nothing beside a
+    found = resampled_agreement(responses, other, groups, counts)
+    for row, drawn in enumerate(counts):
+        each = []
+        for mask in groups.values():
+            chosen = np.repeat(mask, drawn)
+            if chosen.all() or not chosen.any():
+                each.append(0.0)
+                continue
+            maps = [selectivity_maps(np.repeat(v, drawn, axis=0), {"x": chosen})["x"] for v in (responses, other)]
+            each.append(np.corrcoef(*maps)[0, 1])
+        assert found[row] == pytest.approx(np.mean(each), abs=1e-5)

@@ -131,9 +131,14 @@ def decode(what: str, data: bytes) -> Image.Image:
 
 def _from_array(what: str, picture: Shaped[np.ndarray, "h w 3"]) -> Image.Image:
     if picture.dtype.kind == "f":
-        if not (np.isfinite(picture).all() and picture.min() >= 0 and picture.max() <= 1):
+        if not np.isfinite(picture).all():
             raise UserError(
-                f"{what}: expected floats from 0 to 1, got values from {picture.min():.4g} to {picture.max():.4g}. "
+                f"{what}: expected floats from 0 to 1, got NaN or infinity. Did the software that made it overflow? "
+                "Make it again, or leave it out."
+            )
+        if picture.min() < 0 or picture.max() > 1:
+            raise UserError(
+                f"{what}: expected floats from 0 to 1, got values from {picture.min():.8g} to {picture.max():.8g}. "
                 "Undo the normalisation that was applied, or save the pictures as uint8."
             )
         picture = (picture * 255).round().astype(np.uint8)

@@ -49,6 +49,7 @@ def read_picture_predictions(
 
     Raises UserError for a picture that is not square, or an array whose rows have no ids.
     """
+    source = only_array(source)
     names = picture_names(source)
     stems = row_ids(source, len(names), ids) if is_array(source) else [_stem(name) for name in names]
     twice = [stem for stem in stems if stems.count(stem) > 1] if len(set(stems)) < len(stems) else []
@@ -77,17 +78,42 @@ def read_response_predictions(
     """
     if is_nifti(source):
         values = read_betas([source], _volume(source, space))
-        return row_ids(source, len(values), ids), values
+        return _finite(source, row_ids(source, len(values), ids), values)
+    source = only_array(source)
     keyed = _keyed_tensors(source) if ids is None else None
     if keyed is not None:
-        return keyed
+        return _finite(source, *keyed)
     values = np.asarray(read_array(source))
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         raise UserError(
             f"{source}: expected responses [stimuli, sites], got {values.dtype} {list(values.shape)}. "
             "Average over samples or repeats first; one row for each stimulus."
         )
-    return row_ids(source, len(values), ids), values.astype(np.float32)
+    return _finite(source, row_ids(source, len(values), ids), values.astype(np.float32))
+
+
+def only_array(source: str) -> str:
+    """`source` with the key of the one array of an npz file that is no list of ids; as it is otherwise."""
+    path, key = split_source(source)
+    if path.suffix.lower() != ".npz" or key:
+        return source
+    check_not_empty(path)
+    with reading(path, "an npz file"), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        others = [name for name in arrays if name not in ID_KEYS]
+    return f"{source}:{others[0]}" if len(others) == 1 else source
+
+
+def _finite(
+    source: str, names: list[str], values: Float[np.ndarray, "n v"]
+) -> tuple[list[str], Float[np.ndarray, "n v"]]:
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, site = bad[0]
+        raise UserError(
+            f"{source}: expected finite responses, got {values[row, site]} for stimulus '{names[row]}', site {site} "
+            f"({len(bad)} in all). Leave out sites without data, in the measured responses too."
+        )
+    return names, values
 
 
 def row_ids(source: str, num_rows: int, ids: Path | None) -> list[str]:
@@ -96,14 +122,17 @@ def row_ids(source: str, num_rows: int, ids: Path | None) -> list[str]:
     Raises UserError if there are none, or another number of them.
     """
     path, _ = split_source(source)
-    stem = path.with_name(path.name.removesuffix(".gz").rpartition(".")[0])
-    beside = [stem.with_suffix(".txt"), stem.with_suffix(".json"), path.with_name("rows.json")]
-    where: Path | str | None = ids or next((file for file in beside if file.is_file()), None)
-    found = None if where is None else read_ids(Path(where))
+    stem = path.name.removesuffix(".gz").rpartition(".")[0]
+    beside = [path.with_name(name) for name in (f"{stem}.txt", f"{stem}.json", "rows.json")]
+    where: Path | str | None = ids
+    found = None if ids is None else read_ids(ids)
     if found is None and path.suffix.lower() == ".npz":
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with reading(path, "an npz file"), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             key = next((name for name in ID_KEYS if name in arrays), None)
-            where, found = f"{path}:{key}", None if key is None else [str(name) for name in arrays[key]]
+            where, found = f"{path}:{key}", None if key is None else [str(name) for name in arrays[key].reshape(-1)]
+    if found is None:
+        where = next((file for file in beside if file.is_file()), None)
+        found = None if where is None else read_ids(Path(where))
     if found is None:
         raise UserError(
             f"{source}: expected the stimulus id of each of its {num_rows} rows, got none: rows are never matched by "
@@ -122,9 +151,10 @@ def read_ids(path: Path) -> list[str]:
     check_not_empty(path)
     if is_array(str(path)):
         return [str(name) for name in np.asarray(read_array(str(path))).reshape(-1)]
-    text = path.read_text(encoding="utf-8-sig")
+    with reading(path, "text in UTF-8"):
+        text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() != ".json":
-        return text.splitlines()
+        return [line.strip() for line in text.strip().splitlines()]
     with reading(path, "a JSON list of stimulus ids"):
         content = json.loads(text)
         if not isinstance(content, list):

@@ -99,9 +99,19 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError if the file holds something else."""
     check_not_empty(path)
     with reading(path, "a JSON object"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}")
+    return content
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys stand once each; the parser itself would keep the last of two."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{twice}' twice")
     return content
 
 
