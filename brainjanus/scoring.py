@@ -101,29 +101,19 @@ def score_files(
         raise UserError(
             f"--split: expected {' or '.join(SPLITS[1:])}, got '{split}'. A score on training stimuli says nothing."
         )
-    given_options = {
-        "ids": ids,
-        "reference_ids": reference_ids,
-        "units": units != "zscored",
-        "features": features,
-        "seen_features": seen_features,
-        "decoder": decoder,
-        "pictures": pictures,
-        "repeats": repeats != "undeclared",
-        "source": source != "image",
-        "constant": options.constant_caption is not None,
-        "weights": options.extras.weights,
-        "clip": options.extras.clip,
-        "bert": options.extras.bert,
-    }
-    unused = [name for name, value in given_options.items() if value and name not in APPLICABLE[task]]
-    if unused:
-        raise UserError(
-            f"--{unused[0].replace('_', '-')}: expected options that bear on {task}, got this one. Leave it out; "
-            "`brainjanus score --help` says what each is for."
-        )
-    if options.constant_caption is not None and not options.constant_caption.strip():
-        raise UserError("--constant: expected a caption, got none. Write one, or leave the option out.")
+    check_options(
+        task,
+        options,
+        ids=ids,
+        reference_ids=reference_ids,
+        units=units != "zscored",
+        features=features,
+        seen_features=seen_features,
+        decoder=decoder,
+        pictures=pictures,
+        repeats=repeats != "undeclared",
+        source=source != "image",
+    )
     direction: Direction = "brain->text" if task == "brain-to-text" else "brain->image"
     if task == "to-brain":
         direction = "image->brain" if source == "image" else "text->brain"
@@ -162,6 +152,20 @@ def score_files(
         maps = map_examples(opened, given) if direction.endswith("brain") and split == "test" else []
         write_report(out / "report.html", dataset=opened, examples=examples, maps=maps, **report)
     return scored
+
+
+def check_options(task: str, options: ScoreOptions, **given: object) -> None:
+    """Raises UserError for an option that was given and has no bearing on the task: its user expected something."""
+    given |= {name: getattr(options.extras, name) for name in ("weights", "clip", "bert")}
+    given["constant"] = options.constant_caption is not None
+    unused = [name for name, value in given.items() if value and name not in APPLICABLE[task]]
+    if unused:
+        raise UserError(
+            f"--{unused[0].replace('_', '-')}: expected options that bear on {task}, got this one. Leave it out; "
+            "`brainjanus score --help` says what each is for."
+        )
+    if options.constant_caption is not None and not options.constant_caption.strip():
+        raise UserError("--constant: expected a caption, got none. Write one, or leave the option out.")
 
 
 def decoded_again(
