@@ -186,10 +186,12 @@ def test_training_stimuli_are_refused(study, tmp_path):
         ([], "expected --dataset DIR or --references FILE, got neither"),
         (["--references", "r.json", "--dataset", "r.json"], "got both"),
         (["--references", "nowhere.json"], "nowhere.json: expected a file, got none there"),
-        (
-            ["--references", "p.json", "--subject", "s1", "--constant", "x", "--out", "p.json"],
-            "expected a folder for sco",
-        ),
+        (["--references", "p.json", "--constant", "x", "--out", "p.json"], "expected a folder for scores"),
+        (["--references", "r.json", "--constant", " "], "--constant: expected a caption, got none"),
+        (["--references", "r.json", "--weights", "w"], "--weights: expected options that bear on brain-to-text"),
+        (["--references", "r.json", "--units", "raw"], "--units: expected options that bear on brain-to-text"),
+        (["--references", "r.json", "--seed", "-1"], "--seed: expected 0 or more"),
+        (["--references", "blank.json"], "or a blank one for '1'"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(tmp_path, monkeypatch, capsys, options, told):
