@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from brainjanus.evaluate.baselines import linear_baseline, linear_decoder
+from brainjanus.evaluate.brain import voxel_r
+from brainjanus.evaluate.control import padding_control
 from brainjanus.evaluate.encode_decode import CONTROL, control_records, encode_decode_records
 from brainjanus.evaluate.extras import Extras
 from brainjanus.evaluate.record import Predictions
@@ -26,6 +28,14 @@ def test_the_control_is_perfect_at_it_and_exposed_by_the_brain_metrics(tiny):
     assert of(records, "identification_top1").value < 0.2
     assert {record.estimator for record in records} == {CONTROL}
     assert all(record.baseline is None for record in records)
+
+
+def test_what_is_scored_as_a_brain_is_the_padded_vector(tiny):
+    measured = tiny.averages("s1", "test")
+    padded = padding_control(tiny.images(measured.stimulus_ids), 40).responses
+    record = of(control_records(tiny, "s1", measured.stimulus_ids, QUICK), "voxel_r")
+    assert record.value == pytest.approx(voxel_r(measured.responses, padded).mean(), abs=1e-6)
+    assert record.value != 0
 
 
 def test_a_linear_encoder_is_decoded_again_beside_its_baseline(tiny):

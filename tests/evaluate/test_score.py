@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from brainjanus.core.errors import UserError
+from brainjanus.evaluate import figures
 from brainjanus.evaluate.baselines import constant_prediction, linear_baseline, linear_captions
 from brainjanus.evaluate.brain import pattern_r, voxel_r
 from brainjanus.evaluate.captions import CAPTION_METRICS
@@ -14,6 +15,7 @@ from brainjanus.evaluate.record import Predictions
 from brainjanus.evaluate.reference import Reference
 from brainjanus.evaluate.score import ScoreOptions, score_against, summary
 from brainjanus.evaluate.score import score as score_predictions
+from brainjanus.evaluate.topography import Spins, spatial_autocorrelation
 
 RNG = np.random.default_rng(0)
 
@@ -354,3 +356,24 @@ def test_other_references_of_the_same_stimuli_are_not_taken_for_these():
     assert found[0][0] > found[1][0] and found[0][1] == pytest.approx(found[1][1]) and found[0][2] > found[1][2]
     single = Reference("r", "undeclared", "s1", "test", ids, captions=[[f"dog number {i}"] for i in range(12)])
     assert of(score_against(single, said, options).records, "bleu1").ceiling is None
+
+
+def test_the_smoothness_of_predicted_and_of_measured_maps_stand_beside_each_other(tiny):
+    predictions, space = encoded(tiny), tiny.space("s1")
+    records = score(tiny, predictions, baseline=False, resamples=10)
+    measured = tiny.averages("s1", "test").responses
+    for name, maps in (("autocorrelation", predictions.values), ("autocorrelation_measured", measured)):
+        record = of(records, name)
+        assert record.value == pytest.approx(spatial_autocorrelation(space, maps).mean(), abs=1e-6)
+        assert record.p is None and record.floor is None
+
+
+def test_selectivity_has_the_p_value_of_the_rotations(tiny, monkeypatch):
+    turned = np.stack([np.random.default_rng(i).permutation(40) for i in range(99)])
+    monkeypatch.setattr(figures, "spins", lambda space, num, rng: Spins(turned, "in place of rotations"))
+    monkeypatch.setattr(figures, "_rotations", {})
+    records = score(tiny, encoded(tiny), baseline=False, resamples=10)
+    record = of(records, "selectivity_r")
+    assert record.p == 0.01
+    assert record.protocol.beside["p"] == "1000 rotations of the cortex"
+    assert of(summary(records), "selectivity_r").p == 0.01  # a mean over one subject is that subject
