@@ -9,6 +9,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,7 +21,7 @@ from brainjanus.core.errors import UserError
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
 DatasetFolder = Positional[Annotated[Path, arg(metavar="DATASET")]]
 T = TypeVar("T", Path, str)
-RESUMABLE = ("demo", "train")  # the others write their result at the very end, or not at all
+RESUMABLE = ("demo", "train", "ablate")  # the others write their result at the very end, or not at all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,24 +101,35 @@ def demo(argv: list[str]) -> Path:
 
 
 def simulate(argv: list[str]) -> Path:
-    """Simulate a study: a dataset of three subjects' visual cortex, and its truth apart from it.
+    """Simulate a study: a dataset of a few subjects' visual cortex, EEG or MEG, and its truth apart from it.
 
     Examples:
         brainjanus simulate --out data/simulated
         brainjanus simulate --out data/simulated --seed 3
+        brainjanus simulate eeg --out data/eeg --num-subjects 1
 
     Args:
+        what: cortex (fMRI on the surface), eeg (63 channels x 250 time points) or meg (271 x 201).
         out: Folder for the dataset (OUT/dataset) and the truth (OUT/truth).
         overwrite: Replace what is there.
     """
     from brainjanus.data.simulate import SimulationConfig
     from brainjanus.data.simulate import simulate as make
+    from brainjanus.data.simulate_sensors import SensorSimulationConfig, simulate_sensors
 
-    base = SimulationConfig()
+    what = argv[0] if argv and not argv[0].startswith("-") else "cortex"
+    argv = argv[1:] if argv and argv[0] == what else argv
+    bases = {"eeg": SensorSimulationConfig("eeg"), "meg": SensorSimulationConfig("meg")}
+    if what not in ("cortex", *bases):
+        raise UserError(f"simulate: expected cortex, eeg or meg, got '{what}'. Name one of these, or none: a cortex.")
+    base = bases.get(what, SimulationConfig())
 
-    def run(out: Path, overwrite: bool = False, options: Annotated[SimulationConfig, arg(name="")] = base) -> Path:
-        return make(out, options, overwrite=overwrite).path
+    def run(out: Path, overwrite: bool = False, options: Annotated[Any, arg(name="")] = base) -> Path:
+        if isinstance(options, SimulationConfig):
+            return make(out, options, overwrite=overwrite).path
+        return simulate_sensors(out, options, overwrite=overwrite).path
 
+    run.__annotations__["options"] = Annotated[type(base), arg(name="")]
     return parse(simulate, run, argv)
 
 
@@ -159,6 +171,7 @@ def train(argv: list[str]) -> Path:
         brainjanus train data/mine --out runs/mine
         brainjanus train data/mine --out runs/longer --config runs/mine/config.json --training.optim.steps 5000
         brainjanus train data/v4 --out runs/v4 --recipe neurons --omni.image-input mobilenet
+        brainjanus train tokenizer data/mine --out runs/tokenizer   (the brain tokenizer alone; see its --help)
 
     Args:
         dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
@@ -166,10 +179,14 @@ def train(argv: list[str]) -> Path:
         config: JSON or TOML file with the options below, such as the config.json of a run.
         recipe: Defaults of the options below: laptop (fMRI), quick, neurons (tens of sites), few-trials (under 300).
             Without it, the one that fits the dataset, with the features that the dataset stores.
+        tokenizer: Folder of a brain tokenizer that was trained on this dataset, to be used as it is.
     """
     from brainjanus.data.dataset import Dataset
     from brainjanus.recipes import RunConfig, fitting, named
     from brainjanus.run import train as fit
+
+    if argv and argv[0] == "tokenizer":
+        return train_tokenizer(argv[1:])
 
     file, name = config_file(argv), early(argv, "--recipe")
     base = RunConfig() if file is None else RunConfig.load(file)
@@ -186,12 +203,121 @@ def train(argv: list[str]) -> Path:
         out: Path,
         config: Path | None = None,
         recipe: str | None = None,
+        tokenizer: Path | None = None,
         options: Annotated[RunConfig, arg(name="")] = base,
     ) -> Path:
-        fit(dataset, out, options)
+        fit(dataset, out, options, tokenizer=tokenizer)
         return out
 
     return parse(train, run, argv)
+
+
+def train_tokenizer(argv: list[str]) -> Path:
+    """Train a brain tokenizer on a dataset, and report what it keeps; goes on where it was stopped.
+
+    Examples:
+        brainjanus train tokenizer data/mine --out runs/tokenizer
+        brainjanus train tokenizer data/mine --out runs/fsq --tokenizer.quantizer.kind fsq
+        brainjanus train tokenizer data/mine --out runs/published --published
+        brainjanus train tokenizer data/new --out runs/with-new --start runs/tokenizer
+
+    Args:
+        dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
+        out: Folder for the tokenizer and its report. If it holds an unfinished one, that one goes on.
+        config: JSON or TOML file with the options below, such as the config.json of a tokenizer.
+        published: The published encoder and codebook instead of those that fit the dataset. Slow without a GPU.
+        start: Folder of a trained tokenizer. The subjects of the dataset are added to it; all that it has stays.
+    """
+    from brainjanus.data.dataset import Dataset
+    from brainjanus.recipes import TokenizerRunConfig, tokenizer_fitting
+    from brainjanus.tokenize import report_tokenizer
+    from brainjanus.tokenize import train_tokenizer as fit
+    from brainjanus.tokenizers.brain import published as published_tokenizer
+
+    file = config_file(argv)
+    base = TokenizerRunConfig() if file is None else TokenizerRunConfig.load(file)
+    if file is None:
+        found = [word for word in argv if (Path(word) / "dataset.json").is_file()]
+        base = tokenizer_fitting(Dataset.open(found[0])) if found else base
+    if "--published" in argv:
+        base = replace(base, tokenizer=published_tokenizer())
+
+    def run(
+        dataset: DatasetFolder,
+        out: Path,
+        config: Path | None = None,
+        published: bool = False,
+        start: Path | None = None,
+        options: Annotated[TokenizerRunConfig, arg(name="")] = base,
+    ) -> Path:
+        fit(dataset, out, options, start=start)
+        report_tokenizer(out, dataset)
+        return out / "report.html"
+
+    return parse(train_tokenizer, run, argv, "train tokenizer")
+
+
+def tokenize(argv: list[str]) -> Path:
+    """Turn responses into codes with a trained brain tokenizer, and back.
+
+    Examples:
+        brainjanus tokenize runs/tokenizer data/mine --out codes
+
+    Args:
+        tokenizer: Folder that `brainjanus train tokenizer` wrote.
+        dataset: Folder of the dataset.
+        out: Folder for SUBJECT.safetensors (`codes`, and the responses `decoded` from them) and SUBJECT.json (stimuli).
+        split: Whose mean responses: train, val or test.
+    """
+
+    def run(
+        tokenizer: Positional[Annotated[Path, arg(metavar="TOKENIZER")]],
+        dataset: DatasetFolder,
+        out: Path,
+        split: Literal["train", "val", "test"] = "test",
+    ) -> Path:
+        from brainjanus.tokenize import tokenize_files
+
+        return tokenize_files(tokenizer, dataset, out, split)
+
+    return parse(tokenize, run, argv)
+
+
+def ablate(argv: list[str]) -> Path:
+    """Train brain tokenizers of many sizes, and show what bits buy; goes on where it was stopped.
+
+    Examples:
+        brainjanus ablate tokenizer data/mine --out runs/ablation
+        brainjanus ablate tokenizer data/mine --out runs/ablation --num-codes 64 256 --compression 32 64 \\
+            --quantizers vq fsq --downstream none
+
+    Args:
+        dataset: Folder of the dataset.
+        out: Folder for ablation.tsv, ablation.png, report.html, and one tokenizer a cell.
+        truth: Folder with the noise-free responses of a simulated study. Default: `truth` beside the dataset, if any.
+    """
+    from brainjanus.ablate import AblationConfig, ablate_tokenizer
+    from brainjanus.data.dataset import Dataset
+    from brainjanus.recipes import tokenizer_fitting
+
+    if not argv or (argv[0] != "tokenizer" and argv[0] not in ("-h", "--help")):
+        raise UserError(
+            f"ablate: expected 'tokenizer', got {repr(argv[0]) if argv else 'nothing'}. Say what: "
+            "`brainjanus ablate tokenizer DATASET --out DIR`."
+        )
+    argv = argv[1:] if argv[0] == "tokenizer" else argv
+    found = [word for word in argv if (Path(word) / "dataset.json").is_file()]
+    base = AblationConfig(base=tokenizer_fitting(Dataset.open(found[0]))) if found else AblationConfig()
+
+    def run(
+        dataset: DatasetFolder,
+        out: Path,
+        truth: Path | None = None,
+        options: Annotated[AblationConfig, arg(name="")] = base,
+    ) -> Path:
+        return ablate_tokenizer(Dataset.open(dataset), out, options, truth)
+
+    return parse(ablate, run, argv, "ablate tokenizer")
 
 
 def generate(argv: list[str]) -> Path:
@@ -491,19 +617,21 @@ COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "simulate": simulate,
     "prepare": prepare,
     "train": train,
+    "tokenize": tokenize,
     "generate": generate,
     "evaluate": evaluate,
     "score": score,
     "compare": compare,
     "analyse": analyse,
+    "ablate": ablate,
 }
 
 
-def parse(command: Callable[[list[str]], T], run: Callable[..., T], argv: list[str]) -> T:
+def parse(command: Callable[[list[str]], T], run: Callable[..., T], argv: list[str], name: str = "") -> T:
     """Call `run` with the arguments in argv; the docstring of `command` is the help text, its Args included."""
     run.__doc__ = inspect.cleandoc(str(command.__doc__))
     description = run.__doc__.partition("\nArgs:")[0]
-    prog = f"brainjanus {command.__name__}"
+    prog = f"brainjanus {name or command.__name__}"
     return tyro.cli(run, prog=prog, description=description, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
 
 

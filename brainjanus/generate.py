@@ -309,7 +309,7 @@ def require(checkpoint: Checkpoint, name: str) -> None:
     """Raises UserError unless the model was trained on this modality, or this subject."""
     modality = modality_of(name)
     if modality == "brain":
-        checkpoint.tokenizers.brain.map_of(name.removeprefix("brain:"))
+        checkpoint.tokenizers.brain.sites_of(name.removeprefix("brain:"))
     if getattr(checkpoint.tokenizers, modality) is None:
         has = [m for m in ("text", "image", "brain") if getattr(checkpoint.tokenizers, m) is not None]
         raise UserError(

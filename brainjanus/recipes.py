@@ -5,6 +5,7 @@ Enters: a name, or a dataset to fit to. Leaves: a RunConfig, everything that dec
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,13 +17,16 @@ from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig
 from brainjanus.tokenizers.brain import BrainTokenizerConfig
 from brainjanus.tokenizers.image import FOLD, ImageTokenizerConfig
+from brainjanus.tokenizers.patch import PatchConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.tokenizers.text import TextTokenizerConfig
 from brainjanus.train.omni import OmniTrainingConfig
 from brainjanus.train.optim import OptimConfig
+from brainjanus.train.tokenizer import ObjectiveConfig
 
 FEW_TRIALS = 300  # training stimuli of a subject; below it, the smallest model
 MOST_CODES_PER_SIDE = 8  # of a picture
+MOST_TOKENS = 256  # of a response; above it, or above half of the stimuli that tell its axes, patches are larger
 FEW_SITES = 200  # sites of a subject; below it, patches of two sites
 
 
@@ -35,6 +39,7 @@ class RunConfig:
     brain_training: OptimConfig = field(
         default_factory=lambda: OptimConfig(steps=500, batch_size=64, learning_rate=2e-3)
     )
+    brain_objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     image_tokenizer: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
     image_training: OptimConfig = field(
         default_factory=lambda: OptimConfig(steps=600, batch_size=64, learning_rate=2e-3)
@@ -46,12 +51,38 @@ class RunConfig:
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
         """Read a config file, or the config.json of a run. Raises UserError for unknown keys and wrong values."""
-        path = Path(path)
-        if path.name == "config.json":
-            facts = read_json(path)
-            if "config" in facts:
-                return from_dict(cls, facts["config"], where=str(path))
-        return load_config(cls, path)
+        return load_run_config(cls, path)
+
+
+@dataclass(frozen=True)
+class TokenizerRunConfig:
+    """Everything that decides what the training of a brain tokenizer does, but the data."""
+
+    seed: int = 0
+    tokenizer: BrainTokenizerConfig = field(default_factory=BrainTokenizerConfig)
+    training: OptimConfig = field(default_factory=lambda: OptimConfig(steps=500, batch_size=64, learning_rate=2e-3))
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    @classmethod
+    def load(cls, path: Path) -> "TokenizerRunConfig":
+        """Read a config file, or the config.json of a tokenizer. Raises UserError for what does not fit."""
+        return load_run_config(cls, path)
+
+
+C = TypeVar("C")
+
+
+def load_run_config(kind: type[C], path: Path | str) -> C:
+    """A config out of a file, or out of the config.json of a run.
+
+    Raises UserError for unknown keys and wrong values.
+    """
+    path = Path(path)
+    if path.name == "config.json":
+        facts = read_json(path)
+        if "config" in facts:
+            return from_dict(kind, facts["config"], where=str(path))
+    return load_config(kind, path)
 
 
 def laptop(seed: int = 0) -> RunConfig:
@@ -73,7 +104,9 @@ def neurons(seed: int = 0, features: str = "wavelet") -> RunConfig:
     """Tens of recorded neurons a subject, whose pictures come with features of a pretrained vision encoder."""
     return RunConfig(
         seed=seed,
-        brain_tokenizer=BrainTokenizerConfig(patch_size=2, quantizer=QuantizerConfig(num_codes=32, dim=16)),
+        brain_tokenizer=BrainTokenizerConfig(
+            patch_size=2, quantizer=QuantizerConfig(similarity="euclidean", num_codes=32, dim=2)
+        ),
         brain_training=OptimConfig(steps=500, batch_size=128, learning_rate=2e-3),
         omni=OmniConfig(image_input=features),
         training=OmniTrainingConfig(
@@ -87,7 +120,11 @@ def few_trials(seed: int = 0, image_features: str = "wavelet", text_features: st
     """Fewer than a hundred responses, whose pictures and words come with features of pretrained encoders."""
     return RunConfig(
         seed=seed,
-        brain_tokenizer=BrainTokenizerConfig(patch_size=64, width=64, depth=1, quantizer=QuantizerConfig(num_codes=64)),
+        brain_tokenizer=BrainTokenizerConfig(
+            patch_size=64,
+            patch=PatchConfig(width=64, depth=1),
+            quantizer=QuantizerConfig(similarity="euclidean", num_codes=64, dim=3),
+        ),
         brain_training=OptimConfig(steps=150, batch_size=32),
         image_training=OptimConfig(steps=200, batch_size=32, learning_rate=2e-3),
         omni=OmniConfig(
@@ -122,6 +159,10 @@ def fitting(dataset: Dataset, seed: int = 0) -> RunConfig:
     sites = np.median([dataset.space(subject).num_sites for subject in dataset.subjects])
     recipe = few_trials if stimuli < FEW_TRIALS else neurons if sites < FEW_SITES else laptop
     config = recipe(seed)
+    patch_size = config.brain_tokenizer.patch_size
+    while recipe is laptop and sites / patch_size > min(MOST_TOKENS, stimuli / 2):
+        patch_size *= 2
+    config = replace(config, brain_tokenizer=replace(config.brain_tokenizer, patch_size=patch_size))
     seen = [name for name in dataset.feature_names if name not in TEXT_FEATURES]
     said = [name for name in dataset.feature_names if name in TEXT_FEATURES] if recipe is few_trials else []
     omni = replace(
@@ -135,3 +176,9 @@ def fitting(dataset: Dataset, seed: int = 0) -> RunConfig:
         side //= 2
     image = replace(config.image_tokenizer, image_size=size, codes_per_side=side)
     return replace(config, omni=omni, image_tokenizer=image)
+
+
+def tokenizer_fitting(dataset: Dataset, seed: int = 0) -> TokenizerRunConfig:
+    """The settings that fit a dataset, for a brain tokenizer on its own: those that `fitting` gives a whole run."""
+    config = fitting(dataset, seed)
+    return TokenizerRunConfig(seed, config.brain_tokenizer, config.brain_training, config.brain_objective)

@@ -17,6 +17,7 @@ import torch
 
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
 from brainjanus.evaluate.encode_decode import control_records, encode_decode_records
 from brainjanus.evaluate.examples import (
@@ -36,10 +37,11 @@ from brainjanus.model.checkpoint import Checkpoint, Tokenizers, interface_of
 from brainjanus.model.omni import OmniModel
 from brainjanus.recipes import RunConfig, fitting
 from brainjanus.tokenizers.brain import BrainTokenizer
+from brainjanus.tokenizers.folder import load_tokenizer
 from brainjanus.tokenizers.image import ImageTokenizer
 from brainjanus.tokenizers.text import TextTokenizer
 from brainjanus.tokenizers.vision import ENCODERS
-from brainjanus.train.codes import captions_of_each, encode_split, features_of, training_rows
+from brainjanus.train.codes import captions_of_each, encode_split, features_of
 from brainjanus.train.omni import expand_tasks, fit_omni
 from brainjanus.train.tokenizer import fit_brain_tokenizer, fit_image_tokenizer
 
@@ -55,9 +57,16 @@ class Run(NamedTuple):
     checkpoint: Checkpoint
 
     @classmethod
-    def train(cls, dataset: Dataset | Path | str, out: Path | str, config: RunConfig | None = None) -> "Run":
-        """Train, or go on with an unfinished run in `out`."""
-        return cls(Path(out), train(dataset, out, config))
+    def train(
+        cls,
+        dataset: Dataset | Path | str,
+        out: Path | str,
+        config: RunConfig | None = None,
+        *,
+        tokenizer: Path | str | None = None,
+    ) -> "Run":
+        """Train, or go on with an unfinished run in `out`. tokenizer: a brain tokenizer to be used as it is."""
+        return cls(Path(out), train(dataset, out, config, tokenizer=tokenizer))
 
     @classmethod
     def open(cls, path: Path | str) -> "Run":
@@ -75,26 +84,40 @@ class Run(NamedTuple):
         return evaluate(self.path, dataset, out, seed=seed).records
 
 
-def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | None = None) -> Checkpoint:
+def train(
+    dataset: Dataset | Path | str,
+    out: Path | str,
+    config: RunConfig | None = None,
+    *,
+    tokenizer: Path | str | None = None,
+) -> Checkpoint:
     """Train tokenizers and model on the training split; an unfinished run in `out` goes on where it stopped.
+
+    tokenizer: a brain tokenizer that was trained on this dataset, to be used as it is.
 
     Raises UserError if `out` holds something else, or a run on other data or with other settings.
     """
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     out, config = Path(out), config or fitting(dataset)
+    saved = None if tokenizer is None else load_tokenizer(tokenizer)
+    if saved is not None:
+        saved.check_trained_on(dataset.name, dataset.fingerprint, dataset.subjects)
+        config = replace(config, brain_tokenizer=saved.tokenizer.config)
     captions = check_fits(dataset, config)
-    claim(out, dataset, config)
+    claim(out, dataset, config, tokenizer=None if saved is None else saved.fingerprint)
     if (out / "model.json").exists():
         return Checkpoint.load(out)
     stages = out / "stages"
     ids = dataset.split_ids("train")
-    row_of = {stimulus: row for row, stimulus in enumerate(ids)}
 
     torch.manual_seed(config.seed)  # initial weights only; training draws from generators of its own
     orders = {subject: torch.from_numpy(np.array(dataset.space(subject).order)) for subject in dataset.subjects}
     brain = BrainTokenizer(config.brain_tokenizer, orders)
-    values = {subject: training_rows(dataset, subject, "train", row_of)[0] for subject in dataset.subjects}
-    fit_brain_tokenizer(brain, values, config.brain_training, stages / "brain", config.seed)
+    if saved is not None:
+        brain.load_state_dict({name: saved.tokenizer.state_dict()[name] for name in brain.state_dict()})
+    else:
+        stage = stages / "brain"
+        fit_brain_tokenizer(brain, dataset, config.brain_training, stage, config.seed, config.brain_objective)
     image = text = None
     if dataset.image_size is not None:
         image = ImageTokenizer(config.image_tokenizer)
@@ -117,6 +140,7 @@ def train(dataset: Dataset | Path | str, out: Path | str, config: RunConfig | No
     fit_omni(model, tokenizers, codes, config.training, stages / "omni", config.seed)
 
     provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
+    provenance["brain_tokenizer"] = fingerprint(brain)
     checkpoint = Checkpoint(tokenizers, model, provenance)
     checkpoint.save(out)
     return checkpoint
@@ -157,13 +181,14 @@ def check_fits(dataset: Dataset, config: RunConfig) -> list[str]:
     return captions
 
 
-def claim(out: Path, dataset: Dataset, config: RunConfig) -> None:
-    """Make `out` the folder of this run, or make sure that it is."""
+def claim(out: Path, dataset: Dataset, config: object, **made_from: str | None) -> None:
+    """Make `out` the folder of this run, or make sure that it is. made_from: fingerprints of what else enters."""
     facts: dict[str, Any] = {
         "dataset": dataset.name,
         "path": str(dataset.path.resolve()),
         "fingerprint": dataset.fingerprint,
         "config": to_dict(config),
+        **{name: value for name, value in made_from.items() if value is not None},
     }
     if (out / "config.json").exists():
         found = read_json(out / "config.json")
@@ -178,6 +203,12 @@ def claim(out: Path, dataset: Dataset, config: RunConfig) -> None:
                 f"{out}: expected the settings that this run was started with, got others ({'; '.join(changed[:4])}). "
                 f"Go on with --config {out / 'config.json'}, or choose another --out."
             )
+        for name, value in made_from.items():
+            if found.get(name) != value:
+                raise UserError(
+                    f"{out}: expected the {name} that it was begun with ({str(found.get(name))[:12]}), got another "
+                    f"({str(value)[:12]}). Give the same one, or choose another --out."
+                )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
@@ -400,7 +431,7 @@ def codebook_usage(checkpoint: Checkpoint, dataset: Dataset) -> list[CodebookUsa
         brain.encode(torch.from_numpy(dataset.averages(subject, "test").responses), subject).flatten()
         for subject in brain.subjects
     ]
-    usage = [CodebookUsage("brain", count(torch.cat(codes), brain.config.quantizer.num_codes))]
+    usage = [CodebookUsage("brain", count(torch.cat(codes), brain.config.quantizer.num_entries))]
     if image is not None:
         pixels = torch.from_numpy(dataset.images(dataset.split_ids("test"))).permute(0, 3, 1, 2).float() / 255
         usage.append(CodebookUsage("image", count(image.encode(pixels).flatten(), image.config.quantizer.num_codes)))

@@ -79,7 +79,9 @@ def study(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def make_checkpoint():
     """A function that returns an untrained checkpoint with decided opinions: subjects a (10 sites) and b (8), 4 sites
-    a code; 8 x 8 pictures of 4 codes; short captions."""
+    a patch; 8 x 8 pictures of 4 codes; short captions. stages: codes of a patch, residual if more than one."""
+    from dataclasses import replace
+
     import torch
 
     from brainjanus.model.checkpoint import Checkpoint, Tokenizers, interface_of
@@ -87,6 +89,7 @@ def make_checkpoint():
     from brainjanus.model.omni import OmniConfig, OmniModel
     from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
     from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+    from brainjanus.tokenizers.patch import PatchConfig
     from brainjanus.tokenizers.quantizer import QuantizerConfig
     from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
     from brainjanus.tokenizers.vision import wavelet
@@ -97,12 +100,20 @@ def make_checkpoint():
         image_input: str = "wavelet",
         text_input: str = "codes",
         num_codes: int = 6,
+        stages: int = 1,
         modalities: bool = True,
     ) -> Checkpoint:
         torch.manual_seed(0)
         quantizer = QuantizerConfig(num_codes=num_codes, dim=4)
+        of_brains = replace(quantizer, kind="residual" if stages > 1 else "vq", similarity="euclidean", stages=stages)
         orders = {"a": torch.randperm(10), "b": torch.randperm(8)}
-        brain = BrainTokenizer(BrainTokenizerConfig(4, width=8, depth=1, heads=2, quantizer=quantizer), orders)
+        patch = PatchConfig(width=8, depth=1, heads=2)
+        brain = BrainTokenizer(BrainTokenizerConfig(patch_size=4, patch=patch, quantizer=of_brains), orders)
+        for parameter in brain.parameters():
+            if parameter.dim() >= 2:
+                torch.nn.init.normal_(parameter, std=0.3)
+        for subject in brain.subjects:
+            brain.solve(subject, torch.randn(50, brain.num_sites(subject)), torch.zeros(0, brain.num_sites(subject)))
         image = text = None
         features = {}
         if modalities:

@@ -178,6 +178,60 @@ def test_the_ends_of_the_interval_draw_a_code_that_is_kept(uniform):
     assert (logits.gather(1, chosen[:, None]) >= logits.topk(3).values[:, -1:]).all()
 
 
+# --- brains whose patches have a code of each of two stages
+
+
+@pytest.fixture(scope="module")
+def staged(make_checkpoint):
+    """Two stages of three codes: subject b has 2 patches, K = 4 codes."""
+    return make_checkpoint(num_codes=3, stages=2, brain_input="sites")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"guidance": 3.0}, {"guidance": 0.0}, {"top_k": 5}, {"temperature": 30.0}, {"temperature": 0.0}],
+)
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_no_code_of_another_stage_is_drawn(staged, config, uniform):
+    goal = module.target_block(staged, "brain:b", 4)
+    shown = blocks(staged, {"image": conditions()["image"], "brain:a": torch.randn(4, 10)})
+    codes, means = sample(staged.model, shown, goal, GenerationConfig(**config), torch.full((4, 3, 4), uniform))
+    assert torch.equal(codes // 3, (torch.arange(4) % 2).expand(4, 3, 4))
+    means = means.unflatten(2, (2, 3)).sum(dim=-1)  # of each stage
+    torch.testing.assert_close(means, torch.eye(2).repeat(2, 1).expand(4, 4, 2))
+
+
+def test_estimates_of_staged_codes(staged):
+    """The expected response is that of the expected vectors of both stages, added; all sequences sum to one."""
+    given = {"image": conditions(rows=2)["image"]}
+    goal = module.target_block(staged, "brain:b", 2)
+    for guidance in (1.0, 2.0):
+        p = marginal(staged.model, blocks(staged, given), goal, guidance)
+        latents = (p @ staged.model.brain_codebook).unflatten(1, (2, 2)).sum(dim=2)
+        wanted = staged.tokenizers.brain.decode_latents(latents, "b")
+        made = generate(staged, given, "brain:b", GenerationConfig(guidance=guidance))
+        torch.testing.assert_close(made, wanted)
+    sequences = torch.tensor(list(product(range(3), range(3, 6), repeat=2)))
+    log_p = staged.model(
+        blocks(staged, {"image": given["image"][:1].expand(81, -1, -1, -1)}),
+        Block("brain", codes=sequences, subject="b"),
+    ).log_softmax(dim=-1)
+    log_p = log_p.gather(2, sequences[..., None])[..., 0].sum(dim=1)
+    assert float(log_p.exp().sum()) == pytest.approx(1, abs=1e-5)
+    response = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+    which = (staged.tokenizers.brain.encode(response, "b") == sequences).all(dim=1)
+    assert which.sum() == 1
+    torch.testing.assert_close(score(staged, {"image": given["image"][:1]}, "brain:b", response), log_p[which])
+
+
+@pytest.mark.parametrize("config", [{"estimate": "sample"}, {"num_samples": 2}, {"guidance": 2.0}])
+def test_staged_brains_are_made_and_shown(staged, config):
+    given = {"brain:a": torch.randn(3, 10, generator=torch.Generator().manual_seed(0))}
+    made = generate(staged, given, "brain:b", GenerationConfig(**config))
+    assert made.shape == (3, 8) and made.isfinite().all()
+    assert generate(staged, {"brain:b": made}, "image", GenerationConfig(**config)).isfinite().all()
+
+
 # --- what a row depends on
 
 

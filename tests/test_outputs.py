@@ -22,7 +22,7 @@ def run(study, tmp_path_factory):
     config = from_dict(
         RunConfig,
         {
-            "brain_tokenizer": {"width": 8, "depth": 0, "heads": 1, "patch_size": 8},
+            "brain_tokenizer": {"patch_size": 8, "patch": {"width": 8, "depth": 0, "heads": 1}},
             "brain_training": few,
             "image_tokenizer": {"image_size": study.image_size, "codes_per_side": 2, "width": 8, "blocks": 0},
             "image_training": few,

@@ -28,11 +28,19 @@ SMALLER = {  # as it stands in the README -> what runs here
     "brainjanus demo --out runs/demo": "brainjanus demo --out runs/demo --quick",
     "python -m pytest": "python -m pytest -n 0 -c {root}/pyproject.toml {root}/tests/test_cli.py -k version",
     "brainjanus train data/mine --out runs/mine": "brainjanus train data/mine --out runs/mine --config tiny.json",
+    "brainjanus train tokenizer data/mine --out runs/tokenizer": "brainjanus train tokenizer data/mine "
+    "--out runs/tokenizer --config tiny_tokenizer.json",
+    "brainjanus train data/mine --out runs/on_codes": "brainjanus train data/mine --out runs/on_codes "
+    "--config tiny.json",
+    "brainjanus ablate tokenizer data/mine --out runs/ablation": "brainjanus ablate tokenizer data/mine "
+    "--out runs/ablation --num-codes 4 --compression 8 --quantizers vq residual --base.training.steps 10",
     'bj.Run.train(dataset, "runs/python")': 'bj.Run.train(dataset, "runs/python", bj.RunConfig.load("tiny.json"))',
 }
 _FEW = {"steps": 20, "batch_size": 8}
+_BRAIN = {"patch_size": 8, "patch": {"width": 16, "depth": 1, "heads": 2}}
+TINY_TOKENIZER = {"tokenizer": _BRAIN, "training": _FEW}  # tiny_tokenizer.json, a TokenizerRunConfig
 TINY = {  # tiny.json, a RunConfig
-    "brain_tokenizer": {"width": 16, "depth": 1, "heads": 2, "patch_size": 8},
+    "brain_tokenizer": _BRAIN,
     "brain_training": _FEW,
     "image_tokenizer": {"width": 16, "blocks": 1},
     "image_training": _FEW,
@@ -69,6 +77,7 @@ def readme(project_root: Path) -> str:
 def test_every_block_is_executed(readme, project_root, tmp_path):
     write_recording(tmp_path / "my_data")
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
+    (tmp_path / "tiny_tokenizer.json").write_text(json.dumps(TINY_TOKENIZER))
     story = Story(project_root, tmp_path)
     tell = {"bash": story.bash, "python": story.python, "toml": story.file, "text": story.text}
     for block in blocks(readme):

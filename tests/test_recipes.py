@@ -74,3 +74,22 @@ def test_the_recipe_that_fits(stimuli, sites, features, recipe, image_input, tex
     config = recipes.fitting(Known())
     assert config.brain_tokenizer == recipes.named(recipe).brain_tokenizer
     assert (config.omni.image_input, config.omni.text_input) == (image_input, text_input)
+
+
+def test_a_tokenizer_on_its_own_has_the_settings_that_a_whole_run_gives_it(study, tmp_path):
+    whole, alone = recipes.fitting(study, 3), recipes.tokenizer_fitting(study, 3)
+    assert alone.seed == 3 and alone.objective == whole.brain_objective
+    assert (alone.tokenizer, alone.training) == (whole.brain_tokenizer, whole.brain_training)
+
+
+def test_the_settings_of_a_tokenizer_may_be_a_file(tmp_path):
+    (tmp_path / "my.toml").write_text("seed = 3\n[tokenizer.patch]\nwidth = 64\n[objective.alignment]\nweight = 0.5\n")
+    config = recipes.TokenizerRunConfig.load(tmp_path / "my.toml")
+    assert (config.seed, config.tokenizer.patch.width, config.objective.alignment.weight) == (3, 64, 0.5)
+    (tmp_path / "config.json").write_text('{"config": {"training": {"steps": 7}}, "dataset": "mine"}')
+    assert recipes.TokenizerRunConfig.load(tmp_path / "config.json").training.steps == 7
+    (tmp_path / "my.toml").write_text("[brain_tokenizer]\npatch_size = 7\n")
+    with pytest.raises(
+        UserError, match=r"my.toml: unknown key 'brain_tokenizer' \(there are seed, tokenizer, training"
+    ):
+        recipes.TokenizerRunConfig.load(tmp_path / "my.toml")

@@ -10,17 +10,23 @@ import pytest
 import torch
 
 from brainjanus import run as module
+from brainjanus.core import weights
 from brainjanus.core.errors import UserError
+from brainjanus.core.space import BrainSpace
+from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset, Stimuli, Subject
 from brainjanus.data.write import write_dataset
 from brainjanus.generate import GenerationConfig, generate
-from brainjanus.model import checkpoint as checkpoint_module
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig
+from brainjanus.recipes import TokenizerRunConfig
 from brainjanus.run import LEAST_STIMULI, Run, RunConfig, condition, directions_of, evaluate, predict, train
+from brainjanus.tokenize import train_tokenizer
 from brainjanus.tokenizers.brain import BrainTokenizerConfig
+from brainjanus.tokenizers.folder import load_tokenizer
 from brainjanus.tokenizers.image import ImageTokenizerConfig
+from brainjanus.tokenizers.patch import PatchConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
 from brainjanus.tokenizers.vision import wavelet
@@ -39,8 +45,9 @@ def tiny(steps=(60, 40, 120)) -> RunConfig:
         hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4
     )
     quantizer = QuantizerConfig(num_codes=16, dim=8, decay=0.9)
+    brain_quantizer = QuantizerConfig(similarity="euclidean", num_codes=16, dim=3, decay=0.9)
     return RunConfig(
-        brain_tokenizer=BrainTokenizerConfig(8, width=32, depth=1, heads=2, quantizer=quantizer),
+        brain_tokenizer=BrainTokenizerConfig(patch_size=8, patch=PatchConfig(32, 1, 2), quantizer=brain_quantizer),
         brain_training=brain,
         image_tokenizer=ImageTokenizerConfig(16, 2, width=16, blocks=1, quantizer=quantizer),
         image_training=image,
@@ -149,6 +156,87 @@ def test_a_stopped_run_goes_on_to_the_same_weights(short, study, tmp_path, monke
 def test_the_seed_decides(short, study, tmp_path):
     train(study, tmp_path, replace(SHORT, seed=1))
     assert (tmp_path / "model.safetensors").read_bytes() != (short / "model.safetensors").read_bytes()
+
+
+# --- with a tokenizer that was trained before
+
+
+TOKENIZER = TokenizerRunConfig(
+    tokenizer=BrainTokenizerConfig(
+        patch_size=4,
+        patch=PatchConfig(8, 1, 2),
+        quantizer=QuantizerConfig(kind="residual", stages=2, num_codes=8, dim=3, decay=0.9),
+    ),
+    training=OptimConfig(steps=4, batch_size=16, precision="float32"),
+)
+
+
+@pytest.fixture(scope="module")
+def trained_tokenizer(study, tmp_path_factory):
+    out = tmp_path_factory.mktemp("tokenizer") / "out"
+    train_tokenizer(study, out, TOKENIZER)
+    return out
+
+
+def test_a_trained_tokenizer_is_used_as_it_is(study, short, trained_tokenizer, tmp_path, monkeypatch):
+    """Its settings stand for those of the config, and nothing of it moves."""
+    monkeypatch.setattr(module, "fit_brain_tokenizer", lambda *_: pytest.fail("trained again"))
+    run = Run.train(study, tmp_path / "run", SHORT, tokenizer=trained_tokenizer)
+    saved = load_tokenizer(trained_tokenizer)
+    assert RunConfig.load(run.path / "config.json") == replace(SHORT, brain_tokenizer=TOKENIZER.tokenizer)
+    assert json.loads((run.path / "config.json").read_text())["tokenizer"] == saved.fingerprint
+    for checkpoint in (run.checkpoint, Checkpoint.load(run.path)):
+        assert fingerprint(checkpoint.tokenizers.brain) == fingerprint(saved.tokenizer)
+    assert not (run.path / "stages" / "brain").exists()
+    for estimate in ("mean", "sample"):
+        predictions = predict(run.checkpoint, study, "image->brain", "s2", GenerationConfig(estimate=estimate))
+        assert predictions.values.shape == (16, 28)
+    usage = module.codebook_usage(run.checkpoint, study)[0]
+    assert usage.name == "brain" and len(usage.counts) == 16, "two stages of eight codes"
+
+
+def test_a_run_goes_on_with_the_tokenizer_that_it_was_begun_with(study, short, trained_tokenizer, tmp_path):
+    out = tmp_path / "run"
+    first = train(study, out, SHORT, tokenizer=trained_tokenizer)
+    assert train(study, out, SHORT, tokenizer=trained_tokenizer).provenance["seed"] == first.provenance["seed"]
+    train_tokenizer(study, tmp_path / "other", replace(TOKENIZER, seed=1))
+    with pytest.raises(
+        UserError, match=r"expected the tokenizer that it was begun with \(\w{12}\), got another \(\w{12}"
+    ):
+        train(study, out, SHORT, tokenizer=tmp_path / "other")
+    with pytest.raises(UserError, match=r"expected the tokenizer that it was begun with .* got another"):
+        train(study, out, replace(SHORT, brain_tokenizer=TOKENIZER.tokenizer))
+    with pytest.raises(UserError, match=r"expected the settings .* got others \(brain_tokenizer\."):
+        train(study, short, SHORT, tokenizer=trained_tokenizer)
+
+
+def test_a_tokenizer_of_more_subjects_serves_each_dataset(study, trained_tokenizer, tmp_path):
+    new = write_dataset(
+        tmp_path / "new", name="new", modality="fMRI", zscore="all",
+        subjects=[Subject(BrainSpace("s3", 28), study.responses("s2"), study.trials("s2"))],
+        stimuli=Stimuli(study.stimulus_ids, captions={s: study.captions(s) for s in study.stimulus_ids}),
+    )  # fmt: skip
+    both = train_tokenizer(new, tmp_path / "both", TOKENIZER, start=trained_tokenizer).tokenizer
+    for dataset, subjects in ((new, ("s3",)), (study, ("s1", "s2"))):
+        brain = train(dataset, tmp_path / "-".join(subjects), SHORT, tokenizer=tmp_path / "both").tokenizers.brain
+        assert brain.subjects == subjects
+        test = torch.from_numpy(dataset.averages(subjects[0], "test").responses)
+        assert torch.equal(brain.encode(test, subjects[0]), both.encode(test, subjects[0]))
+
+
+def test_a_tokenizer_of_other_data_is_refused(study, trained_tokenizer, tmp_path):
+    other = write_dataset(
+        tmp_path / "other", name="other", modality="fMRI", zscore="all",
+        subjects=[Subject(study.space("s1"), study.responses("s1") + 1, study.trials("s1"))],
+        stimuli=Stimuli(study.stimulus_ids, captions={s: study.captions(s) for s in study.stimulus_ids}),
+    )  # fmt: skip
+    with pytest.raises(
+        UserError, match=rf"one that was trained on the dataset 'other' \({other.fingerprint[:12]}\), got"
+    ):
+        train(other, tmp_path / "run", SHORT, tokenizer=trained_tokenizer)
+    with pytest.raises(UserError, match=r"a trained brain tokenizer with tokenizer\.json, got none"):
+        train(study, tmp_path / "run", SHORT, tokenizer=tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 # --- leakage
@@ -351,7 +439,7 @@ def test_a_full_disk_ends_a_training_with_one_sentence(short, study, tmp_path, m
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    monkeypatch.setattr(weights, "save_file", full)
     with pytest.raises(UserError, match=r"brain.safetensors: expected room to write it, got a full disk"):
         train(study, tmp_path, SHORT)
     monkeypatch.undo()

@@ -57,7 +57,8 @@ def from_dict(kind: type[T], values: Any, *, where: str = "config") -> T:
     return config
 
 
-def _build(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
+def _build(kind: Any, value: Any, key: str, problems: list[str], default: Any = None) -> Any:
+    """default: what the keys that are left out are taken from, where the parent has a default of its own for `kind`."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             problems.append(f"{key or 'the top'}: expected a table of settings, got {value!r}")
@@ -67,11 +68,14 @@ def _build(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
         for unknown in sorted(set(value) - set(names)):
             problems.append(f"unknown key '{_joined(key, unknown)}' (there are {', '.join(names)})")
         before = len(problems)
-        built = {n: _build(types_of[n], value[n], _joined(key, n), problems) for n in names if n in value}
+        defaults = {
+            f.name: _default_of(f) if default is None else getattr(default, f.name) for f in dataclasses.fields(kind)
+        }
+        built = {n: _build(types_of[n], value[n], _joined(key, n), problems, defaults[n]) for n in names if n in value}
         if len(problems) > before:
             return None
         try:
-            return kind(**built)
+            return kind(**built) if default is None else dataclasses.replace(default, **built)
         except (UserError, TypeError) as error:
             problems.append(str(error).rstrip("."))
             return None
@@ -95,6 +99,12 @@ def _build(kind: Any, value: Any, key: str, problems: list[str]) -> Any:
         return value
     problems.append(f"{key}: expected {_name_of(kind)}, got {value!r}")
     return None
+
+
+def _default_of(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _joined(key: str, name: str) -> str:

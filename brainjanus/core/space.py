@@ -2,14 +2,16 @@
 
 Enters: the sites that were measured in one subject (voxels of a mask, vertices of a surface, sensors x time bins,
 neurons), with whatever is known of them: coordinates in mm, ROIs, signal and noise variance, the way back to a
-volume or a surface. Leaves: the cortical order that patches are cut along, noise ceilings, NIfTI images, surface maps.
+volume, a surface or a table of sensors and times. Leaves: the cortical order that patches are cut along, noise
+ceilings, NIfTI images, surface maps, sensors x times.
 
 The cortical order is a Hilbert curve through the coordinates, one hemisphere after the other (Skilling 2004,
-"Programming the Hilbert curve"). Without coordinates the given order stands.
+"Programming the Hilbert curve"). For sensors x times the curve runs through their places and through time at once, so
+that a patch is a few neighbouring sensors for a short while. Without coordinates the given order stands.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,7 @@ from brainjanus.core.errors import UserError
 
 Kind = Literal["voxels", "vertices", "sensors", "neurons"]
 HILBERT_BITS = 10  # 1,024 steps along each axis: under 0.2 mm over a human brain
+MM_PER_MS = 3.0  # EEG and MEG: what is 1 ms later counts as 3 mm away; 10 ms, 30 mm: one electrode
 
 
 # V sites of one subject
@@ -37,8 +40,10 @@ class BrainSpace:
     2022), or None when no stimulus was repeated.
     geometry: the way back. {"type": "volume", "shape": [x, y, z], "affine": 4x4} with `index` the flat voxel
     (C order) of each site, or {"type": "surface", "template": "fsaverage5", "left_vertices": N} with `index` the
-    vertex, right-hemisphere vertices counted on from N; or {"type": "none"} with `index` = 0..V-1.
-    Raises UserError if an array does not have V rows, or if `order` is no permutation.
+    vertex, right-hemisphere vertices counted on from N; or {"type": "sensors", "names": S names, "times_sec": T times,
+    "mm_per_ms": how far a millisecond counts} with `index` = sensor * T + time; or {"type": "none"} with `index` =
+    0..V-1. `of_sensors` makes those of sensors, also for recorded neurons followed over time.
+    Raises UserError if an array does not have V rows, if `order` is no permutation, or a site has no sensor.
     """
 
     subject: str
@@ -59,11 +64,6 @@ class BrainSpace:
                 f"coordinates of {self.subject}: expected finite mm for every site, got NaN or infinity at site {bad}. "
                 "Leave the coordinates out or give one for each site."
             )
-        if self.order is None:
-            order = np.arange(self.num_sites) if self.coordinates_mm is None else cortical_order(self.coordinates_mm)
-            object.__setattr__(self, "order", order)
-        if self.index is None:
-            object.__setattr__(self, "index", np.arange(self.num_sites))
         arrays = {f"ROI {name}": mask for name, mask in self.rois.items()}
         arrays |= {
             name: getattr(self, name)
@@ -75,10 +75,77 @@ class BrainSpace:
                     f"{name} of {self.subject}: expected one row for each of its {self.num_sites} sites, got "
                     f"{len(array)}. Was it made with another mask? Export it again with the mask of the responses."
                 )
-        if not np.array_equal(np.sort(arrays["order"]), np.arange(self.num_sites)):
+        if self.index is None:
+            object.__setattr__(self, "index", np.arange(self.num_sites))
+        if self.geometry.get("type") == "sensors":
+            self._check_sensors()
+        if self.order is None:
+            object.__setattr__(self, "order", self._curve())
+        assert self.order is not None
+        if not np.array_equal(np.sort(self.order), np.arange(self.num_sites)):
             raise UserError(
                 f"order of {self.subject}: expected each site from 0 to {self.num_sites - 1} once, got others or one "
                 "twice. Leave the order out to have it made from the coordinates."
+            )
+
+    @classmethod
+    def of_sensors(
+        cls,
+        subject: str,
+        names: Sequence[str],
+        times_sec: Float[np.ndarray, "t"],
+        positions_mm: Float[np.ndarray, "s 3"] | None = None,
+        *,
+        kind: Kind = "sensors",
+        mm_per_ms: float = MM_PER_MS,
+    ) -> "BrainSpace":
+        """Sensors (or neurons) x time bins: the sites run through all times of the first sensor, then of the second.
+
+        positions_mm: where each sensor is; x to the right, y to the front, z upwards. mm_per_ms: how many mm apart two
+        sites count that are a millisecond apart in time; the larger, the shorter and wider a patch.
+        """
+        geometry = {
+            "type": "sensors",
+            "names": list(names),
+            "times_sec": [round(float(time), 9) for time in times_sec],
+            "mm_per_ms": mm_per_ms,
+        }
+        coordinates = None if positions_mm is None else np.repeat(positions_mm, len(times_sec), axis=0)
+        return cls(subject, len(names) * len(times_sec), kind, coordinates_mm=coordinates, geometry=geometry)
+
+    @property
+    def points_mm(self) -> Float[np.ndarray, "v d"] | None:
+        """Where the sites lie, among which the cortical order goes to neighbours: x, y, z, and time for sensors.
+
+        Distances between them are mm, of which a millisecond counts `mm_per_ms`. None without coordinates.
+        """
+        if self.coordinates_mm is None or self.geometry.get("type") != "sensors":
+            return self.coordinates_mm
+        assert self.index is not None
+        times = np.array(self.geometry["times_sec"])
+        later = (times - times[0])[self.index % len(times)] * 1000 * self.geometry["mm_per_ms"]
+        return np.column_stack([self.coordinates_mm, later])
+
+    def _curve(self) -> Int[np.ndarray, "v"]:
+        points = self.points_mm
+        if points is None:
+            return np.arange(self.num_sites)
+        if points.shape[1] > 3:  # a scalp has no hemispheres to keep apart
+            return np.argsort(hilbert_index(points), kind="stable")
+        return cortical_order(points)
+
+    def _check_sensors(self) -> None:
+        assert self.index is not None
+        names, times = self.geometry["names"], self.geometry["times_sec"]
+        if len(set(names)) < len(names) or not names or (np.diff(times) <= 0).any() or not len(times):
+            raise UserError(
+                f"sensors of {self.subject}: expected names that differ and times that grow, got {len(names)} sensors "
+                f"with {len(set(names))} names and {len(times)} times. Give each sensor its name, and times in order."
+            )
+        if not 0 <= self.index.min() <= self.index.max() < len(names) * len(times):
+            raise UserError(
+                f"sensors of {self.subject}: expected sites among {len(names)} sensors x {len(times)} times, got "
+                f"{self.num_sites} sites up to number {self.index.max()}. Does the table of sensors belong to them?"
             )
 
     def noise_ceiling(self, num_repeats: int) -> Float[np.ndarray, "v"] | None:
@@ -115,6 +182,31 @@ class BrainSpace:
         whole = np.full(2 * left, np.nan, np.float32)
         whole[self.index] = values
         return {"left": whole[:left], "right": whole[left:]}
+
+    def to_grid(self, values: Float[np.ndarray, "*b v"]) -> Float[np.ndarray, "*b s t"]:
+        """Values of sites as [.., sensors, times], NaN where a site was left out. Raises UserError without sensors."""
+        sensors, times = self._grid_shape()
+        grid = np.full((*values.shape[:-1], sensors * times), np.nan, values.dtype)
+        grid[..., self.index] = values
+        return grid.reshape(*values.shape[:-1], sensors, times)
+
+    def from_grid(self, grid: Float[np.ndarray, "*b s t"]) -> Float[np.ndarray, "*b v"]:
+        """What `to_grid` made a grid of. Raises UserError without sensors, or for a grid of another size."""
+        sensors, times = self._grid_shape()
+        if grid.shape[-2:] != (sensors, times):
+            raise UserError(
+                f"grid of {self.subject}: expected [.., {sensors} sensors, {times} times], got {list(grid.shape)}. "
+                "Does it belong to another recording, or are its axes swapped?"
+            )
+        return grid.reshape(*grid.shape[:-2], sensors * times)[..., self.index]
+
+    def _grid_shape(self) -> tuple[int, int]:
+        if self.geometry.get("type") != "sensors":
+            raise UserError(
+                f"{self.subject}: expected sensors x times, got a space of {self.kind} ({self.geometry.get('type')}). "
+                "Prepare it from responses [trials, sensors, times], with their sampling_hz."
+            )
+        return len(self.geometry["names"]), len(self.geometry["times_sec"])
 
     def save(self, folder: Path) -> None:
         """Write space.json and space.safetensors into `folder`."""

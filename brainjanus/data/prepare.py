@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from brainjanus.data.readers.tables import (
     read_coordinates,
     read_features,
     read_rois,
+    read_sensors,
     read_trials,
 )
 from brainjanus.data.spec import IN_ORDER, PrepareConfig, SubjectFiles
@@ -126,6 +128,11 @@ def _subjects(
                 f"responses of {who.subject}: expected the {len(volume.voxels)} voxels of {who.mask}, got {num_sites}. "
                 "Were they exported with another mask? Give that one, or none."
             )
+        if responses.ndim == 3:
+            space = _sensor_space(who, *responses.shape[1:])
+            rois = read_rois(who.rois, space.num_sites, None, space.geometry)
+            yield Subject(replace(space, rois=rois), responses.reshape(len(responses), -1), trials)
+            continue
         placed: dict[str, Any] = {}
         if volume is not None:
             placed = {"coordinates_mm": volume.coordinates_mm, "geometry": volume.geometry, "index": volume.voxels}
@@ -133,6 +140,26 @@ def _subjects(
             placed = {"coordinates_mm": read_coordinates(who.coordinates)}
         rois = read_rois(who.rois, num_sites, volume)
         yield Subject(BrainSpace(who.subject, num_sites, who.kind, rois=rois, **placed), responses, trials)
+
+
+def _sensor_space(who: SubjectFiles, num_sensors: int, num_times: int) -> BrainSpace:
+    """Raises UserError if the table of sensors has other sensors than the responses."""
+    assert who.sampling_hz is not None
+    names, places = [f"{who.kind[:-1]}{i:03}" for i in range(num_sensors)], None
+    if who.sensors:
+        names, places = read_sensors(Path(who.sensors), in_head=who.kind == "sensors")
+        if len(names) != num_sensors:
+            raise UserError(
+                f"responses of {who.subject}: expected the {len(names)} sensors of {who.sensors}, got {num_sensors} "
+                f"sensors x {num_times} times. "
+                + (
+                    "Sensors and times are swapped: export [trials, sensors, times]."
+                    if len(names) == num_times
+                    else "Does the table list channels that were left out, or belong to another recording?"
+                )
+            )
+    times = who.start_sec + np.arange(num_times) / who.sampling_hz
+    return BrainSpace.of_sensors(who.subject, names, times, places, kind=who.kind, mm_per_ms=who.mm_per_ms)
 
 
 def _counted(ids: Sequence[str]) -> Int[np.ndarray, "t"]:
@@ -145,8 +172,8 @@ def _counted(ids: Sequence[str]) -> Int[np.ndarray, "t"]:
     return np.array(counts, np.int64)
 
 
-def read_responses(who: SubjectFiles, num_trials: int, volume: Volume | None) -> Shaped[np.ndarray, "t v"]:
-    """One subject's responses [trials, sites], divided by `scale`.
+def read_responses(who: SubjectFiles, num_trials: int, volume: Volume | None) -> Shaped[np.ndarray, "t *v"]:
+    """One subject's responses [trials, sites], of a recording over time [trials, sensors, times], divided by `scale`.
 
     Raises UserError if the files do not fit each other, or which axis counts trials is unknown.
     """
@@ -155,18 +182,24 @@ def read_responses(who: SubjectFiles, num_trials: int, volume: Volume | None) ->
     else:
         parts = [read_array(source) for source in who.responses]
         shapes = listed((f"{source} {list(part.shape)}" for source, part in zip(who.responses, parts, strict=True)), 3)
-        if any(part.ndim != 2 or part.dtype.kind not in "fiu" for part in parts):
+        over_time = who.sampling_hz is not None
+        if any(part.ndim != 2 + over_time or part.dtype.kind not in "fiu" for part in parts):
+            form, remedy = "[trials, sites] or [sites, trials]", "Export betas as a matrix, one row for each trial"
+            if over_time:
+                form = "[trials, sensors, times] or [sensors, times, trials]"
+                remedy = "Leave sampling_hz out, or export one epoch for each trial"
+            elif all(part.ndim == 3 for part in parts):
+                remedy = "For [trials, sensors, times] give sampling_hz; otherwise export one row for each trial"
             raise UserError(
-                f"responses of {who.subject}: expected numbers [trials, sites] or [sites, trials], got {shapes}, "
-                f"{listed(sorted({str(part.dtype) for part in parts}))}. Export betas as a matrix, one row for each "
-                "trial (repeats apart)."
+                f"responses of {who.subject}: expected numbers {form}, got {shapes}, "
+                f"{listed(sorted({str(part.dtype) for part in parts}))}. {remedy} (repeats apart)."
             )
         first = who.orientation == "trials-first"
         if who.orientation == "infer":
             fits = [
                 sum(part.shape[axis] for part in parts) == num_trials
-                and len({part.shape[1 - axis] for part in parts}) == 1
-                for axis in (0, 1)
+                and len({np.moveaxis(part, axis, 0).shape[1:] for part in parts}) == 1
+                for axis in (0, -1)
             ]
             if fits[0] == fits[1]:
                 raise UserError(
@@ -179,8 +212,8 @@ def read_responses(who: SubjectFiles, num_trials: int, volume: Volume | None) ->
                     )
                 )
             first = fits[0]
-        parts = parts if first else [part.T for part in parts]
-        if len({part.shape[1] for part in parts}) > 1:
+        parts = parts if first else [np.moveaxis(part, -1, 0) for part in parts]
+        if len({part.shape[1:] for part in parts}) > 1:
             raise UserError(
                 f"responses of {who.subject}: expected the same sites in all files, got {shapes}. "
                 "Export all sessions with one mask."

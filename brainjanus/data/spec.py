@@ -14,12 +14,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from brainjanus.core.errors import UserError
-from brainjanus.core.space import Kind
+from brainjanus.core.space import MM_PER_MS, Kind
 from brainjanus.data.readers.nifti import is_nifti
 from brainjanus.data.write import How
 
 IN_ORDER = "in-order"
-_PATHS = {"responses", "trials", "mask", "coordinates", "rois", "pictures", "captions", "features"}
+_PATHS = {"responses", "trials", "mask", "coordinates", "sensors", "rois", "pictures", "captions", "features"}
+_OF_SENSORS = {"start_sec", "sensors", "mm_per_ms"}
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class SubjectFiles:
     subject: str = "subj01"
     """Its name; names a folder of the dataset."""
     responses: tuple[str, ...] = ()
-    """Betas: FILE or FILE:KEY (npy, npz, mat, HDF5, safetensors), or 4-D NIfTI images; several follow one another."""
+    """Betas: FILE or FILE:KEY (npy, npz, mat, HDF5, safetensors), or 4-D NIfTI images; several follow one another.
+    With `sampling_hz`: arrays [trials, sensors, times]."""
     orientation: Literal["infer", "trials-first", "sites-first"] = "infer"
-    """Which axis of an array counts trials; inferred from the number of trials if only one axis fits."""
+    """Which axis of an array counts trials, the first or the last; inferred if only one has the number of trials."""
     scale: float = 1.0
     """Responses are divided by this (300 for the integers of NSD)."""
     trials: str = ""
@@ -45,10 +47,19 @@ class SubjectFiles:
     """Order of an array's sites in the mask: C (NumPy), F (MATLAB). NIfTI betas are read in C order."""
     coordinates: str = ""
     """Where sites lie in mm: TSV with the columns x, y, z, or an array [sites, 3]. Not with a mask."""
+    sampling_hz: float | None = None
+    """EEG, MEG, neurons over time: times a second; responses are then [trials, sensors, times]."""
+    start_sec: float = 0.0
+    """When the first of these times is; 0 is when the stimulus came."""
+    sensors: str = ""
+    """TSV with one row for each sensor: name [x y z in mm: to the right, to the front, upwards]."""
+    mm_per_ms: float = MM_PER_MS
+    """How many mm a millisecond counts where patches of sensors x times are cut: the more, the shorter and wider."""
     rois: tuple[str, ...] = ()
-    """JSON {name: [sites]}, a TSV of site and roi, an array of labels, or NAME=IMAGE.nii.gz. Sites count from 0."""
+    """JSON {name: [sites]}, a TSV of site and roi, an array of labels, or NAME=IMAGE.nii.gz. Sites count from 0. Of
+    sensors: JSON {name: {"sensors": [names], "window_sec": [start, stop]}}, either or both."""
     kind: Kind = "voxels"
-    """What a site is."""
+    """What a site is: with `sampling_hz`, sensors or neurons, at one time."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,7 @@ class PrepareConfig(SubjectFiles):
                 problems.append(f"{who.subject}: NIfTI responses need a mask, and no other files among them")
             if who.mask and who.coordinates:
                 problems.append(f"{who.subject}: coordinates beside a mask, which gives them already")
+            problems += _sensor_problems(who)
             if not (np.isfinite(who.scale) and who.scale != 0):
                 problems.append(f"{who.subject}: scale {who.scale}")
         if self.subjects:
@@ -145,6 +157,25 @@ class PrepareConfig(SubjectFiles):
             subjects.append(SubjectFiles(**shared | own))
         _refuse(str(path), problems)
         return cls(**values, subjects=tuple(subjects))
+
+
+def _sensor_problems(who: SubjectFiles) -> list[str]:
+    """What does not fit together in the options of one recording over time."""
+    if who.sampling_hz is None:
+        unused = [f.name for f in fields(who) if f.name in _OF_SENSORS and getattr(who, f.name) != f.default]
+        return [f"{who.subject}: {name} without sampling_hz" for name in unused]
+    problems = []
+    if not 0 < who.sampling_hz < np.inf:
+        problems.append(f"{who.subject}: sampling_hz {who.sampling_hz}")
+    if not np.isfinite(who.start_sec):
+        problems.append(f"{who.subject}: start_sec {who.start_sec}")
+    if not 0 < who.mm_per_ms < np.inf:
+        problems.append(f"{who.subject}: mm_per_ms {who.mm_per_ms}")
+    if who.kind not in ("sensors", "neurons"):
+        problems.append(f'{who.subject}: sampling_hz with {who.kind}; set kind = "sensors" or "neurons"')
+    if who.mask or who.coordinates:
+        problems.append(f"{who.subject}: a mask or coordinates beside sampling_hz: places are given in `sensors`")
+    return problems
 
 
 def _typed(kind: type, content: Mapping[str, Any], base: Path, where: str, problems: list[str]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Brain maps as pictures.
 
 Enters: a BrainSpace and one value per site. Leaves: a PNG: the inflated cortex for a surface, projections for a volume,
-a strip for sites without a place (neurons, sensors).
+heads and time courses for sensors (sensors.py), a strip for sites without a place (neurons). Given an order of sites
+(`order`): points from three sides for sites of which only coordinates are known, and heat strips in that order for
+sites without a place.
 
 The surface is rasterised here, once per view: each pixel knows the three vertices that it lies between, so that a map
 is only a lookup. nilearn's and matplotlib's surface plots draw 20,000 polygons for each view of each map, which takes
@@ -19,6 +21,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
+from brainjanus.evaluate.sensors import draw_sensors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,13 +74,18 @@ def draw_maps(
     label: str = "response (z)",
     limits: tuple[float, float] | None = None,
     outlines: Sequence[str] | None = None,
+    order: Int[np.ndarray, "v"] | None = None,
+    categorical: bool = False,
+    discrete: bool = False,
 ) -> bytes:
     """A PNG with one row per map (title -> one value per site), all on one colour scale.
 
     label: what the colours mean, with its unit. limits: of the colours; default: the 99th percentile, symmetric around
     0 if a tenth of the values is negative. outlines: names of the ROIs to outline on a surface (default: all).
     NaN is not drawn. On a surface, a vertex that was not measured is drawn with the mean of its neighbours if most of
-    them were.
+    them were. order: of the sites, for spaces without surface and volume. categorical: values are names of groups from
+    0 to 1, not amounts: nothing is interpolated, a volume is drawn as points, and there is no colour bar.
+    discrete: of amounts that mean nothing between two sensors, nothing is drawn there.
     Raises UserError if a map has another number of sites, or nilearn is missing for a surface.
     """
     for title, values in maps.items():
@@ -86,20 +94,41 @@ def draw_maps(
                 f"map '{title}': expected one value for each of the {space.num_sites} sites of {space.subject}, got "
                 f"shape {list(values.shape)}. Does it belong to another subject?"
             )
-    norm, colours = _scale(np.concatenate(list(maps.values())), limits)
-    if space.geometry.get("type") == "surface":
-        figure = _draw_surface(space, maps, norm, colours, list(space.rois if outlines is None else outlines))
-    elif space.geometry.get("type") == "volume":
+    norm, colours = _scale(np.concatenate(list(maps.values())), limits, categorical)
+    kind = space.geometry.get("type")
+    if kind == "sensors":
+        assert norm.vmin is not None and norm.vmax is not None
+        figure = draw_sensors(
+            space,
+            maps,
+            label="" if categorical else label,
+            limits=(norm.vmin, norm.vmax),
+            colours=colours,
+            discrete=categorical or discrete,
+        )
+        return _encoded(figure)
+    if kind == "surface":
+        names = list(space.rois if outlines is None else outlines)
+        figure = _draw_surface(space, maps, norm, colours, names, categorical)
+    elif kind == "volume" and not categorical:
         figure = _draw_volume(space, maps, norm, colours)
+    elif order is not None and space.coordinates_mm is not None:
+        figure = _draw_points(space.coordinates_mm, maps, norm, colours)
+    elif order is not None:
+        figure = _draw_heat_strips(space, maps, norm, colours, order)
     else:
         figure = _draw_strips(space, maps, norm, colours)
-    return _finished(figure, norm, colours, label)
+    return _finished(figure, norm, colours, None if categorical else label)
 
 
-def _scale(values: np.ndarray, limits: tuple[float, float] | None) -> "tuple[Normalize, Colormap]":
+def _scale(
+    values: np.ndarray, limits: tuple[float, float] | None, categorical: bool = False
+) -> "tuple[Normalize, Colormap]":
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap, Normalize
 
+    if categorical:
+        return Normalize(0, 1), colormaps["hsv"]
     finite = values[np.isfinite(values)]
     if limits is None:
         top = float(np.percentile(np.abs(finite), 99)) if len(finite) else 1.0
@@ -111,18 +140,23 @@ def _scale(values: np.ndarray, limits: tuple[float, float] | None) -> "tuple[Nor
     return Normalize(*limits), colours
 
 
-def _finished(figure: "Figure", norm: "Normalize", colours: "Colormap", label: str) -> bytes:
-    """Add the colour bar and encode."""
+def _finished(figure: "Figure", norm: "Normalize", colours: "Colormap", label: str | None) -> bytes:
+    """Add the colour bar, if it has a label, and encode."""
     from matplotlib.cm import ScalarMappable
 
-    inches = figure.get_size_inches()
-    bar = figure.add_axes((0.5 - 1.2 / inches[0], 0.36 / inches[1], 2.4 / inches[0], 0.11 / inches[1]))
-    figure.colorbar(ScalarMappable(norm, colours), cax=bar, orientation="horizontal", extend="both")
-    bar.tick_params(labelsize=7, length=2, pad=1.5, colors=INK)
-    bar.locator_params(nbins=5)
-    bar.set_xlabel(label, fontsize=8, labelpad=1, color=INK)
+    if label is not None:
+        inches = figure.get_size_inches()
+        bar = figure.add_axes((0.5 - 1.2 / inches[0], 0.36 / inches[1], 2.4 / inches[0], 0.11 / inches[1]))
+        figure.colorbar(ScalarMappable(norm, colours), cax=bar, orientation="horizontal", extend="both")
+        bar.tick_params(labelsize=7, length=2, pad=1.5, colors=INK)
+        bar.locator_params(nbins=5)
+        bar.set_xlabel(label, fontsize=8, labelpad=1, color=INK)
+    return _encoded(figure, tight=label is None)
+
+
+def _encoded(figure: "Figure", tight: bool = False) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", facecolor="white")
+    figure.savefig(file, format="png", facecolor="white", bbox_inches="tight" if tight else None)
     return file.getvalue()
 
 
@@ -156,6 +190,7 @@ def _draw_surface(
     norm: "Normalize",
     colours: "Colormap",
     outlines: Sequence[str],
+    categorical: bool,
 ) -> "Figure":
     left_side, right_side = (_mesh(hemisphere).vertices for hemisphere in ("left", "right"))
     measured = np.concatenate([left_side, right_side])[space.index]
@@ -173,8 +208,9 @@ def _draw_surface(
         hemispheres, left = space.to_surface(values), margin
         for (hemisphere, name, *_), view, region, (high, wide) in zip(VIEWS, views, regions, inches, strict=True):
             axes = _axes(figure, left, top + title_height + (tallest - high) / 2, wide, high)
-            filled = _filled(hemisphere, hemispheres[hemisphere])
-            axes.imshow(_coloured(hemisphere, view, filled, region, norm, colours), interpolation="none", aspect="auto")
+            filled = _filled(hemisphere, hemispheres[hemisphere], categorical)
+            picture = _coloured(hemisphere, view, filled, region, norm, colours, categorical)
+            axes.imshow(picture, interpolation="none", aspect="auto")
             if number == 0:
                 _name_regions(axes, region, outlines)
                 _text(figure, left + wide / 2, header / 2, f"{hemisphere} {name}", fontsize=7, color="#777777")
@@ -189,6 +225,7 @@ def _coloured(
     regions: Int[np.ndarray, "h w"],
     norm: "Normalize",
     colours: "Colormap",
+    categorical: bool,
 ) -> Float[np.ndarray, "k l 4"]:
     """The picture of one hemisphere: sulci in grey, values in colour, ROI borders in black, antialiased."""
     known = np.isfinite(values)
@@ -198,7 +235,11 @@ def _coloured(
     grey = 0.62 + 0.2 / (1 + np.exp(depth * 1.5))
     picture = np.repeat(grey[..., None], 4, axis=2)
     drawn = share > 0.5
-    picture[drawn] = colours(norm(total[drawn] / share[drawn]))
+    shown = total[drawn] / share[drawn]
+    if categorical:  # of the nearest vertex that has one
+        nearest = np.where(known[view.vertices], view.weights, -1).argmax(axis=-1)[..., None]
+        shown = values[np.take_along_axis(view.vertices, nearest, axis=-1)[..., 0]][drawn]
+    picture[drawn] = colours(norm(shown))
     picture[..., :3] *= (0.62 + 0.38 * view.shade)[..., None]
     picture[_borders(regions)] = (0.05, 0.05, 0.05, 1)
     picture[..., 3] = view.opacity
@@ -258,8 +299,8 @@ def _borders(regions: Int[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     return thick
 
 
-def _filled(hemisphere: str, values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """Vertices without a value get the mean of their neighbours if at least half of them have one."""
+def _filled(hemisphere: str, values: Float[np.ndarray, "n"], categorical: bool = False) -> Float[np.ndarray, "n"]:
+    """Vertices without a value get the mean of their neighbours if at least half of them have one; names get one's."""
     faces = _mesh(hemisphere).faces
     source = np.concatenate([faces[:, 0], faces[:, 1], faces[:, 2]])
     target = np.concatenate([faces[:, 1], faces[:, 2], faces[:, 0]])  # each inner edge once in either direction
@@ -267,6 +308,8 @@ def _filled(hemisphere: str, values: Float[np.ndarray, "n"]) -> Float[np.ndarray
     count = np.bincount(target, known[source], minlength=len(values))
     degree = np.bincount(target, minlength=len(values))
     mean = np.bincount(target, np.where(known, values, 0)[source], minlength=len(values)) / count.clip(min=1)
+    if categorical:
+        mean[target[known[source]]] = values[source[known[source]]]
     return np.where(known, values, np.where(2 * count >= degree, mean, np.nan)).astype(np.float32)
 
 
@@ -427,5 +470,60 @@ def _draw_strips(
     first = next(iter(maps))
     bottom = 0.1 + len(maps) * (height + title_height) + 0.12
     note = f"{space.num_sites} {space.kind}, ordered by '{first}'"
+    _text(figure, left + wide / 2, bottom, note, fontsize=7, color="#777777")
+    return figure
+
+
+def _draw_points(
+    coordinates_mm: Float[np.ndarray, "v 3"],
+    maps: Mapping[str, Float[np.ndarray, "v"]],
+    norm: "Normalize",
+    colours: "Colormap",
+) -> "Figure":
+    """Every site as a point, from the left, from behind and from above; the nearest is drawn last."""
+    side, title_height, margin, gap, header = 2.3, 0.26, 0.2, 0.3, 0.28
+    # name, the axes that run to the right and upwards, the line of sight and whether its large values are near
+    planes = (("from the left", 1, 2, 0, -1), ("from behind", 0, 2, 1, -1), ("from above", 0, 1, 2, 1))
+    figure = _figure(2 * margin + 3 * side + 2 * gap, header + len(maps) * (side + title_height) + BAR_HEIGHT)
+    middle = (coordinates_mm.max(axis=0) + coordinates_mm.min(axis=0)) / 2
+    reach = max(float(np.ptp(coordinates_mm, axis=0).max()), 1e-6) / 2 * 1.06
+    size = float(np.clip((side * 72) ** 2 / len(coordinates_mm) ** (2 / 3) / 4, 1.0, 60.0))  # as if they filled a cube
+    for number, (title, values) in enumerate(maps.items()):
+        top, left = header + number * (side + title_height), margin
+        _text(figure, margin, top + title_height / 2, title, ha="left", fontsize=9, color=INK, weight="bold")
+        known = np.isfinite(values)
+        for name, right, up, sight, near in planes:
+            axes = _axes(figure, left, top + title_height, side, side)
+            drawn = np.argsort(near * coordinates_mm[:, sight], kind="stable")
+            drawn = drawn[known[drawn]]
+            x, y = coordinates_mm[drawn, right] - middle[right], coordinates_mm[drawn, up] - middle[up]
+            if name == "from the left":
+                x = -x  # the front of the brain is to the left
+            axes.scatter(x, y, s=size, c=colours(norm(values[drawn])), linewidths=0)
+            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+            if number == 0:
+                _text(figure, left + side / 2, header / 2, name, fontsize=7, color="#777777")
+            left += side + gap
+    return figure
+
+
+def _draw_heat_strips(
+    space: BrainSpace,
+    maps: Mapping[str, Float[np.ndarray, "v"]],
+    norm: "Normalize",
+    colours: "Colormap",
+    order: Int[np.ndarray, "v"],
+) -> "Figure":
+    """One strip per map, one column per site, in the given order."""
+    height, title_height, left, wide = 0.3, 0.24, 0.2, 6.4
+    figure = _figure(left + wide + 0.2, 0.1 + len(maps) * (height + title_height) + 0.25 + BAR_HEIGHT)
+    for number, (title, values) in enumerate(maps.items()):
+        top = 0.1 + number * (height + title_height)
+        _text(figure, left, top + title_height / 2, title, ha="left", fontsize=9, color=INK, weight="bold")
+        axes = _axes(figure, left, top + title_height, wide, height)
+        strip = colours(norm(np.ma.masked_invalid(values[order])))[None]
+        axes.imshow(strip, aspect="auto", interpolation="none")
+    bottom = 0.1 + len(maps) * (height + title_height) + 0.12
+    note = f"{space.num_sites} {space.kind}, in the order of the tokens"
     _text(figure, left + wide / 2, bottom, note, fontsize=7, color="#777777")
     return figure

@@ -78,11 +78,12 @@ def spatial_autocorrelation(space: BrainSpace, maps: Float[np.ndarray, "m v"]) -
     """Moran's I of each map: near 1 where neighbours agree, near 0 where they do not; 0 for a constant map.
 
     I = (V / W) sum_ij w_ij z_i z_j / sum_i z_i^2 with z = map - mean. w_ij is 1 for the NEIGHBOURS nearest sites j of i
-    (in mm, through space) in its hemisphere, made symmetric, and 0 else: nearest sites and not inverse distances, so
-    that I does not depend on how densely a cortex was sampled. None without coordinates, or if no site has a neighbour.
+    (in mm, through space, and of sensors through time) in its hemisphere, made symmetric, and 0 else: nearest sites and
+    not inverse distances, so that I does not depend on how densely a cortex was sampled. None without coordinates, or
+    if no site has a neighbour.
     Raises UserError for NaN. Source: Moran 1950.
     """
-    if space.coordinates_mm is None:
+    if space.points_mm is None:
         return None
     _check_finite("map", maps)
     weights = _neighbours(space)
@@ -100,12 +101,13 @@ def spatial_autocorrelation(space: BrainSpace, maps: Float[np.ndarray, "m v"]) -
 def _neighbours(space: BrainSpace) -> csr_array:
     """Symmetric weights: 1/2 for each of the two sites that counts the other among its nearest."""
     rows, columns = [], []
+    points_mm = space.points_mm
+    assert points_mm is not None
     for sites in _hemispheres(space):
         count = min(NEIGHBOURS, len(sites) - 1)
         if count < 1:
             continue
-        assert space.coordinates_mm is not None
-        points = space.coordinates_mm[sites]
+        points = points_mm[sites]
         near = cKDTree(points).query(points, k=count + 1)[1]
         own = near == np.arange(len(sites))[:, None]
         own[~own.any(axis=1), -1] = True  # sites at one place: the site itself may not be among the first
@@ -123,10 +125,12 @@ def distance_curve(
 ) -> Curve | None:
     """The correlation across stimuli between two sites of a hemisphere, as a function of their distance.
 
+    Of sensors: between any two sites, time being a direction like the others (`BrainSpace.points_mm`).
     Of more than MAX_CURVE_SITES sites, so many are taken, evenly along the cortical order. Sites that are constant are
     left out. None without coordinates. Raises UserError for NaN.
     """
-    if space.coordinates_mm is None:
+    points_mm = space.points_mm
+    if points_mm is None:
         return None
     _check_finite("response", responses)
     edges = np.asarray(edges_mm, np.float64)
@@ -141,7 +145,7 @@ def distance_curve(
         sites, standard = sites[varies], standard[:, varies]
         one, other = np.triu_indices(len(sites), k=1)
         r = (standard.T @ standard)[one, other]
-        distance = np.linalg.norm(space.coordinates_mm[sites[one]] - space.coordinates_mm[sites[other]], axis=1)
+        distance = np.linalg.norm(points_mm[sites[one]] - points_mm[sites[other]], axis=1)
         place = np.searchsorted(edges, distance, side="right") - 1
         inside = (place >= 0) & (place < len(total))
         total += np.bincount(place[inside], r[inside], minlength=len(total))
@@ -151,8 +155,10 @@ def distance_curve(
 
 
 def _hemispheres(space: BrainSpace) -> list[Int[np.ndarray, "s"]]:
-    """The sites of the left and of the right hemisphere."""
+    """The sites of the left and of the right hemisphere; all together of sensors, which see both."""
     assert space.index is not None
+    if space.geometry.get("type") == "sensors":
+        return [np.arange(space.num_sites)]
     if space.geometry.get("type") == "surface":
         right = space.index >= int(space.geometry["left_vertices"])
     else:
@@ -408,7 +414,10 @@ def draw_topography(
     }
     drawn = {name: curve for name, curve in curves.items() if curve is not None}
     if drawn:
-        parts.append(_opened(_draw_curves(drawn)))
+        between = "two sites of a hemisphere (mm)"
+        if space.geometry.get("type") == "sensors":
+            between = f"two sites (mm; 1 ms counts {space.geometry['mm_per_ms']:g})"
+        parts.append(_opened(_draw_curves(drawn, f"distance between {between}")))
     if not parts:
         raise UserError(
             f"topography of {space.subject}: expected coordinates or categories, got neither. There is nothing to "
@@ -421,7 +430,7 @@ def draw_topography(
     return file.getvalue()
 
 
-def _draw_curves(curves: Mapping[str, Curve]) -> bytes:
+def _draw_curves(curves: Mapping[str, Curve], label: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure((4.2, 2.5), dpi=DPI)
@@ -429,7 +438,7 @@ def _draw_curves(curves: Mapping[str, Curve]) -> bytes:
     for (name, curve), colour in zip(curves.items(), (INK, "#c0392b"), strict=False):
         axes.plot(curve.distance_mm, curve.r, color=colour, lw=1.4, marker="o", ms=2.5, label=name)
     axes.axhline(0, color="#777777", lw=0.5)
-    axes.set_xlabel("distance between two sites of a hemisphere (mm)", fontsize=8, color=INK)
+    axes.set_xlabel(label, fontsize=8, color=INK)
     axes.set_ylabel("mean r across stimuli", fontsize=8, color=INK)
     axes.tick_params(labelsize=7, length=2, colors=INK)
     axes.spines[["top", "right"]].set_visible(False)

@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from brainjanus.core.config import from_dict, to_dict
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.vocabulary import Vocabulary
+from brainjanus.core.weights import load_module, save_module
 from brainjanus.model.omni import Interface, OmniConfig, OmniModel
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from brainjanus.tokenizers.text import TextTokenizer
 
-FORMAT, VERSION = "brainjanus-model", 1
+FORMAT, VERSION = "brainjanus-model", 2
 MIXED = "The files of two runs were mixed: copy the run again."
 KEYS = ("brain_tokenizer", "num_sites", "image_tokenizer", "text_max_length", "omni", "interface", "provenance")
 
@@ -85,11 +83,11 @@ class Checkpoint:
             ) from error
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / 'model.json'}: expected JSON, got '{error}'. Copy the run again.") from error
-        if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version", 0) > VERSION:
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT or facts.get("version") != VERSION:
             got = {k: facts.get(k) for k in ("format", "version")} if isinstance(facts, dict) else type(facts).__name__
             raise UserError(
-                f"{folder / 'model.json'}: expected format '{FORMAT}' up to version {VERSION}, got {got}. "
-                "It was written by another program or a newer version: update, or train again."
+                f"{folder / 'model.json'}: expected format '{FORMAT}', version {VERSION}, got {got}. "
+                "It was written by another program or by another version of brainjanus: use that one, or train again."
             )
         missing = [key for key in KEYS if key not in facts]
         if missing:
@@ -135,7 +133,7 @@ def interface_of(tokenizers: Tokenizers, features: dict[str, tuple[int, int]]) -
     vocabulary = Vocabulary(
         text=text.num_codes if text else 0,
         image=image.config.quantizer.num_codes if image else 0,
-        brain=brain.config.quantizer.num_codes,
+        brain=brain.config.quantizer.num_entries,
         subjects=brain.subjects,
     )
     return Interface(
@@ -145,36 +143,7 @@ def interface_of(tokenizers: Tokenizers, features: dict[str, tuple[int, int]]) -
         image_dim=image.config.quantizer.dim if image else 1,
         brain_dim=brain.config.quantizer.dim,
         brain_patch=brain.config.patch_size,
+        brain_stages=brain.config.quantizer.stages,
         text_codes=text.max_length if text else 0,
         features=features,
     )
-
-
-def save_module(module: nn.Module, path: Path) -> None:
-    with written_beside(path) as beside:
-        save_file({name: value.contiguous() for name, value in module.state_dict().items()}, beside)
-
-
-def load_module(module: nn.Module, path: Path) -> None:
-    """Load weights strictly and freeze. Raises UserError naming what is missing, left over, or of another shape."""
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: expected saved weights, got '{error}'. The file is missing or truncated: copy the run again."
-        ) from error
-    own = module.state_dict()
-    wrong = [f"{name} is missing" for name in own.keys() - weights.keys()]
-    wrong += [f"{name} is unknown" for name in weights.keys() - own.keys()]
-    wrong += [
-        f"{name} has shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if own[name].shape != weights[name].shape
-    ]
-    if wrong:
-        raise UserError(
-            f"{path}: expected the weights that model.json describes, got others ({'; '.join(sorted(wrong)[:4])}). "
-            f"{MIXED}"
-        )
-    module.load_state_dict(weights)
-    module.eval().requires_grad_(False)

@@ -22,6 +22,7 @@ from brainjanus.model.decoder import Cache, Decoder, DecoderConfig
 from brainjanus.model.sequence import Block
 
 ENTRY_SCALE = 0.5  # standard deviation of what enters the decoder, before training
+NEVER = -1e9  # logit of a code of another stage; finite, so that guidance may subtract it from itself
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Interface:
     """What the model must know of its tokenizers and data: lengths and widths, no weights.
 
     vocabulary: codebook sizes and subjects. image_codes, brain_codes: codes of a picture, of each subject's response;
-    text_codes: of the longest text, its end included; brain_patch: sites that a code stands for.
+    text_codes: of the longest text, its end included; brain_patch: sites that a patch has; brain_stages: codes that it
+    has, behind each other, each from a part of the codebook of its own.
     image_dim, brain_dim: length of a codebook vector. features: vision encoder -> (tokens, channels).
     """
 
@@ -60,6 +62,7 @@ class Interface:
     brain_dim: int
     text_codes: int = 0
     brain_patch: int = 1
+    brain_stages: int = 1
     features: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -98,8 +101,9 @@ class OmniModel(nn.Module):
         brains = {f"brain:{subject}": k for subject, k in interface.brain_codes.items()}
         self.read = nn.ParameterDict({n: torch.zeros(k, interface.brain_dim, width) for n, k in brains.items()})
         if config.brain_input == "sites":
-            patch = interface.brain_patch
-            self.read_sites = nn.ParameterDict({n: torch.zeros(k, patch, width) for n, k in brains.items()})
+            shape = (interface.brain_patch, width)
+            patches = {n: k // interface.brain_stages for n, k in brains.items()}
+            self.read_sites = nn.ParameterDict({n: torch.zeros(k, *shape) for n, k in patches.items()})
         self.point = nn.ParameterDict({n: torch.zeros(k, width, interface.brain_dim) for n, k in brains.items()})
         self._initialise()
 
@@ -158,7 +162,16 @@ class OmniModel(nn.Module):
         vectors = self.pointers[target.modality](states)
         if target.modality == "brain":
             vectors = vectors + torch.einsum("bkd,kde->bke", states, self.point[place_of(target)][places])
-        return logits + vectors @ getattr(self, f"{target.modality}_codebook").T
+        logits = logits + vectors @ getattr(self, f"{target.modality}_codebook").T
+        if target.modality == "brain" and self.interface.brain_stages > 1:
+            logits = logits.masked_fill(self.other_stages(places, logits.device), NEVER)
+        return logits
+
+    def other_stages(self, places: slice, device: torch.device) -> Bool[Tensor, "k n"]:
+        """Which codes belong to another stage of the quantizer than that of each of these places."""
+        stages, size = self.interface.brain_stages, self.vocabulary.brain
+        stage = torch.arange(places.start, places.stop, device=device) % stages
+        return stage[:, None] != torch.arange(size, device=device) // (size // stages)
 
     def embed_conditions(self, conditions: Sequence[Block], batch: int) -> Float[Tensor, "b l d"]:
         """begin, and each condition behind its opening token."""
@@ -173,7 +186,11 @@ class OmniModel(nn.Module):
         if block.dropped is not None:
             x = torch.where(block.dropped[:, None, None], self.embed_control("dropped", 1), x)
         place = place_of(block)
-        return x + self.places[place] if place in self.places else x
+        return x + self.places[place][:: self.stride(block)] if place in self.places else x
+
+    def stride(self, block: Block) -> int:
+        """How many codes each vector of this block takes the place of."""
+        return self.interface.brain_stages if block.modality == "brain" and block.vectors is not None else 1
 
     def embed_vectors(self, block: Block, places: slice) -> Float[Tensor, "b k d"]:
         """The content of a block that lies at these of its places."""
@@ -195,7 +212,8 @@ class OmniModel(nn.Module):
             return torch.einsum("bkp,kpd->bkd", vectors, self.read_sites[place_of(block)][places])
         x = self.aligners[block.modality](vectors)
         if block.modality == "brain":  # what a code means depends on where on the cortex it is
-            x = x + torch.einsum("bke,ked->bkd", vectors, self.read[place_of(block)][places])
+            read = self.read[place_of(block)][:: self.stride(block)][places]
+            x = x + torch.einsum("bke,ked->bkd", vectors, read)
         return x
 
     def embed_target(self, target: Block, hidden: Bool[Tensor, "b k"] | None = None) -> Float[Tensor, "b k d"]:

@@ -1,44 +1,71 @@
 """Brain tokenizer: one response (V sites) in, K codes out, and back.
 
-Position-specific linear patches over the cortical order, a small transformer, a vector quantizer, a small transformer,
-position-specific linear patches. The transformers and the codebook are shared by all subjects; the patch maps belong
-to one subject each, so that subjects may have different numbers of sites.
-Source: the Unified Brain Tokenizer of BrainJanus (arXiv 2606.30319). Differs: patches along the cortical order in
-place of 1-D convolutions over the storage order, and context between patches on either side of the quantizer, so that
-a code is a place on the cortex and codes of one response share the work.
+An encoder makes a latent of each patch of sites, a quantizer makes codes of the latents, a decoder makes a response of
+the codes. Encoders: `patch` (patch.py, the default), over the cortical order; `paper` (conv.py), the published one,
+over the storage order. Subjects may have different numbers of sites; codebook and transformers (or convolutions) are
+shared by all.
+Source: the Unified Brain Tokenizer of BrainJanus (arXiv 2606.30319). Differs: see the two encoders.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from brainjanus.core.attention import attention
 from brainjanus.core.errors import UserError
-from brainjanus.tokenizers.quantizer import Quantized, Quantizer, QuantizerConfig
+from brainjanus.tokenizers.conv import ConvCoder, PaperConfig
+from brainjanus.tokenizers.patch import Form, PatchCoder, PatchConfig
+from brainjanus.tokenizers.quantizer import Quantized, QuantizerConfig, make_quantizer
+from brainjanus.tokenizers.sites import Sites
 
 
 @dataclass(frozen=True)
 class BrainTokenizerConfig:
-    """patch_size: sites a code stands for. width, depth, heads: of each of the two transformers."""
+    """encoder: patch or paper, each with its own settings. patch_size: sites a latent stands for."""
 
+    encoder: Literal["patch", "paper"] = "patch"
     patch_size: int = 32
-    width: int = 128
-    depth: int = 2
-    heads: int = 4
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    patch: PatchConfig = field(default_factory=PatchConfig)
+    paper: PaperConfig = field(default_factory=PaperConfig)
+    quantizer: QuantizerConfig = field(default_factory=lambda: QuantizerConfig(similarity="euclidean", dim=3))
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1 or self.depth < 0 or self.width < 1 or self.heads < 1 or self.width % self.heads:
-            raise UserError(
-                f"brain tokenizer config: expected patch_size >= 1, depth >= 0 and a width divisible by heads, got "
-                f"patch_size {self.patch_size}, depth {self.depth}, width {self.width}, heads {self.heads}. "
-                "Correct the config."
+        problems = []
+        if self.encoder not in ("patch", "paper"):
+            problems.append(f"encoder must be patch or paper, got '{self.encoder}'")
+        if self.patch_size < 1:
+            problems.append(f"patch_size must be at least 1, got {self.patch_size}")
+        if self.encoder == "paper" and self.patch_size != self.paper.patch_size:
+            problems.append(
+                f"patch_size must be {self.paper.patch_size}, as the {len(self.paper.multipliers)} levels of the paper "
+                f"encoder make it, got {self.patch_size}"
             )
+        dim = self.quantizer.dim
+        if self.encoder == "patch" and form_of(self.quantizer).constant and dim < 2:
+            problems.append(f"quantizer.dim must be at least 2 with cosine similarity, blind to lengths, got {dim}")
+        if problems:
+            raise UserError("brain tokenizer config: " + "; ".join(problems) + ". Correct the config.")
+
+
+def published() -> BrainTokenizerConfig:
+    """The tokenizer of BrainJanus as published (table 6). The weight of its entropy loss is not; MAGVIT-2's is used."""
+    quantizer = QuantizerConfig(num_codes=128, dim=32, commitment=0.25, entropy=0.1)
+    return BrainTokenizerConfig(encoder="paper", patch_size=64, quantizer=quantizer)
+
+
+def form_of(config: QuantizerConfig) -> Form:
+    """What the patch encoder makes of its axes for a quantizer. The units are those of the standard normal distribution
+    that suit its bounds; distances need none."""
+    if config.kind == "fsq":
+        return Form(each=True, units=1.5, constant=False)
+    if (config.kind, config.similarity) == ("vq", "cosine"):
+        return Form(each=False, units=2.0, constant=True)
+    return Form(each=False, units=1.0, constant=False)
 
 
 class BrainReconstruction(NamedTuple):
@@ -47,44 +74,76 @@ class BrainReconstruction(NamedTuple):
     latents: Float[Tensor, "b k d"]
 
 
-# B batch, V sites, K codes per response, P sites per patch, D width, N codebook entries
+# B batch, V sites, K codes per response, D quantizer's dimension, N codebook entries
 class BrainTokenizer(nn.Module):
     """Encode and decode responses of any of its subjects.
 
-    orders: subject -> permutation [V], the cortical order of its BrainSpace.
+    orders: subject -> permutation [V], the cortical order of its BrainSpace. The paper encoder keeps the storage order.
+    A latent has one code, or one a stage with a residual quantizer, stages behind each other.
     """
 
     def __init__(self, config: BrainTokenizerConfig, orders: Mapping[str, Int[Tensor, "v"]]):
         super().__init__()
         self.config = config
-        # the prefix keeps a subject called 'train' or 'items' apart from what a module itself has
-        self.maps = nn.ModuleDict({f"brain:{subject}": PatchMap(config, order) for subject, order in orders.items()})
-        self.encoder = context(config)
-        self.to_latent = nn.Linear(config.width, config.quantizer.dim)
-        self.quantizer = Quantizer(config.quantizer)
-        self.from_latent = nn.Linear(config.quantizer.dim, config.width)
-        self.decoder = context(config)
+        if config.encoder == "paper":
+            orders = {subject: torch.arange(len(order)) for subject, order in orders.items()}
+        sites = {subject: Sites(order, config.patch_size) for subject, order in orders.items()}
+        self.sites = nn.ModuleDict({f"brain:{subject}": s for subject, s in sites.items()})
+        dim = config.quantizer.dim
+        self.coder: ConvCoder | PatchCoder
+        if config.encoder == "paper":
+            self.coder = ConvCoder(config.paper, dim)
+        else:
+            self.coder = PatchCoder(config.patch, dim, sites, constant=form_of(config.quantizer).constant)
+        self.quantizer = make_quantizer(config.quantizer)
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        return tuple(name.removeprefix("brain:") for name in self.maps)
+        return tuple(name.removeprefix("brain:") for name in self.sites)
+
+    def num_patches(self, subject: str) -> int:
+        """How many latents one response of this subject becomes."""
+        return self.sites_of(subject).num_patches
 
     def num_codes(self, subject: str) -> int:
         """K: how many codes one response of this subject becomes."""
-        return self.map_of(subject).num_patches
+        return self.num_patches(subject) * self.config.quantizer.stages
 
     def num_sites(self, subject: str) -> int:
         """V: how many sites this subject has."""
-        return self.map_of(subject).num_sites
+        return self.sites_of(subject).num_sites
+
+    def bits(self, subject: str) -> float:
+        """How much the codes of one response can tell: K log2 of the codes that each may be."""
+        return self.num_codes(subject) * math.log2(self.config.quantizer.num_codes)
+
+    def site_patch(self, subject: str) -> Int[Tensor, "v"]:
+        """Which patch each site belongs to, in the subject's own order of sites."""
+        return self.sites_of(subject).patch_of()
+
+    def token_axes(self, subject: str) -> Float[Tensor, "k d v"] | None:
+        """What each token reads before training: unit vectors over the sites, in the subject's own order of sites.
+
+        Zero where a token has no axis left. None for the paper encoder, whose convolutions have no axes.
+        """
+        sites = self.sites_of(subject)
+        if not isinstance(self.coder, PatchCoder):
+            return None
+        patch_map = self.coder.map_of(subject)
+        if patch_map.local:
+            own = torch.eye(sites.num_patches, device=patch_map.turn.device)
+            axes = torch.einsum("kdp,kj->kdjp", patch_map.turn, own).flatten(0, 1)
+        else:
+            axes = (patch_map.turn.flatten(0, 1) @ patch_map.principal).unflatten(1, (sites.num_patches, -1))
+        return F.normalize(sites.join(axes), dim=-1).unflatten(0, (sites.num_patches, -1))
 
     def patches(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b k p"]:
-        """The responses themselves, in cortical order, cut into the patches that codes stand for."""
-        return self.map_of(subject).cut(values)
+        """The responses themselves, cut into the patches that codes stand for."""
+        return self.sites_of(subject).cut(values)
 
     def latents(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b k d"]:
-        """What the quantizer sees: unit vectors, one a patch."""
-        patches = self.map_of(subject).encode(values)
-        return F.normalize(self.to_latent(self.encoder(patches)).float(), dim=-1)
+        """What the quantizer sees, one latent a patch."""
+        return self.quantizer.prepare(self.coder.encode(self.patches(values, subject), subject))
 
     def encode(self, values: Float[Tensor, "b v"], subject: str) -> Int[Tensor, "b k"]:
         """Turn one response per row into brain codes.
@@ -99,86 +158,53 @@ class BrainTokenizer(nn.Module):
         return self.decode_vectors(self.quantizer.codebook[codes], subject)
 
     def decode_probabilities(self, probabilities: Float[Tensor, "b k n"], subject: str) -> Float[Tensor, "b v"]:
-        """The expected response under one distribution over codes per patch: the expected codebook vectors, decoded."""
+        """The expected response under one distribution over codes per place: the expected codebook vectors, decoded."""
         return self.decode_vectors(probabilities @ self.quantizer.codebook, subject)
 
     def decode_vectors(self, vectors: Float[Tensor, "b k d"], subject: str) -> Float[Tensor, "b v"]:
-        """Codebook vectors, or means of them, as a response."""
-        patch_map = self.map_of(subject)
-        return patch_map.decode(self.decoder(self.from_latent(vectors) + patch_map.position))
+        """Codebook vectors, or means of them, as a response. Those of all stages of a latent add up."""
+        return self.decode_latents(vectors.unflatten(1, (-1, self.config.quantizer.stages)).sum(dim=2), subject)
+
+    def decode_latents(self, latents: Float[Tensor, "b k d"], subject: str) -> Float[Tensor, "b v"]:
+        """Quantized latents, one a patch, as a response."""
+        return self.sites_of(subject).join(self.coder.decode(latents, subject))
 
     def forward(self, values: Float[Tensor, "b v"], subject: str) -> BrainReconstruction:
         """Encode, quantize, decode, with gradients."""
         latents = self.latents(values, subject)
         quantized = self.quantizer(latents)
-        return BrainReconstruction(self.decode_vectors(quantized.values, subject), quantized, latents)
+        # what the patch encoder reads is solved for: gradients that pass the quantizer would only lead it astray
+        vectors = quantized.values.detach() if isinstance(self.coder, PatchCoder) else quantized.values
+        return BrainReconstruction(self.decode_latents(vectors, subject), quantized, latents)
 
-    def map_of(self, subject: str) -> "PatchMap":
+    @torch.no_grad()
+    def solve(
+        self, subject: str, means: Float[Tensor, "n v"], residuals: Float[Tensor, "t v"], noise: float = 0.0
+    ) -> None:
+        """Solve for the axes that a subject's tokens read and write; what is trained is left as it is.
+
+        means: mean response to each training stimulus. residuals: what differs from it in each trial of a repeated
+        stimulus. noise: how many times the residuals' covariance is deducted from that of the means.
+        """
+        if isinstance(self.coder, PatchCoder):
+            cut = [self.patches(x, subject).flatten(1).numpy() for x in (means, residuals)]
+            self.coder.map_of(subject).load(cut[0], cut[1], noise, form_of(self.config.quantizer))
+
+    def flops(self, subject: str) -> int:
+        """Floating-point operations of encoding and decoding one response, without the search for the nearest code."""
+        return self.coder.flops(self.num_patches(subject), self.config.patch_size)
+
+    def of_subject(self, subject: str) -> nn.Module:
+        """The weights that belong to this subject alone: all that a new subject needs."""
+        self.sites_of(subject)
+        return self.coder.of_subject(subject)
+
+    def sites_of(self, subject: str) -> Sites:
         if subject not in self.subjects:
             raise UserError(
                 f"brain tokenizer: expected one of the subjects it was trained on ({', '.join(self.subjects)}), got "
                 f"'{subject}'. Train a tokenizer on a dataset that has this subject."
             )
-        patch_map = self.maps[f"brain:{subject}"]
-        assert isinstance(patch_map, PatchMap)
-        return patch_map
-
-
-class PatchMap(nn.Module):
-    """One subject's linear maps from patches of P sites in cortical order to D numbers and back, one per position."""
-
-    order: Tensor
-
-    def __init__(self, config: BrainTokenizerConfig, order: Int[Tensor, "v"]):
-        super().__init__()
-        self.num_sites = len(order)
-        self.num_patches = -(-len(order) // config.patch_size)
-        self.patch_size = config.patch_size
-        self.register_buffer("order", order.long())
-        shape = (self.num_patches, config.patch_size, config.width)
-        self.into = nn.Parameter(torch.randn(shape) * config.patch_size**-0.5)
-        self.out = nn.Parameter(torch.randn(self.num_patches, config.width, config.patch_size) * config.width**-0.5)
-        self.bias = nn.Parameter(torch.zeros(self.num_patches * config.patch_size))
-        self.position = nn.Parameter(torch.randn(self.num_patches, config.width) * 0.02)
-
-    def encode(self, values: Float[Tensor, "b v"]) -> Float[Tensor, "b k w"]:
-        return torch.einsum("bkp,kpw->bkw", self.cut(values), self.into) + self.position
-
-    def cut(self, values: Float[Tensor, "b v"]) -> Float[Tensor, "b k p"]:
-        """The last patch is filled up with zeros, the mean of a z-scored response."""
-        if values.shape[-1] != self.num_sites:
-            raise UserError(
-                f"response: expected {self.num_sites} sites, got {values.shape[-1]}. "
-                "Was it made with another mask? Prepare it with the mask of the training data."
-            )
-        padded = F.pad(values[:, self.order], (0, self.num_patches * self.patch_size - self.num_sites))
-        return padded.unflatten(1, (self.num_patches, self.patch_size))
-
-    def decode(self, patches: Float[Tensor, "b k w"]) -> Float[Tensor, "b v"]:
-        ordered = torch.einsum("bkw,kwp->bkp", patches, self.out).flatten(1) + self.bias
-        values = torch.empty(len(patches), self.num_sites, dtype=ordered.dtype, device=ordered.device)
-        values[:, self.order] = ordered[:, : self.num_sites]
-        return values
-
-
-def context(config: BrainTokenizerConfig) -> nn.Module:
-    """A small pre-norm transformer over the patches of one response."""
-    blocks = [ContextBlock(config.width, config.heads) for _ in range(config.depth)]
-    return nn.Sequential(*blocks, nn.LayerNorm(config.width)) if blocks else nn.Identity()
-
-
-class ContextBlock(nn.Module):
-    """Each patch looks at all patches, then thinks for itself."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, x: Float[Tensor, "b k w"]) -> Float[Tensor, "b k w"]:
-        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.out(attention(q, k, v, causal=False).transpose(1, 2).flatten(2))
-        return x + self.mlp(x)
+        sites = self.sites[f"brain:{subject}"]
+        assert isinstance(sites, Sites)
+        return sites

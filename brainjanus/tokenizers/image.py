@@ -8,12 +8,11 @@ Source: van den Oord et al. 2017; the fold and unfold are Shi et al. 2016 (sub-p
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
-from brainjanus.tokenizers.quantizer import Quantized, Quantizer, QuantizerConfig
+from brainjanus.tokenizers.quantizer import Quantized, QuantizerConfig, make_quantizer
 
 FOLD = 4  # pixels along a side that enter as one position
 GROUPS = 8  # of channels that are normalised together
@@ -42,6 +41,8 @@ class ImageTokenizerConfig:
             problems.append(f"width must be a multiple of {GROUPS}, got {self.width}")
         if self.blocks < 0:
             problems.append(f"blocks must be at least 0, got {self.blocks}")
+        if self.quantizer.stages > 1:
+            problems.append(f"a picture has one code a place: stages must be 1, got {self.quantizer.stages}")
         if problems:
             raise UserError("image tokenizer config: " + "; ".join(problems) + ". Correct the config.")
 
@@ -68,7 +69,7 @@ class ImageTokenizer(nn.Module):
             up += [nn.Conv2d(width, 4 * width, 1), nn.PixelShuffle(2), ResidualBlock(width)]
         blocks = [ResidualBlock(width) for _ in range(config.blocks)]
         self.encoder = nn.Sequential(*down, *blocks, nn.GroupNorm(GROUPS, width), nn.Conv2d(width, dim, 1))
-        self.quantizer = Quantizer(config.quantizer)
+        self.quantizer = make_quantizer(config.quantizer)
         blocks = [ResidualBlock(width) for _ in range(config.blocks)]
         self.decoder = nn.Sequential(
             nn.Conv2d(dim, width, 1), *blocks, *up, nn.GroupNorm(GROUPS, width), nn.SiLU(),
@@ -81,13 +82,13 @@ class ImageTokenizer(nn.Module):
         return self.config.codes_per_side**2
 
     def latents(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k d"]:
-        """What the quantizer sees: unit vectors, row by row."""
+        """What the quantizer sees, row by row."""
         if pixels.shape[-2:] != (self.config.image_size,) * 2:
             raise UserError(
                 f"picture: expected {self.config.image_size} x {self.config.image_size} pixels, got "
                 f"{pixels.shape[-2]} x {pixels.shape[-1]}. Resize it to the size that the tokenizer was trained on."
             )
-        return F.normalize(self.encoder(pixels * 2 - 1).flatten(2).transpose(1, 2).float(), dim=-1)
+        return self.quantizer.prepare(self.encoder(pixels * 2 - 1).flatten(2).transpose(1, 2))
 
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b k"]:
         """Codes of pictures in [0, 1], row by row. Raises UserError if they are not image_size pixels along a side."""

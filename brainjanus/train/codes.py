@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.progress import progress
+from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
 from brainjanus.model.checkpoint import Tokenizers
 from brainjanus.model.omni import OmniConfig
@@ -256,12 +257,3 @@ def stored(store: Path, name: str, key: tuple[str, ...], make: Callable[[], dict
     with written_beside(path) as beside:
         save_file(tensors, beside)
     return tensors
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of all weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -9,7 +9,7 @@ import pytest
 
 from brainjanus.core.config import from_dict, load_config, to_dict
 from brainjanus.core.errors import UserError
-from brainjanus.recipes import laptop, neurons, quick
+from brainjanus.recipes import TokenizerRunConfig, laptop, neurons, quick
 
 
 @dataclass(frozen=True)
@@ -105,3 +105,11 @@ def test_says_that_a_file_cannot_be_read(tmp_path, file, text):
         (tmp_path / file).write_text(text)
     with pytest.raises(UserError, match=f"{file}: expected a readable .json or .toml file"):
         load_config(Outer, tmp_path / file)
+
+
+def test_a_part_of_a_table_keeps_the_parents_own_defaults_of_the_rest():
+    """A brain tokenizer's quantizer is Euclidean; QuantizerConfig by itself is not."""
+    config = from_dict(TokenizerRunConfig, {"tokenizer": {"quantizer": {"num_codes": 64}}})
+    quantizer = TokenizerRunConfig().tokenizer.quantizer
+    assert config.tokenizer.quantizer == replace(quantizer, num_codes=64)
+    assert config.training == TokenizerRunConfig().training

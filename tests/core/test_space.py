@@ -130,3 +130,91 @@ def test_is_saved_as_plain_text_and_tensors(tmp_path):
     BrainSpace("s", 4).save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["space.json", "space.safetensors"]
     assert json.loads((tmp_path / "space.json").read_text())["num_sites"] == 4
+
+
+# --- sensors x times ------------------------------------------------------------------------------------------------
+
+ROOF = np.stack(np.meshgrid(np.arange(5.0), np.arange(4.0), [0.0], indexing="ij"), axis=-1).reshape(-1, 3) * 30
+TIMES = np.arange(40) / 250  # 4 ms apart: 12 mm at 3 mm a millisecond
+
+
+def sensors(positions: np.ndarray | None = ROOF, **options: object) -> BrainSpace:
+    names = [f"E{i}" for i in range(20)]
+    return BrainSpace.of_sensors("s", names, TIMES, positions, **options)
+
+
+def test_sites_run_through_the_times_of_one_sensor_after_the_other():
+    space = sensors()
+    values = np.arange(2.0 * 800).reshape(2, 800)
+    grid = space.to_grid(values)
+    assert grid.shape == (2, 20, 40)
+    assert grid[1, 3, 7] == values[1, 3 * 40 + 7]
+    np.testing.assert_array_equal(space.coordinates_mm[3 * 40 + 7], ROOF[3])
+    np.testing.assert_array_equal(space.from_grid(grid), values)
+    np.testing.assert_allclose(space.points_mm[3 * 40 + 7], [*ROOF[3], 7 * 4 * 3.0])
+    assert BrainSpace("s", 2).points_mm is None
+    np.testing.assert_array_equal(BrainSpace("s", 2, coordinates_mm=ROOF[:2]).points_mm, ROOF[:2])
+
+
+@pytest.mark.parametrize("size", [16, 33])
+def test_patches_are_compact_over_sensors_and_over_time(size):
+    space = sensors()
+
+    def spread(order: np.ndarray, columns: slice) -> float:
+        cut = [space.points_mm[order[i : i + size], columns] for i in range(0, 800 - size + 1, size)]
+        return float(np.mean([np.linalg.norm(patch[:, None] - patch, axis=2).mean() for patch in cut]))
+
+    stored, over_time_first = np.arange(800), np.arange(800).reshape(20, 40).T.ravel()
+    assert sorted(space.order) == list(range(800))
+    everything, time, place = slice(None), slice(3, 4), slice(0, 3)
+    assert spread(space.order, everything) < 0.85 * spread(stored, everything)
+    assert spread(space.order, everything) < 0.85 * spread(over_time_first, everything)
+    assert spread(space.order, time) < 0.6 * spread(stored, time)  # shorter than a stretch of one sensor
+    assert spread(space.order, place) < 0.6 * spread(over_time_first, place)  # narrower than the head
+
+
+def test_the_more_a_millisecond_counts_the_shorter_is_a_patch():
+    def shape(space: BrainSpace) -> tuple[int, int]:
+        first = space.order[:16]
+        return len(set(first // 40)), len(set(first % 40))
+
+    assert shape(sensors(mm_per_ms=0.01))[1] > shape(sensors())[1] > shape(sensors(mm_per_ms=1000.0))[1] == 1
+    assert shape(sensors(mm_per_ms=0.01))[0] == 1
+
+
+def test_sensors_without_places_stay_in_the_order_of_storage():
+    space = sensors(None, kind="neurons")
+    assert space.kind == "neurons" and space.coordinates_mm is None
+    assert space.order.tolist() == list(range(800))
+
+
+def test_a_sensor_space_is_saved_and_loaded_also_with_sites_left_out(tmp_path):
+    from brainjanus.data.write import restricted
+
+    keep = np.ones(800, bool)
+    keep[[5, 41]] = False
+    for name, space in (("all", sensors(mm_per_ms=2.0)), ("some", restricted(sensors(), keep))):
+        space.save(tmp_path / name)
+        loaded = BrainSpace.load(tmp_path / name)
+        assert loaded.geometry == space.geometry
+        for field in ("order", "index", "points_mm"):
+            np.testing.assert_array_equal(getattr(loaded, field), getattr(space, field))
+    values = np.random.default_rng(0).normal(size=798)
+    grid = loaded.to_grid(values)
+    assert np.isnan(grid).sum() == 2 and np.isnan(grid[[0, 1], [5, 1]]).all()
+    np.testing.assert_array_equal(loaded.from_grid(grid), values)
+
+
+def test_says_what_is_wrong_with_sensors():
+    with pytest.raises(UserError, match="expected names that differ and times that grow, got 2 sensors with 1 names"):
+        BrainSpace.of_sensors("s", ["a", "a"], TIMES)
+    with pytest.raises(UserError, match="times that grow"):
+        BrainSpace.of_sensors("s", ["a", "b"], TIMES[::-1])
+    with pytest.raises(UserError, match="sites among 20 sensors x 40 times, got 801 sites up to number 800"):
+        BrainSpace("s", 801, "sensors", geometry=dict(sensors().geometry))
+    with pytest.raises(UserError, match="coordinates_mm of s: expected one row for each of its 800 sites, got 760"):
+        sensors(ROOF[:-1])
+    with pytest.raises(UserError, match=r"expected \[.., 20 sensors, 40 times\], got \[40, 20\]. .* axes swapped"):
+        sensors().from_grid(np.zeros((40, 20)))
+    with pytest.raises(UserError, match=r"expected sensors x times, got a space of voxels \(none\)"):
+        BrainSpace("s", 4).to_grid(np.zeros(4))

@@ -122,3 +122,42 @@ def test_missing_nilearn_is_said_with_its_remedy(monkeypatch):
     cortex._mesh.cache_clear()
     with pytest.raises(UserError, match=r"pip install 'brainjanus\[cortex\]'"):
         draw_maps(surface(np.arange(5)), {"a": np.zeros(5)})
+
+
+def test_groups_are_not_mixed_where_they_meet(occipital):
+    """Between red (0) and cyan (.5) lies green (.25), which no site has."""
+    groups = np.where(np.arange(len(occipital)) % 2 == 0, 0.0, 0.5)
+    red, green, blue = (
+        pixels(draw_maps(surface(occipital), {"a": groups}, outlines=[], categorical=True)).reshape(-1, 3).T
+    )
+    mixed = (green > red + 60) & (green > blue + 60)
+    assert mixed.sum() < 20 < ((green > red + 60) & (blue > red + 60)).sum()
+
+
+def test_strips_follow_the_given_order():
+    """The strip's columns are the sites in order; without an order there is a bar for each site."""
+    space = BrainSpace("s", 4, "neurons")
+    values = {"a": np.array([1.0, -1.0, 1.0, -1.0])}
+
+    def changes(order):
+        picture = pixels(draw_maps(space, values, limits=(-1.0, 1.0), order=np.array(order)))
+        row = picture[int(0.49 * cortex.DPI)]  # through the strip
+        red = row[:, 0] - row[:, 2]
+        return int((np.diff(np.sign(red[np.abs(red) > 60])) != 0).sum())
+
+    assert (changes([0, 1, 2, 3]), changes([0, 2, 1, 3])) == (3, 1)
+    assert draw_maps(space, values) != draw_maps(space, values, order=np.arange(4))
+
+
+def test_points_lie_where_the_sites_lie():
+    """One red site in front, above and to the right; blue ones behind, below and to the left."""
+    corners = np.array([[1.0, 1, 1], [-1, -1, -1], [-1, -1, -0.9]]) * 40
+    space = BrainSpace("s", 3, coordinates_mm=corners)
+    picture = pixels(draw_maps(space, {"a": np.array([1.0, -1.0, -1.0])}, limits=(-1.0, 1.0), order=np.arange(3)))
+    picture = picture[: -int(0.75 * cortex.DPI)]  # less the colour bar
+    rows, columns = np.nonzero(reddish(picture))
+    thirds = columns * 3 // picture.shape[1]
+    assert sorted(set(thirds)) == [0, 1, 2]
+    within = [columns[thirds == view].mean() * 3 / picture.shape[1] - view for view in range(3)]
+    assert within[0] < 0.5 < min(within[1:])  # from the left the front is to the left; else right is right
+    assert rows.mean() < picture.shape[0] / 2

@@ -117,6 +117,20 @@ def test_hemispheres_are_not_neighbours():
     np.testing.assert_array_equal(weights > 0, np.kron(np.eye(2), 1 - np.eye(2)) > 0)
 
 
+def test_sensors_are_neighbours_in_time_and_across_the_midline():
+    """Two sensors 6 mm apart on either side of the midline; 1 ms counts 3 mm: nearer than a sensor."""
+    places = np.array([[-3.0, 0, 0], [3.0, 0, 0]])
+    space = BrainSpace.of_sensors("s1", ["a", "b"], np.arange(40) / 1000, places)
+    weights = topography._neighbours(space).toarray()
+    assert weights[20, [19, 21]].min() == weights[20, 60] == 1 and weights[20, 0] == weights[20, 79] == 0
+    curve = distance_curve(
+        space, np.random.default_rng(0).standard_normal((30, 80)).cumsum(axis=1), (2.9, 3.1, 60.0, 61)
+    )
+    assert curve.r[0] > curve.r[2] and np.isfinite(curve.r[[0, 2]]).all()
+    assert len(topography._hemispheres(space)) == 1
+    assert draw_topography(space, np.eye(30, 80), np.eye(30, 80), {}).startswith(b"\x89PNG")
+
+
 def test_without_coordinates_or_neighbours_there_is_none():
     assert spatial_autocorrelation(BrainSpace("s1", 5, "neurons"), np.zeros((1, 5))) is None
     assert distance_curve(BrainSpace("s1", 5, "neurons"), np.zeros((3, 5))) is None

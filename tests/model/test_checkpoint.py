@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.weights import save_module
 from brainjanus.generate import GenerationConfig, generate
-from brainjanus.model.checkpoint import Checkpoint, save_module
+from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
 
 SAMPLE = GenerationConfig(estimate="sample", seed=3)
@@ -28,7 +29,15 @@ def conditions():
     }
 
 
-@pytest.mark.parametrize("inputs", [{}, {"brain_input": "codes", "image_input": "codes"}, {"modalities": False}])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        {"brain_input": "codes", "image_input": "codes"},
+        {"modalities": False},
+        {"brain_input": "sites", "stages": 2},
+    ],
+)
 def test_what_is_saved_is_loaded_and_gives_the_same_bits(make_checkpoint, tmp_path, inputs):
     checkpoint = make_checkpoint(**inputs)
     checkpoint.save(tmp_path / "run")
@@ -44,9 +53,10 @@ def test_what_is_saved_is_loaded_and_gives_the_same_bits(make_checkpoint, tmp_pa
 
 
 def test_orders_of_sites_are_loaded(make_checkpoint, saved):
-    maps, loaded = make_checkpoint().tokenizers.brain.maps, Checkpoint.load(saved).tokenizers.brain.maps
-    assert not torch.equal(maps["brain:a"].order, torch.arange(10))
-    assert torch.equal(loaded["brain:a"].order, maps["brain:a"].order)
+    made, loaded = make_checkpoint().tokenizers.brain, Checkpoint.load(saved).tokenizers.brain
+    assert not torch.equal(made.sites_of("a").order, torch.arange(10))
+    assert torch.equal(loaded.sites_of("a").order, made.sites_of("a").order)
+    assert torch.equal(loaded.site_patch("a"), made.site_patch("a"))
 
 
 def test_loaded_weights_are_frozen(saved):
@@ -127,19 +137,20 @@ def test_says_that_model_json_lacks_a_key(saved, key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "pytorch"}, "expected format 'brainjanus-model' up to version 1, got .*pytorch"),
-        ({"version": 2}, "It was written by another program or a newer version"),
+        ({"format": "pytorch"}, "expected format 'brainjanus-model', version 2, got .*pytorch"),
+        ({"version": 1}, "version 2, got .*'version': 1.* another version of brainjanus: use that one, or train again"),
+        ({"version": 3}, "version 2, got .*'version': 3.* another version of brainjanus"),
         ({"omni": {"layers": 3}}, "unknown key 'layers'"),
     ],
 )
-def test_says_that_it_is_foreign_or_newer(saved, change, message):
+def test_says_that_it_is_foreign_or_of_another_version(saved, change, message):
     facts = json.loads((saved / "model.json").read_text())
     (saved / "model.json").write_text(json.dumps(facts | change))
     with pytest.raises(UserError, match=message):
         Checkpoint.load(saved)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "expected JSON, got"), ("[]", "up to version 1, got list")])
+@pytest.mark.parametrize(("text", "message"), [("{", "expected JSON, got"), ("[]", "version 2, got list")])
 def test_says_that_model_json_is_damaged(saved, text, message):
     (saved / "model.json").write_text(text)
     with pytest.raises(UserError, match=message):

@@ -203,3 +203,83 @@ def test_a_brain_that_is_predicted_enters_by_its_codes(make_checkpoint):
     cache = model.start([block("text")], ROWS, total_length([block("text")], goal.length))
     steps = torch.stack([model.step(cache, goal, position) for position in range(goal.length)], dim=1)
     torch.testing.assert_close(steps, model([block("text")], goal), atol=1e-4, rtol=1e-4)
+
+
+# --- brains whose patches have several codes (residual quantizers)
+
+INPUTS = ("sites", "latents", "codes")
+
+
+@pytest.fixture(scope="module")
+def staged(make_checkpoint):
+    """Two stages of six codes: subject a has 3 patches and 6 codes; ids 0-5 at even places, 6-11 at odd ones."""
+    return {how: make_checkpoint(brain_input=how, stages=2) for how in INPUTS}
+
+
+def staged_codes(length, seed=0):
+    codes = torch.randint(6, (ROWS, length), generator=torch.Generator().manual_seed(seed))
+    return codes + 6 * (torch.arange(length) % 2)
+
+
+def shown(how, seed=0):
+    """A response of subject a as a condition."""
+    if how == "codes":
+        return Block("brain", codes=staged_codes(6, seed), subject="a")
+    vectors = torch.randn(ROWS, 3, 4, generator=torch.Generator().manual_seed(seed))  # 4 sites, 4 numbers of a latent
+    return Block("brain", vectors=vectors, subject="a")
+
+
+def test_a_patch_has_a_code_of_each_stage(staged):
+    interface = staged["sites"].model.interface
+    assert (interface.brain_stages, interface.vocabulary.brain) == (2, 12)
+    assert interface.brain_codes == {"a": 6, "b": 4}
+    model = staged["sites"].model
+    assert model.read_sites["brain:a"].shape == (3, 4, 32)  # one a patch
+    assert len(model.places["brain:a"]) == len(model.targets["brain:a"]) == len(model.read["brain:a"]) == 6
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_codes_of_another_stage_are_never_likely(staged, hidden):
+    goal = Block("brain", codes=staged_codes(4), subject="b")
+    mask = torch.ones(ROWS, 4, dtype=torch.bool) if hidden else None
+    logits = staged["sites"].model([shown("sites")], goal, mask)
+    p = logits.softmax(dim=-1).unflatten(2, (2, 6))  # rows, places, stages, codes
+    assert (p[:, 0::2, 0] > 0).all() and (p[:, 1::2, 1] > 0).all()
+    assert not p[:, 0::2, 1].any() and not p[:, 1::2, 0].any()
+    guided = (logits + 3 * (logits - logits.flip(0))).softmax(dim=-1).unflatten(2, (2, 6))
+    assert not guided[:, 0::2, 1].any() and torch.isfinite(guided).all()
+
+
+@pytest.mark.parametrize("how", INPUTS)
+def test_logits_of_stages_step_by_step_are_those_of_one_pass(staged, how):
+    model, goal = staged[how].model, Block("brain", codes=staged_codes(4), subject="b")
+    cache = model.start([shown(how)], ROWS, total_length([shown(how)], 4))
+    steps = torch.stack([model.step(cache, goal, position) for position in range(4)], dim=1)
+    torch.testing.assert_close(steps, model([shown(how)], goal), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(model([shown(how)], goal), model([shown(how, seed=1)], goal))
+
+
+@pytest.mark.parametrize("how", INPUTS)
+def test_a_patch_stands_where_its_first_code_does(staged, how):
+    model, block = staged[how].model, shown(how)
+    places, read = model.places["brain:a"], model.read["brain:a"]
+    wanted = {
+        "sites": lambda: torch.einsum("bkp,kpd->bkd", block.vectors, model.read_sites["brain:a"]) + places[::2],
+        "latents": lambda: (
+            model.aligners["brain"](block.vectors)
+            + torch.einsum("bke,ked->bkd", block.vectors, read[::2])
+            + places[::2]
+        ),
+        "codes": lambda: (
+            model.aligners["brain"](model.brain_codebook[block.codes])
+            + torch.einsum("bke,ked->bkd", model.brain_codebook[block.codes], read)
+            + places
+        ),
+    }[how]()
+    torch.testing.assert_close(model.embed_content(block), wanted)
+
+
+def test_dropped_patches_do_not_show_their_content(staged):
+    model, goal = staged["sites"].model, Block("brain", codes=staged_codes(4), subject="b")
+    one, other = (model([shown("sites", seed).withheld()], goal) for seed in (0, 1))
+    torch.testing.assert_close(one, other)

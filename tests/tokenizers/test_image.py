@@ -43,6 +43,24 @@ def test_forward_is_encode_and_decode(tokenizer, pixels):
     torch.testing.assert_close(out.latents.norm(dim=-1), torch.ones(2, 4))
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        QuantizerConfig("fsq", num_codes=64),
+        QuantizerConfig("residual", num_codes=7, dim=5),
+        QuantizerConfig(num_codes=7, dim=5, similarity="euclidean"),
+    ],
+    ids=["fsq", "residual", "euclidean"],
+)
+def test_every_kind_of_quantizer_with_one_code_a_place_will_do(quantizer, pixels):
+    tokenizer = make(quantizer=quantizer)
+    codes = tokenizer.encode(pixels)
+    assert codes.shape == (2, 4) and int(codes.max()) < quantizer.num_codes
+    torch.testing.assert_close(tokenizer.decode(codes), tokenizer(pixels).pixels.clamp(0, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tokenizer.latents(pixels), tokenizer(pixels).latents)
+    assert not torch.allclose(tokenizer.latents(pixels).norm(dim=-1), torch.ones(2, 4))
+
+
 def test_codes_are_read_and_laid_out_row_by_row():
     """With an encoder and a decoder that do nothing, each latent comes back at its own place."""
     tokenizer = make(quantizer=QuantizerConfig(num_codes=7, dim=3))
@@ -88,5 +106,7 @@ def test_says_what_is_wrong(tokenizer):
     for width in (0, -8, 12):
         with pytest.raises(UserError, match=f"width must be a multiple of 8, got {width}"):
             ImageTokenizerConfig(width=width)
+    with pytest.raises(UserError, match=r"a picture has one code a place: stages must be 1, got 2"):
+        ImageTokenizerConfig(quantizer=QuantizerConfig("residual", stages=2))
     with pytest.raises(UserError, match=r"codes_per_side 3; width must .*; blocks must be at least 0, got -1"):
         ImageTokenizerConfig(16, 3, width=9, blocks=-1)

@@ -6,7 +6,7 @@ form; whether their stimuli and sites exist is checked where these are known.
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,12 +131,39 @@ def read_coordinates(source: str) -> Float[np.ndarray, "v 3"]:
         return np.array([table["x"], table["y"], table["z"]], dtype=np.float32).T.copy()
 
 
-def read_rois(entries: Sequence[str], num_sites: int, volume: Volume | None) -> dict[str, Bool[np.ndarray, "v"]]:
+def read_sensors(path: Path, in_head: bool) -> tuple[list[str], Float[np.ndarray, "s 3"] | None]:
+    """Names of sensors, and where they are in mm (None without the columns x, y, z), in the order of the responses.
+
+    in_head: they stand around a head, which shows whether mm are mm.
+    Raises UserError for a name that comes twice, or a place that is none.
+    """
+    table = read_table(path, ["name"])
+    names = table["name"]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise UserError(f"{path}: expected each sensor once, got '{twice}' twice. Give each sensor a name of its own.")
+    if not table.keys() & set("xyz"):
+        return names, None
+    places = read_coordinates(str(path))
+    reach = float(np.abs(places - places.mean(axis=0)).max())
+    if in_head and not 20 < reach < 500:  # NaN is refused too
+        raise UserError(
+            f"{path}: expected places of sensors around a head in mm, got some that reach {reach:.3g} from their "
+            "middle. Are they in m or cm, or missing for one sensor? Convert them, or leave x, y and z out."
+        )
+    return names, places
+
+
+def read_rois(
+    entries: Sequence[str], num_sites: int, volume: Volume | None, sensors: Mapping[str, Any] | None = None
+) -> dict[str, Bool[np.ndarray, "v"]]:
     """ROI name -> mask over the sites, from any number of files.
 
     entries: "NAME=roi.nii.gz" (voxels above 0, on the mask's grid), JSON {name: [sites]}, a TSV with one row for each
     member (columns site, roi), or an array of one label per site ("" and 0 for none). Sites count from 0.
-    Raises UserError for a site that does not exist, or an image without a mask.
+    sensors: the geometry of a recording over time, whose ROIs may also be JSON {name: {"sensors": [names],
+    "window_sec": [start, stop]}}: all times of some sensors, a window (its end left out) of all sensors, or both.
+    Raises UserError for a site, sensor or window that does not exist, or an image without a mask.
     """
     rois: dict[str, np.ndarray] = {}
     for entry in entries:
@@ -150,6 +177,9 @@ def read_rois(entries: Sequence[str], num_sites: int, volume: Volume | None) -> 
             rois[name] = read_roi(source, volume)
             continue
         for roi, sites in _members(source).items():
+            if isinstance(sites, dict) and sensors is not None:
+                rois[roi] = _sensor_roi(f"{source}, ROI {roi}", sites, sensors)
+                continue
             if not isinstance(sites, list):
                 raise UserError(
                     f"{source}: expected a list of sites for each ROI, got {sites!r} for {roi}. "
@@ -164,6 +194,26 @@ def read_rois(entries: Sequence[str], num_sites: int, volume: Volume | None) -> 
             rois[roi] = np.zeros(num_sites, bool)
             rois[roi][sites] = True
     return rois
+
+
+def _sensor_roi(what: str, chosen: Mapping[str, Any], sensors: Mapping[str, Any]) -> Bool[np.ndarray, "v"]:
+    names, times = chosen.get("sensors", sensors["names"]), np.array(sensors["times_sec"])
+    window = chosen.get("window_sec", [-np.inf, np.inf])
+    strangers = set(chosen) - {"sensors", "window_sec"}
+    if strangers or not chosen or not isinstance(names, list) or not set(map(str, names)) <= set(sensors["names"]):
+        raise UserError(
+            f'{what}: expected "sensors" among {listed(sensors["names"], 3)} and "window_sec", got {dict(chosen)!r}. '
+            "Spell them as the table of sensors does."
+        )
+    if not (isinstance(window, list) and len(window) == 2 and all(isinstance(end, int | float) for end in window)):
+        raise UserError(f'{what}: expected "window_sec" [start, stop], got {window!r}. Write two numbers, in seconds.')
+    inside = (times >= window[0]) & (times < window[1])
+    if not inside.any():
+        raise UserError(
+            f"{what}: expected a window that meets {times[0]:g} to {times[-1]:g} s, got {window!r}. "
+            "Is it in milliseconds, or start_sec wrong?"
+        )
+    return (np.isin(sensors["names"], names)[:, None] & inside).ravel()
 
 
 def _members(source: str) -> dict[str, Any]:
