@@ -39,18 +39,24 @@ def tables(work: Path) -> None:
         subprocess.run([sys.executable, tool, archive, work / "object2vec" / "mobilenet.npz"], check=True)
 
 
+def fold_of(work: Path, fold: int) -> Dataset:
+    """One of the published folds, prepared once."""
+    path = work / f"object2vec-fold{fold}"
+    if path.exists():
+        return Dataset.open(path)
+    tables(work)
+    os.environ |= {"BRAINJANUS_REAL_DATA": str(REAL_DATA.resolve()), "BRAINJANUS_WORK": str(work)}
+    spec = PrepareConfig.load(EXAMPLES / "object2vec.toml")
+    seen = f"mobilenet={work / 'object2vec' / 'mobilenet.npz'}"
+    return prepare(replace(spec, test_fold=fold, features=(*spec.features, seen)), path)
+
+
 def main() -> None:
     args = arguments(__doc__)
     work = args.work.resolve()
-    tables(work)
-    os.environ |= {"BRAINJANUS_REAL_DATA": str(REAL_DATA.resolve()), "BRAINJANUS_WORK": str(work)}
     records = []
     for fold in range(1, (2 if args.quick else NUM_FOLDS) + 1):
-        path = work / f"object2vec-fold{fold}"
-        spec = PrepareConfig.load(EXAMPLES / "object2vec.toml")
-        seen = f"mobilenet={work / 'object2vec' / 'mobilenet.npz'}"
-        spec = replace(spec, test_fold=fold, features=(*spec.features, seen))
-        dataset = Dataset.open(path) if path.exists() else prepare(spec, path)
+        dataset = fold_of(work, fold)
         config = few_trials(args.seed, "mobilenet", "word2vec")
         if args.quick:
             config = replace(config, training=replace(config.training, optim=replace(config.training.optim, steps=60)))
