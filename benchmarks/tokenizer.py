@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 import object2vec
 import torch
@@ -18,8 +19,10 @@ import v4
 from records import REAL_DATA, Claim, arguments, write
 
 from brainjanus import Dataset, PrepareConfig, prepare
+from brainjanus.ablate import downstream_of
 from brainjanus.data.simulate import SimulationConfig, simulate
 from brainjanus.data.truth import noise_free
+from brainjanus.evaluate.downstream import LinearProbe
 from brainjanus.evaluate.tokenizer import TokenizerScores, score_tokenizer
 from brainjanus.recipes import TokenizerRunConfig, tokenizer_fitting
 from brainjanus.tokenize import train_tokenizer
@@ -27,6 +30,7 @@ from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig, pu
 from brainjanus.tokenizers.conv import PaperConfig
 from brainjanus.tokenizers.patch import PatchConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
+from brainjanus.train.alignment import AlignmentConfig
 from brainjanus.train.optim import OptimConfig, autocast_dtype, optimizers_of
 from brainjanus.train.tokenizer import ObjectiveConfig, brain_losses
 
@@ -130,6 +134,38 @@ def simulated(work: Path, quick: bool) -> list[Claim]:
         for metric, bar in (("used", 0.9), ("agreement", 0.95), ("perplexity", None), ("mse", None)):
             claims.append(Claim(f"defaults, seed {seed}: {metric}", figure(score, metric), "", bar=bar))
     return claims
+
+
+def alignment(work: Path, quick: bool) -> list[Claim]:
+    """Linear decoding and encoding of what the codes keep, with the contrastive loss on, against off; mean subjects."""
+    study = work / ("tokenizer-study-quick" if quick else "simulated_cortex-0/study")
+    dataset = Dataset.open(study / "dataset")
+    probes = {subject: LinearProbe(dataset, subject) for subject in dataset.subjects}
+    optim = OptimConfig(steps=20 if quick else 500, batch_size=16 if quick else 64, learning_rate=2e-3)
+    base, folder = config_of(64, 128, optim), work / ("tokenizer-quick" if quick else "tokenizer")
+    found = {}
+    for weight in (0.0, 0.1, 1.0):
+        aligned = replace(base.objective, alignment=AlignmentConfig(weight=weight))
+        name = f"alignment-{weight}" if weight else "patch"
+        tokenizer = train_tokenizer(dataset, folder / name, replace(base, objective=aligned)).tokenizer
+        found[weight] = means_of(downstream_of(dataset, probes, tokenizer))
+        found[weight]["mse"] = figure(score_tokenizer(tokenizer, dataset), "mse")
+    measured = means_of(downstream_of(dataset, probes, None))
+    claims = []
+    for name, off in found[0.0].items():
+        claims += [Claim(f"alignment {weight}, {name}", found[weight][name], "", "off", off) for weight in (0.1, 1.0)]
+        if name in measured:
+            claims.append(Claim(f"alignment off, {name}", off, "", "measured responses", measured[name]))
+    return claims
+
+
+def means_of(scores: list[dict]) -> dict[str, float]:
+    """Each direction's figures, mean over subjects."""
+    names = dict.fromkeys(f"{score['direction']} {score['metric']}" for score in scores)
+    return {
+        name: mean(score["value"] for score in scores if f"{score['direction']} {score['metric']}" == name)
+        for name in names
+    }
 
 
 def small(config: BrainTokenizerConfig) -> BrainTokenizerConfig:
@@ -246,7 +282,7 @@ def best_of(run: Callable[[], object], times: int) -> float:
 def main() -> None:
     args = arguments(__doc__)
     work = args.work.resolve()
-    claims = speed(args.quick) + simulated(work, args.quick)
+    claims = speed(args.quick) + simulated(work, args.quick) + alignment(work, args.quick)
     if REAL_DATA.exists():
         claims += recordings(work, args.quick) + new_subject(work, args.quick)
     write(claims, args.out)
