@@ -21,6 +21,7 @@ from records import REAL_DATA, Claim, arguments, write
 from brainjanus import Dataset, PrepareConfig, prepare
 from brainjanus.ablate import downstream_of
 from brainjanus.data.simulate import SimulationConfig, simulate
+from brainjanus.data.simulate_sensors import SensorSimulationConfig, simulate_sensors
 from brainjanus.data.truth import noise_free
 from brainjanus.evaluate.downstream import LinearProbe
 from brainjanus.evaluate.tokenizer import TokenizerScores, score_tokenizer
@@ -200,6 +201,41 @@ def recordings(work: Path, quick: bool) -> list[Claim]:
     return claims
 
 
+def sensors(work: Path, quick: bool) -> list[Claim]:
+    """Simulated EEG (63 x 250) and MEG (271 x 201), one subject, at the settings that fit such data."""
+    claims = []
+    for modality in ("eeg", "meg"):
+        study = work / f"tokenizer-{modality}{'-quick' if quick else ''}"
+        if not (study / "dataset").exists():
+            sizes = {"num_train": 40, "num_test": 10} if quick else {}
+            simulate_sensors(study, SensorSimulationConfig(modality, num_subjects=1, **sizes))
+        dataset = Dataset.open(study / "dataset")
+        config = tokenizer_fitting(dataset)
+        config = replace(config, training=replace(config.training, steps=5 if quick else 150))
+        saved = train_tokenizer(dataset, study / "tokenizer", config)
+        scores = score_tokenizer(saved.tokenizer, dataset, truth=noise_free(dataset))
+        for metric, reference in (("mse", "baseline"), ("mse_truth", "baseline"), ("mse_truth", "floor")):
+            value, other = figure(scores, metric), figure(scores, metric, reference)
+            claims.append(
+                Claim(f"{modality}, {metric}", value, "", {"baseline": "PCA + scalar"}.get(reference, "mean"), other)
+            )
+        r, own = figure(scores, "voxel_r_truth"), figure(scores, "voxel_r_truth", "ceiling")
+        claims.append(Claim(f"{modality}, r with truth", r, "", "measured average", own))
+        claims.append(
+            Claim(
+                f"{modality}, distance within a token",
+                figure(scores, "patch_mm"),
+                "mm",
+                "storage order",
+                figure(scores, "patch_mm", "floor"),
+                0.5,
+                at_most=True,
+            )
+        )
+        claims += [Claim(f"{modality}, {name}", figure(scores, name), "") for name in ("bits", "used", "agreement")]
+    return claims
+
+
 def new_subject(work: Path, quick: bool) -> list[Claim]:
     """V4: a tokenizer of all sessions but one; the last is added by what belongs to it alone."""
     spec = PrepareConfig.load(v4.SPEC)
@@ -226,6 +262,7 @@ def speed(quick: bool) -> list[Claim]:
     claims, seconds = [], {}
     for name, config in {"patch": config_of(64, 128, OptimConfig()).tokenizer, "paper": published()}.items():
         tokenizer = BrainTokenizer(config, {"subj01": torch.arange(sites)})
+        tokenizer.solve("subj01", torch.randn(300, sites), torch.zeros(0, sites))
         flops = tokenizer.flops("subj01")
         seconds[name] = best_of(training_step(tokenizer, torch.randn(8, sites)), 1 if name == "paper" else 5)
         claims.append(Claim(f"{name}: forward", flops / 1e9, "GFLOP a response"))
@@ -255,6 +292,7 @@ def training_step(tokenizer: BrainTokenizer, x: torch.Tensor) -> Callable[[], No
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
             loss = brain_losses(tokenizer, "subj01", x, x, objective, generator)["loss"]
         tokenizer.zero_grad(set_to_none=True)
+        assert torch.isfinite(loss)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -283,6 +321,7 @@ def main() -> None:
     args = arguments(__doc__)
     work = args.work.resolve()
     claims = speed(args.quick) + simulated(work, args.quick) + alignment(work, args.quick)
+    claims += sensors(work, args.quick)
     if REAL_DATA.exists():
         claims += recordings(work, args.quick) + new_subject(work, args.quick)
     write(claims, args.out)

@@ -43,7 +43,6 @@ from brainjanus.run import different, directions_of, estimators_of, predict, tra
 from brainjanus.tokenize import train_tokenizer
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.folder import SavedTokenizer
-from brainjanus.tokenizers.quantizer import QuantizerConfig
 
 STAGES = 2  # of residual VQ: two codes for a patch of twice the sites, so that nothing but the quantizer differs
 Encoder = Literal["patch", "paper"]
@@ -123,8 +122,8 @@ def tokenizer_of(cell: Cell, base: BrainTokenizerConfig) -> BrainTokenizerConfig
         num_codes=cell.num_codes,
         stages=stages,
         levels=(),
-        # fsq has its own, and both kinds that follow their latents have those of the base
-        dim=QuantizerConfig.dim if "fsq" in (cell.quantizer, base.quantizer.kind) else base.quantizer.dim,
+        # as many numbers for as many sites; fsq has its own
+        dim=stages * (BrainTokenizerConfig() if base.quantizer.kind == "fsq" else base).quantizer.dim,
         entropy=base.quantizer.entropy if cell.quantizer == "vq" else 0.0,
     )
     sites = cell.compression * stages
@@ -166,13 +165,20 @@ def ablate_tokenizer(
     cached(out / "config.json", lambda: facts)  # from here on the folder is this ablation's
     measured = cached(out / "measured.json", lambda: {"downstream": downstream_of(dataset, probes, None)})
     cells = cells_of(config)
-    results = []
     for number, cell in enumerate(cells):
         print(f"ablation: tokenizer {number + 1}/{len(cells)}, {cell.name}", file=sys.stderr, flush=True)
         folder = out / "cells" / cell.name
         make = partial(run_cell, dataset, cell, folder, config, known, probes, trainer)
-        results.append(cached(folder / "result.json", make))
-    rows = [row_of(result, measured) for result in results]
+        cached(folder / "result.json", make)
+    done = {path.parent.name: path for path in sorted(out.glob("cells/*/result.json"))}  # earlier grids', too
+    names = dict.fromkeys([cell.name for cell in cells] + list(done))
+    try:
+        rows = [row_of(read_json(done[name]), measured) for name in names]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{out}: expected the results of an ablation in cells/*/result.json and measured.json, got one without "
+            f"{error}. A file was edited or damaged: delete it, and run the same command again."
+        ) from error
     write(out, dataset, config, rows)
     return out / "report.html"
 

@@ -206,6 +206,11 @@ def train(argv: list[str]) -> Path:
         tokenizer: Path | None = None,
         options: Annotated[RunConfig, arg(name="")] = base,
     ) -> Path:
+        if tokenizer is not None and options.brain_tokenizer != base.brain_tokenizer:
+            raise UserError(
+                "train: expected --tokenizer or settings of a brain tokenizer, got both. A trained tokenizer is used "
+                "as it is: leave the --brain-tokenizer options out."
+            )
         fit(dataset, out, options, tokenizer=tokenizer)
         return out
 
@@ -225,7 +230,7 @@ def train_tokenizer(argv: list[str]) -> Path:
         dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
         out: Folder for the tokenizer and its report. If it holds an unfinished one, that one goes on.
         config: JSON or TOML file with the options below, such as the config.json of a tokenizer.
-        published: The published encoder and codebook instead of those that fit the dataset. Slow without a GPU.
+        published: The published encoder and codebook instead of those that fit the dataset. Slow.
         start: Folder of a trained tokenizer. The subjects of the dataset are added to it; all that it has stays.
     """
     from brainjanus.data.dataset import Dataset
@@ -240,6 +245,8 @@ def train_tokenizer(argv: list[str]) -> Path:
         found = [word for word in argv if (Path(word) / "dataset.json").is_file()]
         base = tokenizer_fitting(Dataset.open(found[0])) if found else base
     if "--published" in argv:
+        if file is not None:
+            raise UserError("train tokenizer: expected --published or --config, got both. Leave one of them out.")
         base = replace(base, tokenizer=published_tokenizer())
 
     def run(
@@ -250,6 +257,11 @@ def train_tokenizer(argv: list[str]) -> Path:
         start: Path | None = None,
         options: Annotated[TokenizerRunConfig, arg(name="")] = base,
     ) -> Path:
+        if start is not None and options.tokenizer != base.tokenizer:
+            raise UserError(
+                "train tokenizer: expected --start or settings of the tokenizer, got both. A new subject is added to a "
+                "tokenizer as it is: leave the --tokenizer options out."
+            )
         fit(dataset, out, options, start=start)
         report_tokenizer(out, dataset)
         return out / "report.html"

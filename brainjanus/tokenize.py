@@ -25,6 +25,7 @@ from brainjanus.recipes import TokenizerRunConfig, tokenizer_fitting
 from brainjanus.run import LEAST_STIMULI, claim
 from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.folder import SavedTokenizer, load_tokenizer
+from brainjanus.train.alignment import seen
 from brainjanus.train.tokenizer import fit_brain_tokenizer
 
 
@@ -60,6 +61,8 @@ def train_tokenizer(
                 f"{dataset.path}: expected subjects that {start} does not know, got '{there[0]}'. A new subject needs "
                 "a name of its own: prepare the dataset with another one."
             )
+    if config.objective.alignment.weight > 0:
+        seen(dataset, dataset.split_ids("train"), config.objective.alignment)  # refused before anything is written
     claim(out, dataset, config, start=None if before is None else before.fingerprint)
     if (out / "tokenizer.json").exists():
         return load_tokenizer(out)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from brainjanus.core.errors import UserError
 
 T = TypeVar("T")
+MOST_PROBLEMS = 8  # that are listed at once
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -53,7 +54,9 @@ def from_dict(kind: type[T], values: Any, *, where: str = "config") -> T:
     problems: list[str] = []
     config = _build(kind, values, "", problems)
     if problems:
-        raise UserError(f"{where}: " + "; ".join(problems) + ". Correct these and try again.")
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        listed = "; ".join(problems[:MOST_PROBLEMS]) + more
+        raise UserError(f"{where}: {listed}. Correct these and try again.")
     return config
 
 
@@ -61,7 +64,7 @@ def _build(kind: Any, value: Any, key: str, problems: list[str], default: Any = 
     """default: what the keys that are left out are taken from, where the parent has a default of its own for `kind`."""
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
-            problems.append(f"{key or 'the top'}: expected a table of settings, got {value!r}")
+            problems.append(f"{key or 'the top'}: expected a table of settings, got {shown(value)}")
             return None
         types_of = typing.get_type_hints(kind)
         names = [field.name for field in dataclasses.fields(kind)]
@@ -97,8 +100,14 @@ def _build(kind: Any, value: Any, key: str, problems: list[str], default: Any = 
         return Path(value)
     elif kind is Any or (isinstance(kind, type) and type(value) is kind):
         return value
-    problems.append(f"{key}: expected {_name_of(kind)}, got {value!r}")
+    problems.append(f"{key}: expected {_name_of(kind)}, got {shown(value)}")
     return None
+
+
+def shown(value: Any) -> str:
+    """A value in an error message; long ones are cut."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _default_of(field: dataclasses.Field) -> Any:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from brainjanus.core.config import from_dict, read_json, to_dict
@@ -94,15 +95,32 @@ def load_tokenizer(folder: Path | str) -> SavedTokenizer:
             f"{path}: expected the keys {', '.join(KEYS)}, got none called {', '.join(missing)}. The file was edited "
             "or damaged: copy the tokenizer again."
         )
-    orders = {subject: torch.arange(sites) for subject, sites in facts["num_sites"].items()}
-    tokenizer = BrainTokenizer(from_dict(BrainTokenizerConfig, facts["config"], where=str(path)), orders)
+    config = from_dict(BrainTokenizerConfig, facts["config"], where=str(path))
+    try:
+        orders = {subject: torch.arange(int(sites)) for subject, sites in facts["num_sites"].items()}
+        tokenizer = BrainTokenizer(config, orders)
+        dict(facts["provenance"]["datasets"])
+        expected = str(facts["fingerprint"])[:12]
+    except (TypeError, ValueError, AttributeError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{path}: expected sites by subject, datasets by name and a fingerprint, got others ({error}). The file "
+            "was edited or damaged: copy the tokenizer again."
+        ) from error
     load_module(tokenizer, folder / "tokenizer.safetensors", "tokenizer.json")
     spaces = {subject: BrainSpace.load(folder / "spaces" / subject) for subject in tokenizer.subjects}
     saved = SavedTokenizer(tokenizer, spaces, facts["provenance"])
     if saved.fingerprint != facts["fingerprint"]:
         raise UserError(
             f"{folder / 'tokenizer.safetensors'}: expected the weights with the fingerprint "
-            f"{facts['fingerprint'][:12]}, as tokenizer.json says, got {saved.fingerprint[:12]}. The files of two "
+            f"{expected}, as tokenizer.json says, got {saved.fingerprint[:12]}. The files of two "
             "tokenizers were mixed, or one was changed: copy the tokenizer again."
         )
+    for subject, space in spaces.items():
+        same = config.encoder == "paper" or np.array_equal(np.array(space.order), tokenizer.sites_of(subject).order)
+        if space.subject != subject or space.num_sites != tokenizer.num_sites(subject) or not same:
+            raise UserError(
+                f"{folder / 'spaces' / subject}: expected the space of {subject} with {tokenizer.num_sites(subject)} "
+                f"sites in the tokenizer's order, got {space.subject} with {space.num_sites} in an order of its own. "
+                "The folders of two subjects or two tokenizers were mixed: copy the tokenizer again."
+            )
     return saved

@@ -50,6 +50,8 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         problems = [f"{name} must be at least 1, got {v}" for name, v in vars(self).items() if type(v) is int and v < 1]
+        if self.num_codes == 1:
+            problems.append("num_codes must be at least 2, got 1, which tells nothing")
         weights = {"commitment": self.commitment, "entropy": self.entropy, "dead_below": self.dead_below}
         problems += [f"{name} must be at least 0, got {v}" for name, v in weights.items() if not v >= 0]
         if not 0 < self.decay < 1:
@@ -118,7 +120,8 @@ class Quantizer(nn.Module):
     def forward(self, latents: Float[Tensor, "*b d"]) -> Quantized:
         """Nearest codes of latents, prepared or not."""
         latents = self.prepare(latents)
-        codes = (latents.detach() @ self.codebook.T).argmax(dim=-1)
+        with torch.autocast(latents.device.type, enabled=False):  # small differences of large numbers
+            codes = (latents.detach() @ self.codebook.T).argmax(dim=-1)
         values = self.codebook[codes]
         loss = self.config.commitment * F.mse_loss(latents, values) * self.config.dim
         if self.config.entropy > 0:

@@ -79,8 +79,9 @@ def seen(dataset: Dataset, ids: tuple[str, ...], config: AlignmentConfig) -> See
         text = F.normalize(torch.stack(means), dim=-1)
     if image is None and text is None:
         raise UserError(
-            f"{dataset.path}: expected pictures or captions to align the tokenizer to, got neither. Train with "
-            "--objective.alignment.weight 0, or prepare the dataset with its stimuli."
+            f"{dataset.path}: expected pictures or captions to align the tokenizer to, got neither (image "
+            f"'{config.image}', text '{config.text}'). Train with --objective.alignment.weight 0, or name "
+            "what the dataset has."
         )
     return Seen(image, text)
 

@@ -44,6 +44,10 @@ class OptimConfig:
             problems.append(f"optimizer must be muon or adamw, got '{self.optimizer}'")
         if self.learning_rate <= 0:
             problems.append(f"learning_rate must be positive, got {self.learning_rate}")
+        if not self.clip > 0:
+            problems.append(f"clip must be positive, got {self.clip}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas must lie in [0, 1), got {self.betas}")
         if not 0 <= self.warmup < 1:
             problems.append(f"warmup must lie in [0, 1), got {self.warmup}")
         if self.precision not in ("auto", "float32", "bfloat16"):

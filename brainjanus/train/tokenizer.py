@@ -194,12 +194,13 @@ def brain_losses(
     losses = {"mse": F.mse_loss(out.values.float(), target)}
     loss = losses["mse"] + out.quantized.loss
     codes = out.quantized.values.detach()
+    size = codes.square().mean().clamp_min(1e-6)  # all codes may be zero
     if objective.consistency > 0:
         again = tokenizer.latents(out.values.detach().float(), subject)
-        loss = loss + objective.consistency * F.mse_loss(again.float(), codes) / codes.square().mean()
+        loss = loss + objective.consistency * F.mse_loss(again.float(), codes) / size
     if isinstance(tokenizer.coder, PatchCoder):  # corrections of the latents serve the other losses alone
         solved = tokenizer.quantizer.prepare(tokenizer.coder.solved(tokenizer.patches(x, subject), subject))
-        loss = loss + DRIFT * F.mse_loss(out.latents, solved) / codes.square().mean()
+        loss = loss + DRIFT * F.mse_loss(out.latents, solved) / size
     if align is not None:
         losses["alignment"] = align(out.latents)
         loss = loss + objective.alignment.weight * losses["alignment"]

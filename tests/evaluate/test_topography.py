@@ -124,7 +124,7 @@ def test_sensors_are_neighbours_in_time_and_across_the_midline():
     weights = topography._neighbours(space).toarray()
     assert weights[20, [19, 21]].min() == weights[20, 60] == 1 and weights[20, 0] == weights[20, 79] == 0
     curve = distance_curve(
-        space, np.random.default_rng(0).standard_normal((30, 80)).cumsum(axis=1), (2.9, 3.1, 60.0, 61)
+        space, np.random.default_rng(0).standard_normal((30, 80)).cumsum(axis=1), (2.9, 3.1, 60.0, 61.0)
     )
     assert curve.r[0] > curve.r[2] and np.isfinite(curve.r[[0, 2]]).all()
     assert len(topography._hemispheres(space)) == 1

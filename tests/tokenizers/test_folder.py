@@ -173,3 +173,18 @@ def test_it_is_used_with_the_data_that_it_was_trained_on():
         saved.check_trained_on("one", DATASETS["one"], ["a", "c"])
     with pytest.raises(UserError, match="got one of unknown data"):
         SavedTokenizer(saved.tokenizer, saved.spaces, {}).check_trained_on("one", DATASETS["one"], ["a"])
+
+
+def test_says_that_the_spaces_of_two_subjects_were_mixed(folder):
+    shutil.rmtree(folder / "spaces/a")
+    shutil.copytree(folder / "spaces/b", folder / "spaces/a")
+    with pytest.raises(UserError, match=r"spaces/a: expected the space of a with 10 sites .*, got b with 7"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("facts", [{"num_sites": None}, {"num_sites": {"a": -1}}, {"provenance": []}])
+def test_damaged_facts_are_one_sentence(folder, facts):
+    found = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(found | facts))
+    with pytest.raises(UserError, match=r"expected sites by subject, datasets by name and a fingerprint, got others"):
+        load_tokenizer(folder)

@@ -108,8 +108,8 @@ def test_features_of_the_dataset_stand_for_pictures_and_captions(plant):
 def test_what_is_not_there_is_said(plant, study, tmp_path):
     dataset = plant(train=6, test=2)
     ids = dataset.split_ids("train")
-    with pytest.raises(UserError, match=r"expected pictures or captions to align the tokenizer to, got neither\. Train "
-                       r"with --objective\.alignment\.weight 0"):  # fmt: skip
+    with pytest.raises(UserError, match=r"expected pictures or captions to align the tokenizer to, got neither .*"
+                       r" Train with --objective\.alignment\.weight 0"):  # fmt: skip
         seen(dataset, ids, AlignmentConfig(weight=1.0))
     for wrong in ({"image": "clip"}, {"image": "facts", "text": "t5"}):
         with pytest.raises(UserError, match=r"expected features that it has \(facts, some\), got '(clip|t5)'"):
