@@ -8,8 +8,8 @@ Enters: a dataset and a subject; then responses to its training and held-out sti
     text->brain   the same from content words
 
 Decoders are fitted to the training responses given and read the held-out ones given; encoders are fitted to the former
-and held against what was measured. With the measured responses themselves this is what a tokenizer loses from; one that leaves noise out may exceed it. The
-floor is what predictions earn when they are shuffled over stimuli.
+and held against what was measured. With the measured responses themselves this is what a tokenizer loses from;
+one that leaves noise out may exceed it. The floor is what predictions earn when they are shuffled over stimuli.
 Source: the ablation of BrainJanus (arXiv 2606.30319), fig. 6, which decodes with its whole model. Differs: linear
 models (`evaluate.baselines`), which take seconds and have no prior of what pictures look like to hide behind.
 """

@@ -25,7 +25,10 @@ from brainjanus.tokenizers.sites import Sites
 
 
 class Form(NamedTuple):
-    """How a quantizer wants its latents. each: every axis in units of its own spread, rather than all axes of a token in one. units: of that spread. constant: see PatchCoder."""
+    """How a quantizer wants its latents. each: every axis in units of its own spread, not all of a token in one.
+
+    units: of that spread. constant: see PatchCoder.
+    """
 
     each: bool
     units: float
