@@ -32,6 +32,7 @@ from brainjanus.tokenizers.conv import PaperConfig
 from brainjanus.tokenizers.patch import PatchConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.train.alignment import AlignmentConfig
+from brainjanus.train.codes import ENCODE_BATCH
 from brainjanus.train.optim import OptimConfig, autocast_dtype, optimizers_of
 from brainjanus.train.tokenizer import ObjectiveConfig, brain_losses
 
@@ -270,8 +271,8 @@ def speed(quick: bool) -> list[Claim]:
         claims.append(Claim(f"{name}: training step", done, "GFLOP/s", str(precision), machine[precision]))
         if name == "patch":
             tokenizer.eval().requires_grad_(False)
-            encode = partial(tokenizer.encode, torch.randn(64, sites), "subj01")
-            rate = 64 / best_of(encode, 5)
+            encode = partial(tokenizer.encode, torch.randn(ENCODE_BATCH, sites), "subj01")
+            rate = ENCODE_BATCH / best_of(encode, 9)
             claims.append(Claim("patch: encoding", rate, "responses/s", bar=300))
             claims.append(
                 Claim("patch: encoding", rate * flops / 2e9, "GFLOP/s", "torch.float32", machine[torch.float32])

@@ -28,7 +28,7 @@ from brainjanus.evaluate.record import SUBJECT_MEAN
 from brainjanus.evaluate.reference import Reference
 from brainjanus.tokenizers.brain import BrainTokenizer
 
-BATCH = 256  # responses at a time
+BATCH = 32  # responses at a time
 EXCHANGES = 512  # codes that are exchanged to see what this changes
 KEPT_BYTES = 2e9  # of principal axes, for the next tokenizer that is scored on the same dataset
 # metric -> title, explanation

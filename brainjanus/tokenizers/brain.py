@@ -72,6 +72,7 @@ class BrainReconstruction(NamedTuple):
     values: Float[Tensor, "b v"]
     quantized: Quantized
     latents: Float[Tensor, "b k d"]
+    solved: Float[Tensor, "b k d"]  # the latents without what training has added; of `paper`, the same
 
 
 # B batch, V sites, K codes per response, D quantizer's dimension, N codebook entries
@@ -171,11 +172,17 @@ class BrainTokenizer(nn.Module):
 
     def forward(self, values: Float[Tensor, "b v"], subject: str) -> BrainReconstruction:
         """Encode, quantize, decode, with gradients."""
-        latents = self.latents(values, subject)
+        if not isinstance(self.coder, PatchCoder):
+            latents = self.latents(values, subject)
+            quantized = self.quantizer(latents)
+            return BrainReconstruction(self.decode_latents(quantized.values, subject), quantized, latents, latents)
+        patches = self.patches(values, subject)
+        solved = self.coder.solved(patches, subject)
+        latents = self.quantizer.prepare(self.coder.corrected(solved, patches, subject))
         quantized = self.quantizer(latents)
-        # what the patch encoder reads is solved for: gradients that pass the quantizer would only lead it astray
-        vectors = quantized.values.detach() if isinstance(self.coder, PatchCoder) else quantized.values
-        return BrainReconstruction(self.decode_latents(vectors, subject), quantized, latents)
+        # what this encoder reads is solved for: gradients that pass the quantizer would only lead it astray
+        decoded = self.decode_latents(quantized.values.detach(), subject)
+        return BrainReconstruction(decoded, quantized, latents, self.quantizer.prepare(solved))
 
     @torch.no_grad()
     def solve(

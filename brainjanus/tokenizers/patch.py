@@ -91,7 +91,12 @@ class PatchCoder(nn.Module):
         self.register_buffer("offset", offset, persistent=False)
 
     def encode(self, patches: Float[Tensor, "b k p"], subject: str) -> Float[Tensor, "b k d"]:
-        solved = self.solved(patches, subject)
+        return self.corrected(self.solved(patches, subject), patches, subject)
+
+    def corrected(
+        self, solved: Float[Tensor, "b k d"], patches: Float[Tensor, "b k p"], subject: str
+    ) -> Float[Tensor, "b k d"]:
+        """Latents with what training has added to the solved ones."""
         patch_map = self.map_of(subject)
         states = torch.einsum("bkp,kpw->bkw", patches, patch_map.into) + self.from_solved(solved) + patch_map.position
         return solved + self.to_latent(self.encoder(states))
@@ -148,18 +153,21 @@ class PatchMap(nn.Module):
 
     def read(self, patches: Float[Tensor, "b k p"]) -> Float[Tensor, "b k d"]:
         """The response along the axes of each token, in units of their scale."""
-        if self.local:
-            along = torch.einsum("bkp,kdp->bkd", patches, self.turn)
-        else:
-            along = (patches.flatten(1) @ self.principal.T @ self.turn.flatten(0, 1).T).unflatten(1, self.scale.shape)
-        return along / self.scale
+        with torch.autocast(patches.device.type, enabled=False):  # axes are exact, and large to cast at each step
+            if self.local:
+                along = torch.einsum("bkp,kdp->bkd", patches.float(), self.turn)
+            else:
+                along = patches.float().flatten(1) @ self.principal.T @ self.turn.flatten(0, 1).T
+            return along.reshape(-1, *self.scale.shape) / self.scale
 
     def write(self, latents: Float[Tensor, "b k d"]) -> Float[Tensor, "b k p"]:
         """The response that is to be expected of these latents, linearly."""
-        along = latents * self.scale
-        if self.local:
-            return torch.einsum("bkd,kdp->bkp", along, self.back)
-        return (along.flatten(1) @ self.back.flatten(0, 1) @ self.principal).unflatten(1, (len(self.scale), -1))
+        with torch.autocast(latents.device.type, enabled=False):
+            along = latents.float() * self.scale
+            if self.local:
+                return torch.einsum("bkd,kdp->bkp", along, self.back)
+            written = along.flatten(1) @ self.back.flatten(0, 1) @ self.principal
+            return written.unflatten(1, (len(self.scale), -1))
 
     @torch.no_grad()
     def load(

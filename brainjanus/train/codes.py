@@ -29,7 +29,7 @@ from brainjanus.model.sequence import Block, Task, modality_of
 from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.vision import ENCODERS, vision_encoder
 
-ENCODE_BATCH = 256
+ENCODE_BATCH = 32
 AVERAGES = 0.8  # how often a repeated stimulus is shown by its average; otherwise by one of its single trials
 
 

@@ -199,8 +199,7 @@ def brain_losses(
         again = tokenizer.latents(out.values.detach().float(), subject)
         loss = loss + objective.consistency * F.mse_loss(again.float(), codes) / size
     if isinstance(tokenizer.coder, PatchCoder):  # corrections of the latents serve the other losses alone
-        solved = tokenizer.quantizer.prepare(tokenizer.coder.solved(tokenizer.patches(x, subject), subject))
-        loss = loss + DRIFT * F.mse_loss(out.latents, solved) / size
+        loss = loss + DRIFT * F.mse_loss(out.latents, out.solved) / size
     if align is not None:
         losses["alignment"] = align(out.latents)
         loss = loss + objective.alignment.weight * losses["alignment"]
