@@ -239,6 +239,7 @@ def sensors(work: Path, quick: bool) -> list[Claim]:
 
 def new_subject(work: Path, quick: bool) -> list[Claim]:
     """V4: a tokenizer of all sessions but one; the last is added by what belongs to it alone."""
+    os.environ |= {"BRAINJANUS_REAL_DATA": str(REAL_DATA.resolve()), "BRAINJANUS_WORK": str(work)}
     spec = PrepareConfig.load(v4.SPEC)
     parts = {"v4-all-but-one": spec.subjects[:-1], "v4-last": spec.subjects[-1:]}
     for name, subjects in parts.items():
