@@ -21,6 +21,7 @@ from brainjanus.core.errors import UserError
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
 DatasetFolder = Positional[Annotated[Path, arg(metavar="DATASET")]]
 T = TypeVar("T", Path, str)
+C = TypeVar("C")
 RESUMABLE = ("demo", "train", "ablate")  # the others write their result at the very end, or not at all
 
 
@@ -181,7 +182,6 @@ def train(argv: list[str]) -> Path:
             Without it, the one that fits the dataset, with the features that the dataset stores.
         tokenizer: Folder of a brain tokenizer that was trained on this dataset, to be used as it is.
     """
-    from brainjanus.data.dataset import Dataset
     from brainjanus.recipes import RunConfig, fitting, named
     from brainjanus.run import train as fit
 
@@ -189,14 +189,12 @@ def train(argv: list[str]) -> Path:
         return train_tokenizer(argv[1:])
 
     file, name = config_file(argv), early(argv, "--recipe")
-    base = RunConfig() if file is None else RunConfig.load(file)
-    if name is None and file is None:
-        found = [word for word in argv if (Path(word) / "dataset.json").is_file()]
-        base = fitting(Dataset.open(found[0])) if found else base
-    elif name is not None:
-        if file is not None:
-            raise UserError("train: expected --recipe or --config, got both. Leave one of them out.")
-        base = named(name)
+    if name is not None and file is not None:
+        raise UserError("train: expected --recipe or --config, got both. Leave one of them out.")
+    if file is not None:
+        base = RunConfig.load(file)
+    else:
+        base = named(name) if name is not None else fitted(argv, fitting, RunConfig())
 
     def run(
         dataset: DatasetFolder,
@@ -233,17 +231,14 @@ def train_tokenizer(argv: list[str]) -> Path:
         published: The published encoder and codebook instead of those that fit the dataset. Slow.
         start: Folder of a trained tokenizer. The subjects of the dataset are added to it; all that it has stays.
     """
-    from brainjanus.data.dataset import Dataset
     from brainjanus.recipes import TokenizerRunConfig, tokenizer_fitting
     from brainjanus.tokenize import report_tokenizer
     from brainjanus.tokenize import train_tokenizer as fit
     from brainjanus.tokenizers.brain import published as published_tokenizer
 
     file = config_file(argv)
-    base = TokenizerRunConfig() if file is None else TokenizerRunConfig.load(file)
-    if file is None:
-        found = [word for word in argv if (Path(word) / "dataset.json").is_file()]
-        base = tokenizer_fitting(Dataset.open(found[0])) if found else base
+    unfitted = TokenizerRunConfig()
+    base = fitted(argv, tokenizer_fitting, unfitted) if file is None else TokenizerRunConfig.load(file)
     if "--published" in argv:
         if file is not None:
             raise UserError("train tokenizer: expected --published or --config, got both. Leave one of them out.")
@@ -309,8 +304,7 @@ def ablate(argv: list[str]) -> Path:
         truth: Folder with the noise-free responses of a simulated study. Default: `truth` beside the dataset, if any.
     """
     from brainjanus.ablate import AblationConfig, ablate_tokenizer
-    from brainjanus.data.dataset import Dataset
-    from brainjanus.recipes import tokenizer_fitting
+    from brainjanus.recipes import TokenizerRunConfig, tokenizer_fitting
 
     if not argv or (argv[0] != "tokenizer" and argv[0] not in ("-h", "--help")):
         raise UserError(
@@ -318,8 +312,7 @@ def ablate(argv: list[str]) -> Path:
             "`brainjanus ablate tokenizer DATASET --out DIR`."
         )
     argv = argv[1:] if argv[0] == "tokenizer" else argv
-    found = [word for word in argv if (Path(word) / "dataset.json").is_file()]
-    base = AblationConfig(base=tokenizer_fitting(Dataset.open(found[0]))) if found else AblationConfig()
+    base = AblationConfig(base=fitted(argv, tokenizer_fitting, TokenizerRunConfig()))
 
     def run(
         dataset: DatasetFolder,
@@ -327,7 +320,7 @@ def ablate(argv: list[str]) -> Path:
         truth: Path | None = None,
         options: Annotated[AblationConfig, arg(name="")] = base,
     ) -> Path:
-        return ablate_tokenizer(Dataset.open(dataset), out, options, truth)
+        return ablate_tokenizer(dataset, out, options, truth)
 
     return parse(ablate, run, argv, "ablate tokenizer")
 
@@ -651,6 +644,14 @@ def config_file(argv: list[str]) -> Path | None:
     """The file behind --config."""
     found = early(argv, "--config")
     return None if found is None else Path(found)
+
+
+def fitted(argv: list[str], fit: Callable[[Any], C], otherwise: C) -> C:
+    """Defaults that fit the dataset among the arguments; `otherwise` where there is none, as with --help."""
+    from brainjanus.data.dataset import Dataset
+
+    found = [word for word in argv if (Path(word) / "dataset.json").is_file()]
+    return fit(Dataset.open(found[0])) if found else otherwise
 
 
 def early(argv: list[str], option: str) -> str | None:

@@ -160,7 +160,7 @@ def fitting(dataset: Dataset, seed: int = 0) -> RunConfig:
     recipe = few_trials if stimuli < FEW_TRIALS else neurons if sites < FEW_SITES else laptop
     config = recipe(seed)
     patch_size = config.brain_tokenizer.patch_size
-    while recipe is laptop and sites / patch_size > min(MOST_TOKENS, stimuli / 2):
+    while recipe is not neurons and sites / patch_size > min(MOST_TOKENS, stimuli / 2):
         patch_size *= 2
     config = replace(config, brain_tokenizer=replace(config.brain_tokenizer, patch_size=patch_size))
     seen = [name for name in dataset.feature_names if name not in TEXT_FEATURES]

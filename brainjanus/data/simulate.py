@@ -14,7 +14,6 @@ span 24 degrees (NSD: 8.4), so that they drive most of V1, and with 64 pixels ho
 preferred frequencies are lowered to.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,13 +22,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
 from brainjanus.data.scenes import CATEGORIES, COLOURS, IMAGE_SIZE, SETTINGS, Scene, captions, compose, render
+from brainjanus.data.truth import save_truth
 from brainjanus.data.write import refuse_existing, write_dataset
 
 
@@ -568,7 +566,7 @@ def simulate(out: Path | str, config: SimulationConfig = SimulationConfig(), *, 
             trials = schedule(config, number, own, shared)
             shown = [ids[i] for i in rows]
             responses, truth = _record(config, number, cortex, trials, shown, [scenes[i] for i in rows], pixels[rows])
-            _save_truth(truth_folder / f"{name}.safetensors", truth)
+            save_truth(truth_folder / f"{name}.safetensors", truth)
             rois = {area: cortex.area == area for area in AREAS}
             geometry = {"type": "surface", "template": "fsaverage5", "left_vertices": LEFT_VERTICES}
             space = BrainSpace(
@@ -653,24 +651,6 @@ def _record(
         noise_ceiling=np.sqrt(share),
     )
     return responses.astype(np.float32), truth
-
-
-def _save_truth(path: Path, truth: Truth) -> None:
-    arrays = {name: np.ascontiguousarray(value) for name, value in truth._asdict().items() if name != "stimulus_ids"}
-    save_file(arrays, path, metadata={"stimulus_ids": json.dumps(truth.stimulus_ids)})
-
-
-def load_truth(out: Path | str, subject: str) -> Truth:
-    """What `simulate(out)` knows of one subject. Raises UserError if there is no truth of that subject."""
-    path = Path(out) / "truth" / f"{subject}.safetensors"
-    if not path.exists():
-        raise UserError(
-            f"{path}: expected the truth of {subject}, got no such file. Only simulated datasets have one; "
-            "give the folder that `simulate` wrote to and a subject of its dataset."
-        )
-    with safe_open(path, framework="np") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return Truth(stimulus_ids=json.loads(file.metadata()["stimulus_ids"]), **arrays)
 
 
 def _generator(config: SimulationConfig, purpose: str, subject: int = 0) -> np.random.Generator:

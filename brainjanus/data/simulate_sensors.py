@@ -15,7 +15,6 @@ Differs from a real head: a sphere; evoked responses add to the noise and change
 blinks; single trials are more reliable than real ones, so that a few repeats do.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -24,14 +23,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
 from brainjanus.data.scenes import Scene, captions, compose, render
 from brainjanus.data.simulate import LAYOUT, MEANING, SimulationConfig, energy_maps, schedule
+from brainjanus.data.truth import save_truth
 from brainjanus.data.write import refuse_existing, write_dataset
 
 
@@ -411,7 +409,7 @@ def simulate_sensors(
             trials = schedule(config.design(), number, own, shared)
             features = features_of([scenes[i] for i in rows], pixels[rows], config.num_train)
             responses, truth = _record(config, number, trials, [ids[i] for i in rows], features)
-            _save_truth(truth_folder / f"{name}.safetensors", truth)
+            save_truth(truth_folder / f"{name}.safetensors", truth)
             yield Subject(space_of(config.modality, name), responses, trials)
 
     with written_beside(out / "truth") as truth_folder:
@@ -489,24 +487,6 @@ def _record(
         noise_ceiling=np.sqrt(signal_variance / total),
     )
     return responses, truth
-
-
-def _save_truth(path: Path, truth: SensorTruth) -> None:
-    arrays = {name: np.ascontiguousarray(value) for name, value in truth._asdict().items() if name != "stimulus_ids"}
-    save_file(arrays, path, metadata={"stimulus_ids": json.dumps(truth.stimulus_ids)})
-
-
-def load_truth(out: Path | str, subject: str) -> SensorTruth:
-    """What `simulate_sensors(out)` knows of one subject. Raises UserError if there is no truth of that subject."""
-    path = Path(out) / "truth" / f"{subject}.safetensors"
-    if not path.exists():
-        raise UserError(
-            f"{path}: expected the truth of {subject}, got no such file. Only simulated datasets have one; "
-            "give the folder that `simulate_sensors` wrote to and a subject of its dataset."
-        )
-    with safe_open(path, framework="np") as file:
-        arrays = {name: file.get_tensor(name) for name in SensorTruth._fields if name != "stimulus_ids"}
-        return SensorTruth(stimulus_ids=json.loads(file.metadata()["stimulus_ids"]), **arrays)
 
 
 def _generator(config: SensorSimulationConfig, purpose: str, subject: int = 0) -> np.random.Generator:

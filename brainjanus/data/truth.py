@@ -1,14 +1,39 @@
-"""What a simulated study knows of itself, for scores: the noise-free responses to held-out stimuli."""
+"""What a simulated study knows of itself: OUT/truth/SUBJECT.safetensors, apart from the dataset, which never reads it.
+
+A truth is a NamedTuple of arrays with `stimulus_ids`, the rows of its `responses` (noise-free, as z-scored).
+"""
 
 import json
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Dataset
+
+T = TypeVar("T")
+
+
+def save_truth(path: Path, truth: Any) -> None:
+    arrays = {name: np.ascontiguousarray(value) for name, value in truth._asdict().items() if name != "stimulus_ids"}
+    save_file(arrays, path, metadata={"stimulus_ids": json.dumps(truth.stimulus_ids)})
+
+
+def load_truth(kind: type[T], out: Path | str, subject: str) -> T:
+    """What the simulation in `out` knows of one subject, as the `kind` that it wrote. Raises UserError without one."""
+    path = Path(out) / "truth" / f"{subject}.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"{path}: expected the truth of {subject}, got no such file. Only simulated studies have one; give the "
+            "folder that `brainjanus simulate` wrote to and a subject of its dataset."
+        )
+    with safe_open(path, framework="np") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return kind(**arrays, stimulus_ids=json.loads(file.metadata()["stimulus_ids"]))
 
 
 def noise_free(

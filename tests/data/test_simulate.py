@@ -12,7 +12,8 @@ from brainjanus.core.errors import UserError
 from brainjanus.data import simulate as sim
 from brainjanus.data.dataset import Dataset
 from brainjanus.data.scenes import CATEGORIES, SETTINGS, Item, Scene
-from brainjanus.data.simulate import AREAS, EARLY, Cortex, SimulationConfig, load_truth, simulate
+from brainjanus.data.simulate import AREAS, EARLY, Cortex, SimulationConfig, Truth, simulate
+from brainjanus.data.truth import load_truth
 
 TINY = SimulationConfig(num_subjects=2, num_train=90, num_test=30, num_sites=(300, 320), trials_per_session=120)
 
@@ -188,7 +189,7 @@ def test_category_sites_prefer_what_they_are_known_for(study):
         "RSC": "house",
     }
     for subject in dataset.subjects:
-        truth, rois = load_truth(out, subject), dataset.space(subject).rois
+        truth, rois = load_truth(Truth, out, subject), dataset.space(subject).rois
         for roi, category in best.items():
             mean = truth.category[rois[roi]].mean(axis=0)
             assert list(CATEGORIES)[int(mean.argmax())] == category, (subject, roi)
@@ -260,7 +261,7 @@ def test_ceilings_are_spread_as_in_nsd(surfaces):
 def test_estimated_ceilings_agree_with_the_truth(study):
     out, dataset = study
     for subject in dataset.subjects:
-        truth, space = load_truth(out, subject), dataset.space(subject)
+        truth, space = load_truth(Truth, out, subject), dataset.space(subject)
         np.testing.assert_allclose(truth.noise_ceiling**2, truth.signal_variance)
         estimated = space.noise_ceiling(1)
         assert np.corrcoef(estimated, truth.noise_ceiling)[0, 1] > 0.8
@@ -270,7 +271,7 @@ def test_estimated_ceilings_agree_with_the_truth(study):
 def test_truth_predicts_up_to_the_ceiling(study):
     out, dataset = study
     for subject in dataset.subjects:
-        truth, measured = load_truth(out, subject), dataset.averages(subject, "train")
+        truth, measured = load_truth(Truth, out, subject), dataset.averages(subject, "train")
         row = {stimulus: i for i, stimulus in enumerate(truth.stimulus_ids)}
         ideal = truth.responses[[row[stimulus] for stimulus in measured.stimulus_ids]]
         r = [np.corrcoef(a, b)[0, 1] for a, b in zip(ideal.T, measured.responses.T, strict=True)]
@@ -327,7 +328,7 @@ def test_an_existing_dataset_is_not_replaced_unasked(study):
 
 def test_truth_of_an_unknown_subject_is_refused(study):
     with pytest.raises(UserError, match="expected the truth of subj09"):
-        load_truth(study[0], "subj09")
+        load_truth(Truth, study[0], "subj09")
 
 
 def test_an_impossible_design_names_all_its_problems():

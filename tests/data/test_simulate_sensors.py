@@ -11,7 +11,8 @@ from scipy.special import eval_legendre
 from brainjanus.core.errors import UserError
 from brainjanus.data import simulate_sensors as sim
 from brainjanus.data.dataset import Dataset
-from brainjanus.data.simulate_sensors import SensorSimulationConfig, load_truth, simulate_sensors
+from brainjanus.data.simulate_sensors import SensorSimulationConfig, SensorTruth, simulate_sensors
+from brainjanus.data.truth import load_truth
 
 TINY = SensorSimulationConfig(num_subjects=2, num_train=60, num_test=20, trials_per_session=120)
 
@@ -175,7 +176,7 @@ def test_it_is_a_dataset_of_sensors(study):
 def test_truth_and_data_agree_in_unit_ceiling_and_noise(study):
     out, dataset = study
     for subject in dataset.subjects:
-        truth, measured = load_truth(out, subject), dataset.averages(subject, "train")
+        truth, measured = load_truth(SensorTruth, out, subject), dataset.averages(subject, "train")
         row = {stimulus: i for i, stimulus in enumerate(truth.stimulus_ids)}
         ideal = truth.responses[[row[stimulus] for stimulus in measured.stimulus_ids]]
         assert (ideal * measured.responses).sum() / (ideal**2).sum() == pytest.approx(1, abs=0.05)
@@ -189,7 +190,7 @@ def test_truth_and_data_agree_in_unit_ceiling_and_noise(study):
 
 
 def test_responses_are_the_sum_of_the_sources(study):
-    truth = load_truth(study[0], "subj01")
+    truth = load_truth(SensorTruth, study[0], "subj01")
     maps = (truth.topography[:, :, None] * truth.time_course[:, None]).reshape(len(truth.topography), -1)
     signal = truth.amplitude @ maps
     scale = signal.std(axis=0)
@@ -199,7 +200,7 @@ def test_responses_are_the_sum_of_the_sources(study):
 def test_waves_come_where_and_when_they_should(study):
     """P1 behind, early, and on the side that does not see it; P3 later and further up."""
     out, dataset = study
-    truth = load_truth(out, "subj01")
+    truth = load_truth(SensorTruth, out, "subj01")
     power = dataset.space("subj01").to_grid(truth.signal_variance)
     times = sim.times_of("eeg")
     back = np.isin(sim.EEG_CHANNELS, ["O1", "Oz", "O2", "PO7", "PO8", "PO3", "PO4", "POz"])
@@ -242,7 +243,8 @@ def test_the_seed_decides_everything(tmp_path):
     assert one == again != other
     meg = simulate_sensors(tmp_path / "meg", replace(small, modality="meg"))
     assert (
-        meg.space("subj01").num_sites == 271 * 201 and load_truth(tmp_path / "meg", "subj01").responses.shape[0] == 10
+        meg.space("subj01").num_sites == 271 * 201
+        and load_truth(SensorTruth, tmp_path / "meg", "subj01").responses.shape[0] == 10
     )
 
 
@@ -254,6 +256,6 @@ def test_says_what_is_wrong(tmp_path, study):
     with pytest.raises(UserError, match=r"expected a design that can be run, got num_test = 1 \(at least 2\)"):
         SensorSimulationConfig(num_test=1)
     with pytest.raises(UserError, match="expected the truth of subj09, got no such file"):
-        load_truth(study[0], "subj09")
+        load_truth(SensorTruth, study[0], "subj09")
     with pytest.raises(UserError, match="already holds a dataset"):
         simulate_sensors(study[0], TINY)

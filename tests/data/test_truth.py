@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from brainjanus.core.errors import UserError
-from brainjanus.data.simulate import SimulationConfig, load_truth, simulate
-from brainjanus.data.truth import noise_free
+from brainjanus.data.simulate import SimulationConfig, Truth, simulate
+from brainjanus.data.truth import load_truth, noise_free
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_rows_are_those_of_the_averages_whatever_their_order_in_the_file(study, 
 
 def test_the_truth_of_a_simulated_study_is_found_beside_it(simulated):
     (subject,) = simulated.subjects
-    known = load_truth(simulated.path.parent, subject)
+    known = load_truth(Truth, simulated.path.parent, subject)
     ids = simulated.averages(subject, "test").stimulus_ids
     expected = known.responses[[known.stimulus_ids.index(i) for i in ids]]
     found = noise_free(simulated)

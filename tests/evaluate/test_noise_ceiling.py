@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from brainjanus.core.space import BrainSpace
-from brainjanus.data.simulate import SimulationConfig, Truth, load_truth, simulate
+from brainjanus.data.simulate import SimulationConfig, Truth, simulate
+from brainjanus.data.truth import load_truth
 from brainjanus.data.write import signal_and_noise
 
 TOLERANCE = 0.02
@@ -34,7 +35,7 @@ def simulated(tmp_path_factory) -> list[tuple[BrainSpace, Truth]]:
     out = tmp_path_factory.mktemp("study")
     config = SimulationConfig(num_subjects=2, num_train=400, num_test=10, num_sites=(600, 620), trials_per_session=410)
     dataset = simulate(out, config)
-    return [(dataset.space(subject), load_truth(out, subject)) for subject in dataset.subjects]
+    return [(dataset.space(subject), load_truth(Truth, out, subject)) for subject in dataset.subjects]
 
 
 @pytest.mark.parametrize("num_repeats", [1, 3])
