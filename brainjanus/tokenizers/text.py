@@ -7,9 +7,10 @@ Code 0 ends every text and fills up shorter ones.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -27,8 +28,18 @@ class TextTokenizerConfig:
     max_length: int | None = None
 
 
+# B texts, L codes of the longest of them
+class Prompt(NamedTuple):
+    """Texts as conditions, which are as long as they are: behind the end of the shorter ones nothing exists."""
+
+    codes: Int[Tensor, "b l"]
+    seen: Bool[Tensor, "b l"]
+
+
 class TextTokenizer:
-    """Encode and decode text; `num_codes` is the size of its codebook, the end included."""
+    """Encode and decode text; `num_codes` is the size of its codebook, the end included. end: the code that ends it."""
+
+    end: int = END
 
     def __init__(self, tokenizer: Tokenizer, max_length: int):
         self.tokenizer = tokenizer
@@ -78,11 +89,16 @@ class TextTokenizer:
             )
         return torch.tensor([row + [END] * (self.max_length - len(row)) for row in rows], dtype=torch.long)
 
+    def prompt(self, texts: Sequence[str]) -> Prompt:
+        """Texts as what a condition is: their codes with their end, of which the filling behind it is not seen."""
+        codes = self.encode(texts)
+        return Prompt(codes, up_to_end(codes, self.end))
+
     def decode(self, codes: Int[Tensor, "b l"]) -> list[str]:
-        """Texts up to the first END of each row."""
+        """Texts up to the first end of each row."""
         texts = []
         for row in codes.tolist():
-            row = row[: row.index(END)] if END in row else row
+            row = row[: row.index(self.end)] if self.end in row else row
             texts.append(self.tokenizer.decode(row, skip_special_tokens=True).strip())
         return texts
 
@@ -100,3 +116,9 @@ class TextTokenizer:
                 f"{folder / 'tokenizer.json'}: expected a saved text tokenizer, got '{error}'. "
                 "The run folder is damaged: copy it again or train again."
             ) from error
+
+
+def up_to_end(codes: Int[Tensor, "b l"], end: int) -> Bool[Tensor, "b l"]:
+    """True up to and with the first end of each row."""
+    ended = (codes == end).int().cumsum(dim=1)
+    return ended - (codes == end).int() == 0

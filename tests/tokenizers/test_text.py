@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from brainjanus.core.errors import UserError
-from brainjanus.tokenizers.text import END, TextTokenizer, TextTokenizerConfig
+from brainjanus.tokenizers.text import END, TextTokenizer, TextTokenizerConfig, up_to_end
 
 CAPTIONS = ["a red scene with a cup", "a red scene with two cups", "the blue scene", "two cups"] * 3
 
@@ -88,3 +88,17 @@ def test_says_what_is_wrong(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="The run folder is damaged"):
         TextTokenizer.load(tmp_path, 5)
+
+
+def test_a_prompt_is_seen_up_to_its_end():
+    tokenizer = TextTokenizer.fit(["a red cup", "a cup"], TextTokenizerConfig(num_codes=270))
+    prompt = tokenizer.prompt(["a red cup", "a"])
+    assert torch.equal(prompt.codes, tokenizer.encode(["a red cup", "a"]))
+    lengths = [len(tokenizer.tokenizer.encode(text).ids) + 1 for text in ("a red cup", "a")]
+    assert prompt.seen.sum(dim=1).tolist() == lengths
+    assert bool(prompt.seen[1, : lengths[1]].all())
+
+
+def test_only_the_first_end_is_seen():
+    codes = torch.tensor([[3, 0, 0, 4], [1, 2, 3, 4]])
+    assert up_to_end(codes, 0).tolist() == [[True, True, False, False], [True] * 4]
