@@ -3,7 +3,7 @@
 RUN/config.json                 all settings, the dataset's fingerprint
     stages/{brain,image,omni}/  training state and log.jsonl of each stage
     codes/                      the training split, tokenized
-    model.json, model.safetensors, tokenizers/      the checkpoint; written when training is complete
+    model.json, model.safetensors, tokenizers/, spaces/     the checkpoint; written when training is complete
 """
 
 import json
@@ -141,7 +141,9 @@ def train(
 
     provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
     provenance["brain_tokenizer"] = fingerprint(brain)
-    checkpoint = Checkpoint(tokenizers, model, provenance)
+    spaces = {subject: dataset.space(subject) for subject in dataset.subjects}
+    units = {subject: dataset.units(subject) for subject in dataset.subjects}
+    checkpoint = Checkpoint(tokenizers, model, provenance, spaces, units)
     checkpoint.save(out)
     return checkpoint
 
@@ -365,13 +367,16 @@ def evaluate(
     return Scored(records, skipped, warnings)
 
 
-def dataset_of(run: Path) -> Path:
-    """Where the dataset was when the run was trained. Raises UserError if it is not there any more."""
+def dataset_of(run: Path, remedy: str | None = None) -> Path:
+    """Where the dataset was when the run was trained. Raises UserError if it is not there any more.
+
+    remedy: how to name its folder in another command than `evaluate`.
+    """
     found = read_json(run / "config.json").get("path")
     if not isinstance(found, str) or not (Path(found) / "dataset.json").is_file():
         raise UserError(
             f"{run}: expected the dataset where it was when this run was trained ({found or 'not recorded'}), got no "
-            f"dataset there. Was it moved? Give its folder: brainjanus evaluate {run} DATASET."
+            f"dataset there. Was it moved? Give its folder: {remedy or f'brainjanus evaluate {run} DATASET'}."
         )
     return Path(found)
 

@@ -37,7 +37,6 @@ from brainjanus.evaluate.report import write_report
 from brainjanus.evaluate.score import Scored, ScoreOptions, score, score_against
 from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.checkpoint import Checkpoint
-from brainjanus.outputs import raw_to_zscored
 from brainjanus.run import check_same_data, examples_of
 
 Task = Literal["brain-to-text", "brain-to-image", "to-brain"]
@@ -298,7 +297,7 @@ def read_predictions(
                 f"{path}: expected --dataset with --units raw, to z-score them by its statistics, got --references. "
                 "Give the dataset, or z-score both files alike."
             )
-        responses = raw_to_zscored(dataset, subject, responses, path)
+        responses = dataset.units(subject).zscored(responses, dataset.space(subject), path)
     return dict(zip(*_once(path, names, list(responses)), strict=True))
 
 

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
+from brainjanus.core.units import Units
 
 FORMAT = "brainjanus-dataset"
 VERSION = 1
@@ -193,6 +194,20 @@ class Dataset:
         """The statistics that were used to z-score one subject."""
         file = self._folder(subject) / "zscore.safetensors"
         return ZScore(*(np.array(map_tensor(file, name)) for name in ZScore._fields))
+
+    def units(self, subject: str) -> Units:
+        """The way from one subject's raw betas, as `prepare` read them, to z-scored responses."""
+        statistics, scale = self.zscore(subject), self._scale(subject)
+        mean, std = (x.mean(axis=0, dtype=np.float64) * scale for x in (statistics.mean, statistics.std))
+        return Units(mean, std, self.manifest.get("provenance", {}).get("dropped_sites", {}).get(subject, 0))
+
+    def _scale(self, subject: str) -> float:
+        """What `prepare` divided a subject's responses by; 1 for a dataset that it did not make."""
+        config = self.manifest.get("provenance", {}).get("config")
+        if not isinstance(config, dict):
+            return 1.0
+        files = [who for who in (*(config.get("subjects") or ()), config) if isinstance(who, dict)]
+        return next((float(who["scale"]) for who in files if who.get("subject") == subject and "scale" in who), 1.0)
 
     def responses(self, subject: str, rows: Int[np.ndarray, "n"] | None = None) -> Float[np.ndarray, "n v"]:
         """The z-scored responses of the trials `rows` (default: of all trials), float32; only these are read."""

@@ -3,13 +3,15 @@
     RUN/model.json                  configs, vocabulary, interface, provenance
         model.safetensors           the OmniModel
         tokenizers/brain.safetensors, image.safetensors, tokenizer.json
+        spaces/SUBJECT/         each subject's BrainSpace, and the units of its raw betas
 
 Safetensors and JSON only: nothing is ever unpickled.
 """
 
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import torch
 
 from brainjanus.core.config import from_dict, to_dict
 from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.space import BrainSpace
+from brainjanus.core.units import Units
 from brainjanus.core.vocabulary import Vocabulary
 from brainjanus.core.weights import load_module, save_module
 from brainjanus.model.omni import Interface, OmniConfig, OmniModel
@@ -26,7 +30,9 @@ from brainjanus.tokenizers.text import TextTokenizer
 
 FORMAT, VERSION = "brainjanus-model", 2
 MIXED = "The files of two runs were mixed: copy the run again."
-KEYS = ("brain_tokenizer", "num_sites", "image_tokenizer", "text_max_length", "omni", "interface", "provenance")
+KEYS = (
+    "brain_tokenizer", "num_sites", "image_tokenizer", "text_max_length", "omni", "interface", "spaces", "provenance"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +46,16 @@ class Tokenizers:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What generation needs. provenance: dataset, fingerprint, seed, versions."""
+    """What generation needs. provenance: dataset, fingerprint, seed, versions.
+
+    spaces, units: of each subject, so that requests need no dataset; none where they are not known.
+    """
 
     tokenizers: Tokenizers
     model: OmniModel
     provenance: dict[str, Any]
+    spaces: Mapping[str, BrainSpace] = field(default_factory=dict)
+    units: Mapping[str, Units] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; model.json comes last and tells that it is complete."""
@@ -56,6 +67,9 @@ class Checkpoint:
         if text is not None:
             text.save(folder / "tokenizers")
         save_module(self.model, folder / "model.safetensors")
+        for subject, space in self.spaces.items():
+            space.save(folder / "spaces" / subject)
+            self.units[subject].save(folder / "spaces" / subject)
         facts = {
             "format": FORMAT,
             "version": VERSION,
@@ -65,6 +79,7 @@ class Checkpoint:
             "text_max_length": text.max_length if text else None,
             "omni": to_dict(self.model.config),
             "interface": to_dict(self.model.interface),
+            "spaces": list(self.spaces),
             "provenance": self.provenance | {"torch": torch.__version__, "python": platform.python_version()},
         }
         with written_beside(folder / "model.json") as beside:
@@ -108,7 +123,10 @@ class Checkpoint:
         load_module(model, folder / "model.safetensors")
         tokenizers = Tokenizers(brain, image, text)
         check_one_run(tokenizers, model, folder)
-        return cls(tokenizers, model, facts["provenance"])
+        spaces = {subject: BrainSpace.load(folder / "spaces" / subject) for subject in facts["spaces"]}
+        units = {subject: Units.load(folder / "spaces" / subject) for subject in facts["spaces"]}
+        check_spaces(brain, spaces, units, folder)
+        return cls(tokenizers, model, facts["provenance"], spaces, units)
 
 
 def check_one_run(tokenizers: Tokenizers, model: OmniModel, folder: Path) -> None:
@@ -125,6 +143,19 @@ def check_one_run(tokenizers: Tokenizers, model: OmniModel, folder: Path) -> Non
             f"{folder}: expected tokenizers with the codebooks of model.safetensors, got another in "
             f"{', '.join(wrong)}. {MIXED}"
         )
+
+
+def check_spaces(
+    brain: BrainTokenizer, spaces: Mapping[str, BrainSpace], units: Mapping[str, Units], folder: Path
+) -> None:
+    """Raises UserError if a space is not that of the subject that the tokenizer knows by this name."""
+    for subject, space in spaces.items():
+        expected = brain.num_sites(subject)
+        if not space.num_sites == len(units[subject].mean) == expected:
+            raise UserError(
+                f"{folder / 'spaces' / subject}: expected the {expected} sites of {subject} in tokenizers/"
+                f"brain.safetensors, got {space.num_sites}, with statistics of {len(units[subject].mean)}. {MIXED}"
+            )
 
 
 def interface_of(tokenizers: Tokenizers, features: dict[str, tuple[int, int]]) -> Interface:

@@ -77,7 +77,7 @@ def read_response_predictions(
     without ids, or an image on another grid.
     """
     if is_nifti(source):
-        values = read_betas([source], _volume(source, space))
+        values = read_betas([source], volume_in(source, space))
         return _finite(source, row_ids(source, len(values), ids), values)
     source = only_array(source)
     keyed = _keyed_tensors(source) if ids is None else None
@@ -93,11 +93,16 @@ def read_response_predictions(
 
 
 def only_array(source: str) -> str:
-    """`source` with the key of the one array of an npz file that is no list of ids; as it is otherwise."""
+    """`source` with the key of the one array of an npz file that is no list of ids, or of the responses that
+    `brainjanus generate` wrote beside their standard errors; as it is otherwise."""
     path, key = split_source(source)
-    if path.suffix.lower() != ".npz" or key:
+    if path.suffix.lower() not in (".npz", ".safetensors") or key:
         return source
     check_not_empty(path)
+    if path.suffix.lower() == ".safetensors":
+        with reading(path, "a .safetensors file"), safe_open(path, framework="numpy") as tensors:
+            written = set(tensors.keys()) - {"standard_error", "samples"} == {"responses"}
+        return f"{source}:responses" if written else source
     with reading(path, "an npz file"), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
         others = [name for name in arrays if name not in ID_KEYS]
     return f"{source}:{others[0]}" if len(others) == 1 else source
@@ -167,7 +172,8 @@ def _stem(name: str) -> str:
     return path.stem if path.suffix.lower() in PICTURE_SUFFIXES else path.name
 
 
-def _volume(source: str, space: BrainSpace | None) -> Volume:
+def volume_in(source: str, space: BrainSpace | None) -> Volume:
+    """The mask that a subject's space is. Raises UserError naming the image `source` if it is no volume."""
     if space is None or space.geometry.get("type") != "volume" or space.index is None:
         raise UserError(
             f"{source}: expected a dataset whose subject is a volume, to read NIfTI voxels with its mask, got "
