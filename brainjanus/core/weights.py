@@ -1,6 +1,7 @@
 """Weights on disk: a module's state in, one safetensors file out, and back; nothing is ever unpickled."""
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -16,9 +17,18 @@ def save_module(module: nn.Module, path: Path) -> None:
         save_file({name: value.contiguous() for name, value in module.state_dict().items()}, beside)
 
 
-def load_module(module: nn.Module, path: Path, facts: str = "model.json") -> None:
+def load_module(
+    module: nn.Module,
+    path: Path,
+    facts: str = "model.json",
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> None:
     """Load weights strictly and freeze. facts: the file that says what they are.
 
+    A module that was made without memory (on "meta") is given the tensors of the file themselves, which are read when
+    they are needed; on another device, or in another dtype, one after the other.
     Raises UserError naming what is missing, left over, or of another shape.
     """
     try:
@@ -40,14 +50,20 @@ def load_module(module: nn.Module, path: Path, facts: str = "model.json") -> Non
             f"{path}: expected the weights that {facts} describes, got others ({'; '.join(sorted(wrong)[:4])}). "
             "The files of two runs were mixed: copy the run again."
         )
-    module.load_state_dict(weights)
+    without_memory = any(value.is_meta for value in own.values())
+    if without_memory:
+        for name, value in weights.items():
+            weights[name] = value.to(device, dtype if value.is_floating_point() else None)
+    module.load_state_dict(weights, assign=without_memory)
     module.eval().requires_grad_(False)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A hash of all weights."""
+def fingerprint(module: nn.Module, names: Collection[str] | None = None) -> str:
+    """A hash of all weights, or of those with these names."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
+        if names is not None and name not in names:
+            continue
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from brainjanus.core.config import to_dict
 from brainjanus.core.errors import UserError, reported, written_beside
 from brainjanus.core.progress import progress
 from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizers_of
-from brainjanus.train.state import generator_of, interruptible, load_state, save_state
+from brainjanus.train.state import frozen_fingerprint, generator_of, interruptible, load_state, save_state
 
 # (step, the step's own generator) -> named losses; "loss" is the one that is differentiated
 StepFunction = Callable[[int, torch.Generator], dict[str, torch.Tensor]]
@@ -32,7 +32,8 @@ def fit(
     """
     optimizers = optimizers_of(module, config)
     settings = to_dict(config) | {"seed": seed}
-    facts = load_state(folder / "state", module, optimizers, settings)
+    frozen = frozen_fingerprint(module)
+    facts = load_state(folder / "state", module, optimizers, settings, frozen)
     start = facts["step"] if facts else 0
     log = Log(folder / "log.jsonl", stage, start, facts.get("since_log", {}) if facts else {})
     device = next(module.parameters()).device
@@ -40,7 +41,9 @@ def fit(
     module.train()
 
     def save(step: int) -> None:
-        save_state(folder / "state", module, optimizers, {"step": step, "config": settings, "since_log": log.sums})
+        facts = {"step": step, "config": settings, "since_log": log.sums}
+        facts |= {} if frozen is None else {"frozen": frozen}
+        save_state(folder / "state", module, optimizers, facts)
 
     with interruptible() as interrupted, progress(stage, config.steps, start) as advance:
         for step in range(start, config.steps):

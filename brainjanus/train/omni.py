@@ -19,12 +19,14 @@ from torch import Tensor
 
 from brainjanus.core.errors import UserError
 from brainjanus.model.checkpoint import Tokenizers
+from brainjanus.model.lora import LoraConfig, save_lora
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Task
 from brainjanus.tokenizers.text import END
 from brainjanus.train.codes import Batch, Codes
 from brainjanus.train.fit import fit
-from brainjanus.train.optim import OptimConfig
+from brainjanus.train.optim import OptimConfig, autocast_dtype
+from brainjanus.train.trained import Trained, keep, prepare, recompute, release
 
 
 def default_tasks() -> dict[str, float]:
@@ -33,7 +35,9 @@ def default_tasks() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class OmniTrainingConfig:
-    """optim: steps and rates. tasks: how often each direction is drawn; several conditions are joined by '+'.
+    """optim: steps and rates. trained: "full", or the brain's parts alone ("brain"), or these with LoRA in the decoder
+    ("lora", whose size `lora` says). recompute: keep less for the backward pass and compute it again there, in a third
+    more time. tasks: how often each direction is drawn; several conditions are joined by '+'.
 
     In a direction "brain" is each subject in turn; "brain:subj01" is that subject alone.
     dropped: share of rows whose conditions are withheld. hidden: share of rows whose target is hidden (brains and
@@ -41,6 +45,9 @@ class OmniTrainingConfig:
     """
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=2300, batch_size=64, learning_rate=4e-3))
+    trained: Trained = "full"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    recompute: bool = False
     tasks: Mapping[str, float] = field(default_factory=default_tasks)
     dropped: float = 0.1
     hidden: float = 0.5
@@ -161,5 +168,13 @@ def fit_omni(
             named[f"mse/{task.direction}"] = losses.expectation
         return named
 
+    held = model.embed_tokens.weight
+    prepare(model, config.trained, config.lora, autocast_dtype(config.optim.precision, held.device), seed)
+    if config.recompute:
+        recompute(model.decoder.layers)
     fit(model, losses_of, config.optim, stage="omni", folder=folder, seed=seed)
+    if config.trained == "lora":
+        save_lora(model.decoder, config.lora, folder / "lora.safetensors")
+    keep(model.decoder.layers)
+    release(model, held.dtype)
     return model

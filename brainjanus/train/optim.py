@@ -59,10 +59,12 @@ class OptimConfig:
 def optimizers_of(module: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """Muon for the matrices that map hidden states to hidden states, if the config says so; AdamW for the rest.
 
-    Vectors, scalars and tables (embeddings, positions) are not decayed.
+    Vectors, scalars and tables (embeddings, positions) are not decayed, nor are the factors of LoRA, which go to AdamW:
+    a step that makes the update of a factor orthogonal is none of their product.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     hidden = {n for n, p in trained.items() if config.optimizer == "muon" and p.dim() == 2 and is_hidden(n)}
+    hidden = {n for n in hidden if not n.endswith((".lora_a", ".lora_b"))}
     matrices = {n for n, p in trained.items() if p.dim() >= 2 and n not in hidden and n.endswith("weight")}
     groups = [
         {"params": [trained[n] for n in trained if n in matrices], "weight_decay": config.weight_decay},

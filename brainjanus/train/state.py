@@ -1,7 +1,8 @@
 """State: everything that makes a stopped training go on as if it had never stopped.
 
 Weights, optimizer moments and the step; random numbers are drawn from a generator seeded by (seed, step), so that
-they need no saving. Saved as safetensors + JSON beside the old state and renamed; nothing is ever unpickled.
+they need no saving. What is frozen is not saved again and again: its hash is, and it has to be the same when the
+training goes on. Saved as safetensors + JSON beside the old state and renamed; nothing is ever unpickled.
 """
 
 import json
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.weights import fingerprint
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
@@ -24,7 +26,9 @@ def generator_of(seed: int, step: int) -> torch.Generator:
 
 
 def save_state(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], facts: dict) -> None:
-    """Write weights, moments and facts ({"step": steps done, "config": ..., ...}) to `folder`."""
+    """Write weights that are not frozen, moments and facts ({"step": steps done, "config": ..., ...}) to `folder`."""
+    frozen = frozen_names(module)
+    weights = {k: v.contiguous() for k, v in module.state_dict().items() if k not in frozen}
     moments = {
         f"{which}.{index}.{name}": value.contiguous()
         for which, optimizer in enumerate(optimizers)
@@ -33,17 +37,22 @@ def save_state(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim
     }
     with written_beside(folder) as beside:
         beside.mkdir()
-        save_file({k: v.contiguous() for k, v in module.state_dict().items()}, beside / "model.safetensors")
+        save_file(weights, beside / "model.safetensors")
         save_file(moments, beside / "optimizer.safetensors")
         (beside / "state.json").write_text(json.dumps(facts, indent=1))
 
 
 def load_state(
-    folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], config: dict
+    folder: Path,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    config: dict,
+    frozen: str | None = None,
 ) -> dict | None:
     """Put a saved state back; its facts, or None where there is none.
 
-    Raises UserError if it is damaged or was made with another config.
+    frozen: hash of what is frozen, which has to be the one in its facts.
+    Raises UserError if it is damaged, was made with another config or began from other frozen weights.
     """
     if not folder.exists():
         return None
@@ -61,8 +70,16 @@ def load_state(
             f"{folder}: expected the config that this training was started with, got another ({pairs}). "
             "Go on with the old config, or train into another --out."
         )
+    if facts.get("frozen") != frozen:
+        begun, given = (str(digest)[:12] for digest in (facts.get("frozen"), frozen))
+        raise UserError(
+            f"{folder}: expected the frozen weights that this training began with ({begun}), got others ({given}). "
+            "Load the model that it began from, or train into another --out."
+        )
     try:
-        module.load_state_dict(weights)
+        missing, unknown = module.load_state_dict(weights, strict=False)
+        if unknown or set(missing) != frozen_names(module):
+            raise KeyError(*unknown, *missing)
         states: list[dict[int, dict]] = [{} for _ in optimizers]
         for key, value in moments.items():
             which, index, name = key.split(".", 2)
@@ -72,6 +89,17 @@ def load_state(
     except (RuntimeError, ValueError, IndexError, KeyError) as error:
         raise damaged(folder, "weights of another model") from error
     return facts
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Parameters that do not change; buffers may."""
+    return {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+
+
+def frozen_fingerprint(module: nn.Module) -> str | None:
+    """A hash of all that is frozen; None where nothing is."""
+    frozen = frozen_names(module)
+    return fingerprint(module, frozen) if frozen else None
 
 
 def damaged(folder: Path, what: object) -> UserError:

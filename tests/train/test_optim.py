@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from brainjanus.core.errors import UserError
+from brainjanus.model.decoder import Decoder, DecoderConfig
+from brainjanus.model.lora import LoraConfig, add_lora
 from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizers_of
 
 
@@ -89,3 +91,11 @@ def test_auto_precision_follows_the_machine(monkeypatch, supported):
 def test_says_what_is_wrong(settings, message):
     with pytest.raises(UserError, match=message):
         OptimConfig(**settings)
+
+
+def test_the_factors_of_lora_go_to_adamw_and_are_not_decayed():
+    decoder = Decoder(DecoderConfig(hidden_size=8, num_attention_heads=2, num_key_value_heads=2, num_hidden_layers=1))
+    add_lora(decoder, LoraConfig(rank=2, modules=("q_proj",)))
+    (adamw,) = optimizers_of(decoder, OptimConfig(weight_decay=0.3))
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert [(len(group["params"]), group["weight_decay"]) for group in adamw.param_groups] == [(0, 0.3), (2, 0.0)]
