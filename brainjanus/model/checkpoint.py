@@ -2,7 +2,7 @@
 
     RUN/model.json                  configs, vocabulary, interface, provenance
         model.safetensors           the OmniModel
-        tokenizers/brain.safetensors, image.safetensors, tokenizer.json
+        tokenizers/brain.safetensors, image.safetensors, tokenizer.json; of Janus also vision.safetensors
         spaces/SUBJECT/         each subject's BrainSpace, and the units of its raw betas
 
 Safetensors and JSON only: nothing is ever unpickled.
@@ -10,12 +10,13 @@ Safetensors and JSON only: nothing is ever unpickled.
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from brainjanus.core.config import from_dict, to_dict
 from brainjanus.core.errors import UserError, written_beside
@@ -26,22 +27,45 @@ from brainjanus.core.weights import load_module, save_module
 from brainjanus.model.omni import Interface, OmniConfig, OmniModel
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
+from brainjanus.tokenizers.janus import (
+    JanusImageConfig,
+    JanusImageTokenizer,
+    JanusTextConfig,
+    JanusTextTokenizer,
+    JanusVision,
+    JanusVisionConfig,
+)
 from brainjanus.tokenizers.text import TextTokenizer
+from brainjanus.tokenizers.vision import vision_encoder
 
-FORMAT, VERSION = "brainjanus-model", 2
+FORMAT, VERSION = "brainjanus-model", 3
 MIXED = "The files of two runs were mixed: copy the run again."
 KEYS = (
-    "brain_tokenizer", "num_sites", "image_tokenizer", "text_max_length", "omni", "interface", "spaces", "provenance"
+    "brain_tokenizer", "num_sites", "image_tokenizer", "text_tokenizer", "vision", "omni", "interface", "spaces",
+    "provenance",
 )  # fmt: skip
+OWN, JANUS = "own", "janus"  # kinds of tokenizers; JANUS is also the name of its understanding encoder
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizers:
-    """One encode / decode pair per modality; image or text is None where the data has none."""
+    """One encode / decode pair per modality; image or text is None where the data has none.
+
+    brain: one without subjects where there are no brains. vision: the understanding encoder of a model that is Janus.
+    """
 
     brain: BrainTokenizer
-    image: ImageTokenizer | None = None
+    image: ImageTokenizer | JanusImageTokenizer | None = None
     text: TextTokenizer | None = None
+    vision: JanusVision | None = None
+
+    def encoder(self, name: str) -> Callable[[Tensor], Tensor]:
+        """The vision encoder of this name: pictures [b, 3, h, w] in [0, 1] -> features [b, t, c].
+
+        Raises UserError if its features can only come from the dataset.
+        """
+        return self.vision if name == JANUS and self.vision is not None else vision_encoder(name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +90,8 @@ class Checkpoint:
             save_module(image, folder / "tokenizers" / "image.safetensors")
         if text is not None:
             text.save(folder / "tokenizers")
+        if self.tokenizers.vision is not None:
+            save_module(self.tokenizers.vision, folder / "tokenizers" / "vision.safetensors")
         save_module(self.model, folder / "model.safetensors")
         for subject, space in self.spaces.items():
             space.save(folder / "spaces" / subject)
@@ -75,8 +101,9 @@ class Checkpoint:
             "version": VERSION,
             "brain_tokenizer": to_dict(brain.config),
             "num_sites": {subject: brain.num_sites(subject) for subject in brain.subjects},
-            "image_tokenizer": to_dict(image.config) if image else None,
-            "text_max_length": text.max_length if text else None,
+            "image_tokenizer": {"kind": kind_of(image)} | to_dict(image.config) if image else None,
+            "text_tokenizer": text_facts(text) if text else None,
+            "vision": to_dict(self.tokenizers.vision.config) if self.tokenizers.vision else None,
             "omni": to_dict(self.model.config),
             "interface": to_dict(self.model.interface),
             "spaces": list(self.spaces),
@@ -86,8 +113,12 @@ class Checkpoint:
             beside.write_text(json.dumps(facts, indent=1))
 
     @classmethod
-    def load(cls, folder: Path | str) -> "Checkpoint":
-        """Read a checkpoint. Raises UserError if it is missing, unfinished, foreign, newer or damaged."""
+    def load(cls, folder: Path | str, *, precision: str = "auto", device: torch.device | str = "cpu") -> "Checkpoint":
+        """Read a checkpoint. Raises UserError if it is missing, unfinished, foreign, newer or damaged.
+
+        precision: what the model's weights are held in; "auto" as they were saved. They are read from the file as they
+        are needed, without a second copy, if it is theirs and the device is the CPU.
+        """
         folder = Path(folder)
         try:
             facts = json.loads((folder / "model.json").read_text())
@@ -113,15 +144,16 @@ class Checkpoint:
         orders = {subject: torch.arange(sites) for subject, sites in facts["num_sites"].items()}
         brain = BrainTokenizer(from_dict(BrainTokenizerConfig, facts["brain_tokenizer"]), orders)
         load_module(brain, folder / "tokenizers" / "brain.safetensors")
-        image = text = None
-        if facts["image_tokenizer"] is not None:
-            image = ImageTokenizer(from_dict(ImageTokenizerConfig, facts["image_tokenizer"]))
-            load_module(image, folder / "tokenizers" / "image.safetensors")
-        if facts["text_max_length"] is not None:
-            text = TextTokenizer.load(folder / "tokenizers", facts["text_max_length"])
-        model = OmniModel(from_dict(OmniConfig, facts["omni"]), from_dict(Interface, facts["interface"]))
-        load_module(model, folder / "model.safetensors")
-        tokenizers = Tokenizers(brain, image, text)
+        image, text = read_image(facts["image_tokenizer"], folder), read_text(facts["text_tokenizer"], folder)
+        vision = None
+        if facts["vision"] is not None:
+            with torch.device("meta"):
+                vision = JanusVision(from_dict(JanusVisionConfig, facts["vision"]))
+            load_module(vision, folder / "tokenizers" / "vision.safetensors")
+        with torch.device("meta"):
+            model = OmniModel(from_dict(OmniConfig, facts["omni"]), from_dict(Interface, facts["interface"]))
+        load_module(model, folder / "model.safetensors", dtype=dtype_of(precision), device=device)
+        tokenizers = Tokenizers(brain.to(device), image and image.to(device), text, vision and vision.to(device))
         check_one_run(tokenizers, model, folder)
         spaces = {subject: BrainSpace.load(folder / "spaces" / subject) for subject in facts["spaces"]}
         units = {subject: Units.load(folder / "spaces" / subject) for subject in facts["spaces"]}
@@ -129,12 +161,69 @@ class Checkpoint:
         return cls(tokenizers, model, facts["provenance"], spaces, units)
 
 
+def kind_of(tokenizer: object) -> str:
+    return JANUS if isinstance(tokenizer, JanusImageTokenizer | JanusTextTokenizer) else OWN
+
+
+def text_facts(text: TextTokenizer) -> dict[str, Any]:
+    """What model.json says of the text tokenizer; its pieces have a file of their own."""
+    own = to_dict(text.config) if isinstance(text, JanusTextTokenizer) else {"max_length": text.max_length}
+    return {"kind": kind_of(text)} | own
+
+
+def read_image(facts: Any, folder: Path) -> ImageTokenizer | JanusImageTokenizer | None:
+    """The image tokenizer of a checkpoint, of either kind."""
+    if facts is None:
+        return None
+    kind, settings = kind_in(facts, "image_tokenizer", folder)
+    image: ImageTokenizer | JanusImageTokenizer
+    if kind == OWN:
+        image = ImageTokenizer(from_dict(ImageTokenizerConfig, settings))
+    else:
+        with torch.device("meta"):
+            image = JanusImageTokenizer(from_dict(JanusImageConfig, settings))
+    load_module(image, folder / "tokenizers" / "image.safetensors")
+    return image
+
+
+def read_text(facts: Any, folder: Path) -> TextTokenizer | None:
+    """The text tokenizer of a checkpoint, of either kind."""
+    if facts is None:
+        return None
+    kind, settings = kind_in(facts, "text_tokenizer", folder)
+    if kind == OWN:
+        return TextTokenizer.load(folder / "tokenizers", settings["max_length"])
+    return JanusTextTokenizer.read(folder / "tokenizers", from_dict(JanusTextConfig, settings))
+
+
+def kind_in(facts: Any, key: str, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Which tokenizer model.json speaks of, and its settings."""
+    kind = facts.get("kind") if isinstance(facts, dict) else None
+    if kind not in (OWN, JANUS):
+        raise UserError(
+            f"{folder / 'model.json'}: {key}: expected the kind {OWN} or {JANUS}, got '{kind}'. "
+            "The file was edited or damaged: copy the run again."
+        )
+    return kind, {name: value for name, value in facts.items() if name != "kind"}
+
+
+def dtype_of(precision: str) -> torch.dtype | None:
+    """What weights are held in; None: as they were saved. Raises UserError for a precision that does not exist."""
+    if precision not in ("auto", *DTYPES):
+        raise UserError(
+            f"precision: expected one of auto, {', '.join(DTYPES)}, got '{precision}'. Choose one of these."
+        )
+    return DTYPES.get(precision)
+
+
 def check_one_run(tokenizers: Tokenizers, model: OmniModel, folder: Path) -> None:
     """Raises UserError if the tokenizers are not those that the model was trained with, though all shapes agree."""
     brain, image, text = tokenizers.brain, tokenizers.image, tokenizers.text
-    same = {"tokenizers/brain.safetensors": torch.equal(model.brain_codebook, brain.quantizer.codebook)}
-    if image is not None:
-        same["tokenizers/image.safetensors"] = torch.equal(model.image_codebook, image.quantizer.codebook)
+    own = brain.quantizer.codebook.to(model.brain_codebook.dtype)
+    same = {"tokenizers/brain.safetensors": torch.equal(model.brain_codebook, own)}
+    if isinstance(image, ImageTokenizer):  # Janus embeds codes by a table of its own
+        own = image.quantizer.codebook.to(model.image_codebook.dtype)
+        same["tokenizers/image.safetensors"] = torch.equal(model.image_codebook, own)
     if text is not None:
         same["tokenizers/tokenizer.json"] = text.num_codes == model.vocabulary.text
     wrong = [file for file, fits in same.items() if not fits]
@@ -161,6 +250,8 @@ def check_spaces(
 def interface_of(tokenizers: Tokenizers, features: dict[str, tuple[int, int]]) -> Interface:
     """What the model must know of these tokenizers and features (name -> tokens, channels)."""
     brain, image, text = tokenizers.brain, tokenizers.image, tokenizers.text
+    if tokenizers.vision is not None:
+        features = features | {JANUS: tokenizers.vision.size}
     vocabulary = Vocabulary(
         text=text.num_codes if text else 0,
         image=image.config.quantizer.num_codes if image else 0,
@@ -177,4 +268,6 @@ def interface_of(tokenizers: Tokenizers, features: dict[str, tuple[int, int]]) -
         brain_stages=brain.config.quantizer.stages,
         text_codes=text.max_length if text else 0,
         features=features,
+        text_end=text.end if text else 0,
+        controls=text.controls if text else {},
     )

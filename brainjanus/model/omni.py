@@ -9,10 +9,13 @@ Differs: (1) a position is told which place it is about to predict; (2) codes of
 the model predicts each of them on its own (the marginal), which gives the expected response in a single pass.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -21,7 +24,7 @@ from brainjanus.core.vocabulary import MODALITIES, Vocabulary
 from brainjanus.model.decoder import Cache, Decoder, DecoderConfig
 from brainjanus.model.sequence import Block
 
-ENTRY_SCALE = 0.5  # standard deviation of what enters the decoder, before training
+ENTRY_SCALE = 0.5  # standard deviation of what enters a decoder that is not trained yet
 NEVER = -1e9  # logit of a code of another stage; finite, so that guidance may subtract it from itself
 
 
@@ -33,16 +36,28 @@ class OmniConfig:
     tokenizer's vectors before they are quantized, or "codes". image_input: what a picture that is a condition enters
     as: "codes", or the name of a vision encoder, built in or of the dataset's stored features. text_input: likewise,
     "codes" or the name of stored features.
+    image_head: what predicts the codes of a picture: "linear", or "mlp", Janus's two layers. image_places: whether
+    every place of a picture has embeddings and a pointer of its own; Janus has none. text_opening: whether a text that
+    is a condition begins with a token of its own; Janus's prompts do not. entry_scale: standard deviation of what
+    enters the decoder, before training.
     """
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     brain_input: str = "sites"
     image_input: str = "wavelet"
     text_input: str = "codes"
+    image_head: Literal["linear", "mlp"] = "linear"
+    image_places: bool = True
+    text_opening: bool = True
+    entry_scale: float = ENTRY_SCALE
 
     def __post_init__(self) -> None:
         if self.brain_input not in ("sites", "latents", "codes"):
             raise UserError(f"omni config: brain_input: expected sites, latents or codes, got '{self.brain_input}'.")
+        if self.image_head not in ("linear", "mlp"):
+            raise UserError(f"omni config: image_head: expected linear or mlp, got '{self.image_head}'.")
+        if not self.entry_scale > 0:
+            raise UserError(f"omni config: entry_scale: expected a number above 0, got {self.entry_scale}.")
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,8 @@ class Interface:
     text_codes: of the longest text, its end included; brain_patch: sites that a patch has; brain_stages: codes that it
     has, behind each other, each from a part of the codebook of its own.
     image_dim, brain_dim: length of a codebook vector. features: vision encoder -> (tokens, channels).
+    text_end: the code that ends a text. controls: control tokens that are pieces of the text's codebook, as in Janus,
+    name -> code; the others have rows of their own.
     """
 
     vocabulary: Vocabulary
@@ -64,6 +81,8 @@ class Interface:
     brain_patch: int = 1
     brain_stages: int = 1
     features: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    text_end: int = 0
+    controls: Mapping[str, int] = field(default_factory=dict)
 
 
 # B batch, K codes of a block, L positions, D width, N codebook entries
@@ -83,20 +102,28 @@ class OmniModel(nn.Module):
         self.aligners = nn.ModuleDict(
             {"image": aligner(interface.image_dim, width), "brain": aligner(interface.brain_dim, width)}
         )
-        places = {"image": interface.image_codes}
+        places = {"image": interface.image_codes} if config.image_places else {}
         places |= {f"brain:{subject}": k for subject, k in interface.brain_codes.items()}
         for name, (tokens, channels) in interface.features.items():
-            self.aligners[f"features:{name}"] = nn.Sequential(Standardise(channels), *aligner(channels, width))
-            places[f"features:{name}"] = tokens
+            self.aligners[features_key(name)] = nn.Sequential(Standardise(channels), *aligner(channels, width))
+            places[features_key(name)] = tokens
         self.places = nn.ParameterDict({name: torch.zeros(k, width) for name, k in places.items()})
         self.targets = nn.ParameterDict(
             {name: torch.zeros(k, width) for name, k in places.items() if not name.startswith("features:")}
         )
         sizes = {m: getattr(vocabulary, m) for m in MODALITIES}
         self.heads = nn.ModuleDict({m: nn.Linear(width, n, bias=False) for m, n in sizes.items() if n})
+        if config.image_head == "mlp" and vocabulary.image:
+            self.heads["image"] = nn.Sequential(
+                nn.Linear(width, width), nn.GELU(), nn.Linear(width, vocabulary.image)
+            )
         dims = {"image": interface.image_dim, "brain": interface.brain_dim}
         self.pointers = nn.ModuleDict(
-            {m: nn.Linear(width, dim, bias=False) for m, dim in dims.items() if m in self.heads}
+            {
+                m: nn.Linear(width, dim, bias=False)
+                for m, dim in dims.items()
+                if m in self.heads and (m == "brain" or config.image_places)
+            }
         )
         brains = {f"brain:{subject}": k for subject, k in interface.brain_codes.items()}
         self.read = nn.ParameterDict({n: torch.zeros(k, interface.brain_dim, width) for n, k in brains.items()})
@@ -105,25 +132,35 @@ class OmniModel(nn.Module):
             patches = {n: k // interface.brain_stages for n, k in brains.items()}
             self.read_sites = nn.ParameterDict({n: torch.zeros(k, *shape) for n, k in patches.items()})
         self.point = nn.ParameterDict({n: torch.zeros(k, width, interface.brain_dim) for n, k in brains.items()})
-        self._initialise()
+        self.initialise()
 
     @torch.no_grad()
-    def _initialise(self) -> None:
+    def initialise(self, but: Container[str] = ()) -> None:
         """Everything that enters has one scale, so that no content drowns in its position; layers start as identity.
 
         Codebook vectors and latents have length one, not one per entry: their aligners start accordingly larger.
+        but: names of parameters that stay as they are.
         """
+        relative = self.config.entry_scale / ENTRY_SCALE
         for name, parameter in self.named_parameters():
+            if name in but:
+                continue
             if name.endswith(("o_proj.weight", "down_proj.weight", "bias")) or name.startswith("point."):
                 nn.init.zeros_(parameter)
             elif name.startswith(("places.", "targets.", "embed_tokens.", "read.")):
-                nn.init.normal_(parameter, std=ENTRY_SCALE)
+                nn.init.normal_(parameter, std=self.config.entry_scale)
+            elif name == "heads.image.0.weight":  # the first of two layers: the last one starts at zero
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif name.startswith(("heads.", "pointers.")):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2 or name.startswith("read_sites."):
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        for name in ("image", "brain"):
-            nn.init.normal_(self.get_parameter(f"aligners.{name}.0.weight"), std=1.0)
+                last = name.startswith("read_sites.") or re.fullmatch(r"aligners\.(.*)\.[23]\.weight", name)
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * (relative if last else 1))
+            else:  # of a norm
+                nn.init.ones_(parameter)
+        for name in (f"aligners.{modality}.0.weight" for modality in ("image", "brain")):
+            if name not in but:
+                nn.init.normal_(self.get_parameter(name), std=1.0)
 
     @torch.no_grad()
     def load_codebooks(self, image: Float[Tensor, "n d"], brain: Float[Tensor, "m e"]) -> None:
@@ -135,7 +172,7 @@ class OmniModel(nn.Module):
     def load_feature_statistics(self, features: Mapping[str, Float[Tensor, "n _ _"]]) -> None:
         """Take over the mean and spread of each channel of the vision features of the training split."""
         for name, values in features.items():
-            standardise = self.aligners[f"features:{name}"].get_submodule("0")
+            standardise = self.aligners[features_key(name)].get_submodule("0")
             assert isinstance(standardise, Standardise)
             standardise.load(values)
 
@@ -147,8 +184,10 @@ class OmniModel(nn.Module):
         N is the size of the target's own codebook: prediction is restricted to its range of the vocabulary.
         """
         prefix = self.embed_conditions(conditions, target.batch)
-        states = self.decoder(torch.cat([prefix, self.embed_target(target, hidden)], dim=1))
-        return self.logits(states[:, prefix.shape[1] :], target, slice(0, target.length))
+        x = torch.cat([prefix.x, self.embed_target(target, hidden)], dim=1)
+        seen = None if prefix.seen is None else F.pad(prefix.seen, (0, target.length), value=True)
+        states = self.decoder(x, seen=seen)
+        return self.logits(states[:, prefix.x.shape[1] :], target, slice(0, target.length))
 
     def logits(self, states: Float[Tensor, "b k d"], target: Block, places: slice) -> Float[Tensor, "b k n"]:
         """Of each code at some places of the target.
@@ -173,16 +212,23 @@ class OmniModel(nn.Module):
         stage = torch.arange(places.start, places.stop, device=device) % stages
         return stage[:, None] != torch.arange(size, device=device) // (size // stages)
 
-    def embed_conditions(self, conditions: Sequence[Block], batch: int) -> Float[Tensor, "b l d"]:
+    def embed_conditions(self, conditions: Sequence[Block], batch: int) -> "Prefix":
         """begin, and each condition behind its opening token."""
         parts = [self.embed_control("begin", batch)]
+        seen = [torch.ones(batch, 1, dtype=torch.bool, device=parts[0].device)]
         for block in conditions:
-            parts += [self.embed_control(opening(block), batch), self.embed_content(block)]
-        return torch.cat(parts, dim=1)
+            if block.modality != "text" or block.codes is None or self.config.text_opening:
+                parts, seen = [*parts, self.embed_control(opening(block), batch)], [*seen, seen[0]]
+            parts.append(self.embed_content(block))
+            seen.append(seen[0].expand(batch, block.length) if block.seen is None else block.seen)
+        filled_up = any(block.seen is not None for block in conditions)
+        return Prefix(torch.cat(parts, dim=1), torch.cat(seen, dim=1) if filled_up else None)
 
     def embed_content(self, block: Block) -> Float[Tensor, "b k d"]:
         """The content of a condition; rows that are dropped show only where they would be."""
         x = self.embed_vectors(block, slice(0, block.length))
+        if block.unmeasured is not None:
+            x = x + block.unmeasured[..., None] * self.embed_control("hidden", 1)
         if block.dropped is not None:
             x = torch.where(block.dropped[:, None, None], self.embed_control("dropped", 1), x)
         place = place_of(block)
@@ -195,12 +241,12 @@ class OmniModel(nn.Module):
     def embed_vectors(self, block: Block, places: slice) -> Float[Tensor, "b k d"]:
         """The content of a block that lies at these of its places."""
         if block.features is not None:
-            name = f"features:{block.features}"
+            name = features_key(block.features)
             if name not in self.aligners:
-                known = [key.removeprefix("features:") for key in self.aligners if key.startswith("features:")]
+                known = ", ".join(self.interface.features) or "none"
                 raise UserError(
                     f"features '{block.features}': expected those the model was trained on "
-                    f"({', '.join(known) or 'none'}). Prepare the dataset with the same vision encoder."
+                    f"({known}). Prepare the dataset with the same vision encoder."
                 )
             return self.aligners[name](block.content)
         if block.modality == "text":
@@ -226,14 +272,16 @@ class OmniModel(nn.Module):
         return x + self.targets[place] if place in self.targets else x
 
     def embed_control(self, name: str, batch: int) -> Float[Tensor, "b 1 d"]:
-        token = torch.tensor(self.vocabulary.control(name), device=self.embed_tokens.weight.device)
+        alias = self.interface.controls.get(name)  # of Janus: its own pieces
+        row = self.vocabulary.control(name) if alias is None else self.vocabulary.range("text").start + alias
+        token = torch.tensor(row, device=self.embed_tokens.weight.device)
         return self.embed_tokens(token).expand(batch, 1, -1)
 
     def start(self, conditions: Sequence[Block], batch: int, length: int) -> Cache:
         """A cache that holds the conditions and has room for `length` positions in all."""
         prefix = self.embed_conditions(conditions, batch)
-        cache = Cache(self.config.decoder, batch, length, like=prefix)
-        self.decoder(prefix, cache)
+        cache = Cache(self.config.decoder, batch, length, like=prefix.x)
+        self.decoder(prefix.x, cache, prefix.seen)
         return cache
 
     def step(self, cache: Cache, target: Block, position: int) -> Float[Tensor, "b n"]:
@@ -247,6 +295,13 @@ class OmniModel(nn.Module):
         if place in self.targets:
             x = x + self.targets[place][position]
         return self.logits(self.decoder(x, cache), target, slice(position, position + 1))[:, 0]
+
+
+class Prefix(NamedTuple):
+    """The conditions as they enter the decoder. seen: which positions exist; None: all."""
+
+    x: Float[Tensor, "b l d"]
+    seen: Bool[Tensor, "b l"] | None
 
 
 class Standardise(nn.Module):
@@ -283,4 +338,9 @@ def opening(block: Block) -> str:
 
 def place_of(block: Block) -> str:
     """The name of a block's positions; text has none beside the rotary ones."""
-    return f"features:{block.features}" if block.features is not None else opening(block)
+    return features_key(block.features) if block.features is not None else opening(block)
+
+
+def features_key(name: str) -> str:
+    """The name of an encoder among a module's parameters, where a dot would separate names."""
+    return "features:" + name.replace(".", "%2E")

@@ -4,7 +4,7 @@ Byte-level BPE (Sennrich et al. 2016) trained on the captions of the training sp
 Code 0 ends every text and fills up shorter ones.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,9 +37,13 @@ class Prompt(NamedTuple):
 
 
 class TextTokenizer:
-    """Encode and decode text; `num_codes` is the size of its codebook, the end included. end: the code that ends it."""
+    """Encode and decode text; `num_codes` is the size of its codebook, the end included.
+
+    end: the code that ends a text. controls: what the model's control tokens are among the codes, by name; none here.
+    """
 
     end: int = END
+    controls: Mapping[str, int] = {}
 
     def __init__(self, tokenizer: Tokenizer, max_length: int):
         self.tokenizer = tokenizer
@@ -75,11 +79,11 @@ class TextTokenizer:
         return cls(tokenizer, config.max_length or longest)
 
     def encode(self, texts: Sequence[str]) -> Int[Tensor, "b l"]:
-        """Codes of texts, each ended and filled up with END to max_length codes, whatever else is in the batch.
+        """Codes of texts, each ended and filled up with its end to max_length codes, whatever else is in the batch.
 
         Raises UserError if a text is longer than max_length codes.
         """
-        rows = [[*encoding.ids, END] for encoding in self.tokenizer.encode_batch(list(texts))]
+        rows = [[*pieces, self.end] for pieces in self.pieces(texts)]
         longest = max(map(len, rows), default=1)
         if longest > self.max_length:
             text = texts[max(range(len(rows)), key=lambda i: len(rows[i]))]
@@ -87,7 +91,11 @@ class TextTokenizer:
                 f"text '{text}': expected at most {self.max_length} codes with its end, got {longest}. "
                 "Shorten it, or train with a larger text_tokenizer.max_length."
             )
-        return torch.tensor([row + [END] * (self.max_length - len(row)) for row in rows], dtype=torch.long)
+        return torch.tensor([row + [self.end] * (self.max_length - len(row)) for row in rows], dtype=torch.long)
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Codes of texts as they are, without their end."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def prompt(self, texts: Sequence[str]) -> Prompt:
         """Texts as what a condition is: their codes with their end, of which the filling behind it is not seen."""
