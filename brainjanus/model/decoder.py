@@ -3,18 +3,20 @@
 RMSNorm, rotary positions, grouped-query attention, SwiGLU, with Hugging Face parameter names, so that the weights of
 a Llama (and so of Janus-Pro's language model) load as they are; the agreement with `LlamaModel` is a test.
 Source: Touvron et al. 2023; Su et al. 2021 (rotary positions); Ainslie et al. 2023 (grouped queries).
-Differs: embeddings are the caller's, and the cache is allocated once for a whole generation.
+Differs: embeddings are the caller's; padding may lie anywhere, is seen by nobody and takes no rotary position; the
+cache is allocated once for a whole generation.
 """
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from brainjanus.core.attention import attention
 from brainjanus.core.errors import UserError
+from brainjanus.core.linear import Joined, PackedLinear
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class DecoderConfig:
     num_key_value_heads: int = 6
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
+    max_position_embeddings: int = 16_384
 
     def __post_init__(self) -> None:
         problems = [f"{name} must be at least 1, got {v}" for name, v in vars(self).items() if type(v) is int and v < 1]
@@ -45,39 +48,101 @@ class DecoderConfig:
         if problems:
             raise UserError("decoder config: " + "; ".join(problems) + ". Correct the config.")
 
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
 
 class Cache:
-    """Keys and values of every layer for at most `length` positions, allocated once."""
+    """Keys and values of every layer for at most `length` positions, allocated once.
+
+    Which of them are seen, and which rotary position comes next, is known for each row. A cache that is `static` reads
+    all of its positions at every step and keeps count in tensors, so that all steps are the same work and can be
+    compiled or recorded; otherwise only what is filled is read.
+    """
 
     def __init__(self, config: DecoderConfig, batch: int, length: int, like: Tensor):
-        head = config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, head)
+        check_length(config, length)
+        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
         self.tensors = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.filled = 0
+        self.rotary = rotary(config, torch.arange(length, device=like.device), like.dtype)
+        self.config, self.filled = config, 0
+        self.seen: Tensor | None = None  # [b, length]; None: all that is filled
+        self.next: Tensor | None = None  # [b], the rotary position of what comes next; None: `filled`
+        self.column: Tensor | None = None  # [1], `filled` of a static cache
+
+    @property
+    def batch(self) -> int:
+        return self.tensors.shape[2]
+
+    @property
+    def length(self) -> int:
+        return self.tensors.shape[4]
+
+    def hide(self, seen: Bool[Tensor, "b l"]) -> None:
+        """Of the first L positions, which are seen; all that come later are."""
+        assert not self.filled, "what is seen of a prefix is said before it enters"
+        self.seen = torch.ones(self.batch, self.length, dtype=torch.bool, device=seen.device)
+        self.seen[:, : seen.shape[1]] = seen
+        self.next = seen.sum(dim=1)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [b, h, l, d] behind the filled part; return all that is stored."""
+        stored_keys, stored_values = self.tensors[layer, 0], self.tensors[layer, 1]
+        if self.column is not None:
+            stored_keys.index_copy_(2, self.column, keys)
+            stored_values.index_copy_(2, self.column, values)
+            return stored_keys, stored_values
         end = self.filled + keys.shape[2]
-        self.tensors[layer, 0, :, :, self.filled : end] = keys
-        self.tensors[layer, 1, :, :, self.filled : end] = values
-        return self.tensors[layer, 0, :, :, :end], self.tensors[layer, 1, :, :, :end]
+        stored_keys[:, :, self.filled : end] = keys
+        stored_values[:, :, self.filled : end] = values
+        return stored_keys[:, :, :end], stored_values[:, :, :end]
+
+    def step(self) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """Rotation (cos, sin) of the position that comes next, and the bias of what it sees."""
+        cos, sin = self.rotary
+        if self.next is not None:
+            rotation = cos[self.next][:, None], sin[self.next][:, None]  # [b, 1, 1, e]
+        elif self.column is not None:
+            rotation = cos[self.column], sin[self.column]
+        else:
+            rotation = cos[self.filled : self.filled + 1], sin[self.filled : self.filled + 1]
+        if self.column is not None:
+            seen = torch.arange(self.length, device=cos.device) <= self.column
+            seen = seen[None] if self.seen is None else seen & self.seen
+        elif self.seen is not None:
+            seen = self.seen[:, : self.filled + 1]
+        else:
+            return rotation, None
+        return rotation, bias_of(seen[:, None, None], cos.dtype)
+
+    def advance(self, positions: int) -> None:
+        """So many positions have entered."""
+        if self.column is not None:
+            self.column += positions
+        if self.filled and self.next is not None:  # those of a prefix were counted when it was said what is seen
+            self.next += positions
+        self.filled += positions
 
     def repeat(self, times: int, length: int) -> "Cache":
         """A cache with room for `length` positions in which every row stands `times` times."""
-        if times == 1 and length <= self.tensors.shape[4]:
+        if times == 1 and length <= self.length:
             return self
-        copy = object.__new__(Cache)
-        shape = list(self.tensors.shape)
-        shape[2] *= times
-        shape[4] = length
-        copy.tensors = self.tensors.new_empty(shape)
+        copy = Cache(self.config, self.batch * times, length, like=self.tensors)
         prefix = self.tensors[:, :, :, :, : self.filled]
         copy.tensors[:, :, :, :, : self.filled] = prefix.repeat_interleave(times, dim=2)
+        if self.seen is not None:
+            copy.hide(self.seen[:, : self.filled].repeat_interleave(times, dim=0))
         copy.filled = self.filled
         return copy
 
+    def make_static(self) -> None:
+        """From here on, read everything at each step. What is not filled is hidden by a bias, and must be finite."""
+        self.tensors[:, :, :, :, self.filled :] = 0
+        self.column = torch.tensor([self.filled], device=self.tensors.device)
 
-# B batch, L positions, D width, H heads
+
+# B batch, L positions, D width, H heads, E width of a head
 class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -85,19 +150,36 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, x: Float[Tensor, "b l d"], cache: Cache | None = None) -> Float[Tensor, "b l d"]:
+    def forward(
+        self, x: Float[Tensor, "b l d"], cache: Cache | None = None, seen: Bool[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l d"]:
         """Hidden states; each position sees itself and those before it, and all that the cache holds.
 
         With an empty cache any number of positions may enter; a filled one is continued one position at a time.
+        seen: which positions exist; the others are padding, which nothing but itself sees and whose states mean
+        nothing. Rotary positions count what is seen. None: all exist.
+        Raises UserError if there are more positions than the config allows.
         """
-        start = cache.filled if cache else 0
-        assert start == 0 or x.shape[1] == 1, "a filled cache is continued one position at a time"
-        rotation = rotary(self.config, start, x.shape[1], x)
+        check_length(self.config, x.shape[1])
+        entered, own = x.dtype, self.norm.weight.dtype
+        if own != torch.float32:  # weights in half precision: what surrounds the decoder stays in float32
+            x = x.to(own)
+        bias = None
+        if cache and cache.filled:
+            assert x.shape[1] == 1 and seen is None, "a filled cache is continued one position at a time"
+            rotation, bias = cache.step()
+        elif seen is None:
+            rotation = rotary(self.config, torch.arange(x.shape[1], device=x.device), x.dtype)
+        else:
+            rotation = rotary(self.config, (seen.cumsum(dim=1) - 1).clamp_min(0), x.dtype)
+            bias = bias_of(causally(seen), x.dtype)
+            if cache:
+                cache.hide(seen)
         for index, layer in enumerate(self.layers):
-            x = layer(x, rotation, index, cache)
+            x = layer(x, rotation, bias, index, cache)
         if cache:
-            cache.filled += x.shape[1]
-        return self.norm(x)
+            cache.advance(x.shape[1])
+        return self.norm(x).to(entered)
 
 
 class Layer(nn.Module):
@@ -108,8 +190,10 @@ class Layer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], index: int, cache: Cache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, index, cache)
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], bias: Tensor | None, index: int, cache: Cache | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, bias, index, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -117,20 +201,33 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        head = config.hidden_size // self.heads
+        head = config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, self.heads * head, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * head, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * head, bias=False)
         self.o_proj = nn.Linear(self.heads * head, config.hidden_size, bias=False)
+        self.joined: Joined | None = None
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], index: int, cache: Cache | None) -> Tensor:
-        q = rotate(self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), rotation)
-        k = rotate(self.k_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), rotation)
-        v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        causal = q.shape[2] > 1
+    def pack(self, precision: str) -> None:
+        self.joined = Joined([self.q_proj, self.k_proj, self.v_proj], precision)
+        self.o_proj = PackedLinear(self.o_proj, precision)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], bias: Tensor | None, index: int, cache: Cache | None
+    ) -> Tensor:
+        if self.joined is not None:  # queries and keys are rotated in one go
+            both = self.joined(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
+            turned = rotate(both[:, :, : self.heads + self.kv_heads], rotation)
+            q, k = turned[:, :, : self.heads], turned[:, :, self.heads :]
+            v = both[:, :, self.heads + self.kv_heads :]
+        else:
+            q = rotate(self.q_proj(x).unflatten(-1, (self.heads, -1)), rotation)
+            k = rotate(self.k_proj(x).unflatten(-1, (self.kv_heads, -1)), rotation)
+            v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1))
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if cache:
             k, v = cache.append(index, k, v)
-        out = attention(q, k.to(v.dtype), v, causal=causal)
+        out = attention(q, k.to(v.dtype), v, causal=q.shape[2] > 1 and bias is None, bias=bias)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -140,21 +237,46 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.joined: Joined | None = None
+
+    def pack(self, precision: str) -> None:
+        self.joined = Joined([self.gate_proj, self.up_proj], precision)
+        self.down_proj = PackedLinear(self.down_proj, precision)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = (self.gate_proj(x), self.up_proj(x)) if self.joined is None else self.joined(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
 
 
-def rotary(config: DecoderConfig, start: int, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [l, head] of positions start, start + 1, ..."""
-    head = config.hidden_size // config.num_attention_heads
-    frequencies = config.rope_theta ** -(torch.arange(0, head, 2, device=like.device).float() / head)
-    angles = torch.arange(start, start + length, device=like.device).float()[:, None] * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+def check_length(config: DecoderConfig, length: int) -> None:
+    if length > config.max_position_embeddings:
+        raise UserError(
+            f"decoder: expected at most {config.max_position_embeddings} positions, got {length} of the conditions and "
+            "the target together. Give fewer or shorter conditions, or raise max_position_embeddings before training."
+        )
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def rotary(config: DecoderConfig, positions: Int[Tensor, "*l"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [*l, 1, e] of positions, for any number of heads; the first half of sin is negative."""
+    even = torch.arange(0, config.head_dim, 2, device=positions.device)
+    angles = positions.float()[..., None, None] * config.rope_theta ** -(even.float() / config.head_dim)
+    sin = angles.sin()
+    return torch.cat([angles.cos()] * 2, dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+
+
+def rotate(x: Float[Tensor, "b l h e"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "b l h e"]:
     cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+
+
+def causally(seen: Bool[Tensor, "b l"]) -> Bool[Tensor, "b 1 l l"]:
+    """What each position sees: what is seen of those before it, and itself, so that padding, too, sees something."""
+    length = seen.shape[1]
+    before = torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=seen.device)
+    return ((seen[:, None, :] & before) | itself)[:, None]
+
+
+def bias_of(seen: Bool[Tensor, "*b"], dtype: torch.dtype) -> Float[Tensor, "*b"]:
+    """What is added to the scores of attention: nothing where a key is seen, -inf where not."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, float("-inf"))
