@@ -9,7 +9,7 @@ Source: Ho & Salimans 2022 (guidance); Holtzman et al. 2020 (top-p).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from brainjanus.core.progress import progress
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Block, modality_of, total_length
+from brainjanus.model.steps import Steps
 from brainjanus.tokenizers.text import END
 from brainjanus.tokenizers.vision import vision_encoder
 
@@ -90,7 +91,8 @@ def generate(
             if mean and config.num_samples == 0:
                 probabilities = marginal(checkpoint.model, part, goal, config.guidance)
             else:
-                codes, probabilities = sample(checkpoint.model, part, goal, config, uniform[rows])
+                codes, averages = sample(checkpoint.model, part, goal, config, uniform[rows], averaged=mean)
+                probabilities = codes if averages is None else averages
             if mean:
                 outputs.append(decode_probabilities(checkpoint, probabilities, goal))
             else:
@@ -114,14 +116,23 @@ def marginal(
     return logits.softmax(dim=-1)
 
 
+class Sampled(NamedTuple):
+    """Codes drawn one after the other, and the probabilities they were drawn from, averaged over samples, if wanted."""
+
+    codes: Int[Tensor, "b s k"]
+    probabilities: Float[Tensor, "b k n"] | None
+
+
 def sample(
     model: OmniModel,
     conditions: Sequence[Block],
     target: Block,
     config: GenerationConfig,
     uniform: Float[Tensor, "b s k"],
-) -> tuple[Int[Tensor, "b s k"], Float[Tensor, "b k n"]]:
-    """Codes drawn one after the other, and the probabilities they were drawn from, averaged over samples.
+    *,
+    averaged: bool = False,
+) -> Sampled:
+    """Samples of the target of each row. averaged: whether their probabilities are wanted, too.
 
     uniform: numbers in [0, 1) that decide each draw, so that a row's samples do not depend on its neighbours.
     """
@@ -130,42 +141,51 @@ def sample(
     if guided:
         conditions = [stack(block, block.withheld()) for block in conditions]
     many = rows * (2 if guided else 1)
-    prefix = model.start(conditions, many, total_length(conditions, 0))
-    cache = prefix.repeat(samples, total_length(conditions, length))
-    codes = torch.zeros(many * samples, length, dtype=torch.long)
-    means = torch.zeros(rows, length, target_size(model, target))
-    draws = uniform.flatten(0, 1)
-    ended = torch.zeros(rows * samples, dtype=torch.bool)
+    room = total_length(conditions, length)
+    prefix = model.start(conditions, many, room if samples == 1 else total_length(conditions, 0))
+    steps = Steps(model, prefix.repeat(samples, room), target)
+    device = prefix.tensors.device
+    draws = uniform.flatten(0, 1).to(device)
+    codes = torch.full((rows * samples, length), model.interface.text_end, device=device)
+    means = torch.zeros(rows, length, target_size(model, target), device=device) if averaged else None
+    ended = torch.zeros(rows * samples, dtype=torch.bool, device=device)
+    previous = None
     for position in range(length):
-        logits = model.step(cache, replace(target, codes=codes), position).float()
+        logits = steps(position, previous).float()
         if guided:
             given, without = logits.chunk(2)
             logits = without + config.guidance * (given - without)
-        means[:, position] = logits.softmax(dim=-1).unflatten(0, (rows, samples)).mean(dim=1)
+        if means is not None:
+            means[:, position] = logits.softmax(dim=-1).unflatten(0, (rows, samples)).mean(dim=1)
         chosen = draw(logits, draws[:, position], config)
         if target.modality == "text":
-            chosen = torch.where(ended, END, chosen)
-            ended |= chosen == END
-        codes[:, position] = chosen.repeat(2) if guided else chosen
+            chosen = chosen.masked_fill(ended, model.interface.text_end)
+            ended |= chosen == model.interface.text_end
+        codes[:, position] = chosen
         if target.modality == "text" and bool(ended.all()):
             break
-    return codes[: rows * samples].unflatten(0, (rows, samples)), means
+        previous = chosen.repeat(2) if guided else chosen
+    return Sampled(codes.unflatten(0, (rows, samples)), means)
 
 
 def draw(logits: Float[Tensor, "r n"], uniform: Float[Tensor, "r"], config: GenerationConfig) -> Int[Tensor, "r"]:
     """One code per row, by temperature, top-k and top-p; `uniform` decides which."""
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits / config.temperature
+    logits, order = logits / config.temperature, None
     if config.top_k:
-        least = logits.topk(min(config.top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    probabilities, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= config.top_p, 0.0)
+        logits, order = logits.topk(min(config.top_k, logits.shape[-1]))
+    elif config.top_p < 1:
+        logits, order = logits.sort(dim=-1, descending=True)
+    probabilities = logits.softmax(dim=-1)
+    if config.top_p < 1:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        probabilities = probabilities.masked_fill(before >= config.top_p, 0.0)
     cumulative = probabilities.cumsum(dim=-1)
-    place = (cumulative <= uniform[:, None] * cumulative[:, -1:]).sum(dim=-1).clamp_max(logits.shape[-1] - 1)
-    return order.gather(1, place[:, None])[:, 0]
+    whole = cumulative[:, -1:]
+    below = torch.minimum(uniform[:, None] * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    place = torch.searchsorted(cumulative, below, right=True)  # the first that exceeds it, so that its own p is not 0
+    return (place if order is None else order.gather(1, place))[:, 0]
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ def test_averaged_probabilities_are_those_of_all_sequences(small):
     exact = torch.stack([(p[:, :, None] * torch.eye(3)[sequences[:, k]]).sum(dim=1) for k in range(2)], dim=1)
     target = Block("brain", codes=torch.zeros(2, 2, dtype=torch.long), subject="b")
     uniform = torch.rand(2, 3000, 2, generator=torch.Generator().manual_seed(0))
-    codes, means = sample(small.model, blocks(small, given), target, GenerationConfig(), uniform)
+    codes, means = sample(small.model, blocks(small, given), target, GenerationConfig(), uniform, averaged=True)
     torch.testing.assert_close(means[:, 0], exact[:, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(means[:, 1], exact[:, 1], atol=0.02, rtol=0)
     shares = (codes[:, :, None] == sequences).all(dim=-1).float().mean(dim=1)
@@ -195,7 +195,8 @@ def staged(make_checkpoint):
 def test_no_code_of_another_stage_is_drawn(staged, config, uniform):
     goal = module.target_block(staged, "brain:b", 4)
     shown = blocks(staged, {"image": conditions()["image"], "brain:a": torch.randn(4, 10)})
-    codes, means = sample(staged.model, shown, goal, GenerationConfig(**config), torch.full((4, 3, 4), uniform))
+    fixed = torch.full((4, 3, 4), uniform)
+    codes, means = sample(staged.model, shown, goal, GenerationConfig(**config), fixed, averaged=True)
     assert torch.equal(codes // 3, (torch.arange(4) % 2).expand(4, 3, 4))
     means = means.unflatten(2, (2, 3)).sum(dim=-1)  # of each stage
     torch.testing.assert_close(means, torch.eye(2).repeat(2, 1).expand(4, 4, 2))

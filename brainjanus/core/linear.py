@@ -7,6 +7,7 @@ private operators of torch: where one is missing, plain `F.linear` is used. Laye
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ class Product:
     def __init__(self, weight: Float[Tensor, "o i"], bias: Float[Tensor, "o"] | None, precision: str):
         self.weight: Tensor | None = weight
         self.bias = bias
-        self.half = self.blocked = None
+        self.half: Any = None  # torch's own object
+        self.blocked: Tensor | None = None
         if weight.device.type != "cpu":
             return
         if precision == "float16" and has_half():
@@ -45,14 +47,16 @@ class Product:
         rows = x.numel() // x.shape[-1]
         if self.blocked is not None and rows > FEW and rows * self.weight.numel() >= WORTH:
             return torch.ops.mkldnn._linear_pointwise.default(x, self.blocked, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer whose weights are fixed; its parameters have the names and values that they had before.
+    """A linear layer whose weights are fixed until it is trained; its parameters keep their names and values.
 
     In float16 the values are rounded, and the layer cannot be trained any more.
     """
+
+    product: Product | None
 
     def __init__(self, linear: nn.Linear, precision: str):
         nn.Module.__init__(self)
@@ -62,12 +66,18 @@ class PackedLinear(nn.Linear):
         if self.product.half is not None:
             self.weight = nn.Parameter(self.weight.detach().half(), requires_grad=False)
 
+    def train(self, mode: bool = True) -> "PackedLinear":
+        if mode:
+            assert self.weight.dtype == torch.float32, "weights that were rounded for generation are not trained"
+            self.product = None
+        return super().train(mode)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x)
+        return super().forward(x) if self.product is None else self.product(x)
 
 
 class Joined:
-    """Linear layers without a bias that have the same input, as one product."""
+    """Linear layers without a bias that have the same input, as one product; dropped before they are trained."""
 
     def __init__(self, layers: Sequence[nn.Linear], precision: str):
         assert all(layer.bias is None for layer in layers)
@@ -85,8 +95,9 @@ class Joined:
 def pack(module: nn.Module, precision: str) -> None:
     """Fix the linear layers below a module for generation, in place; one with a `pack` of its own sees to itself."""
     for name, child in list(module.named_children()):
-        if hasattr(child, "pack"):
-            child.pack(precision)
+        own = getattr(child, "pack", None)
+        if callable(own):
+            own(precision)
         elif type(child) is nn.Linear:
             setattr(module, name, PackedLinear(child, precision))
         else:

@@ -69,7 +69,7 @@ class Cache:
         self.config, self.filled = config, 0
         self.seen: Tensor | None = None  # [b, length]; None: all that is filled
         self.next: Tensor | None = None  # [b], the rotary position of what comes next; None: `filled`
-        self.column: Tensor | None = None  # [1], `filled` of a static cache
+        self.column: Tensor | None = None  # [1], what is filled of a static cache
 
     @property
     def batch(self) -> int:
@@ -118,11 +118,12 @@ class Cache:
 
     def advance(self, positions: int) -> None:
         """So many positions have entered."""
-        if self.column is not None:
-            self.column += positions
         if self.filled and self.next is not None:  # those of a prefix were counted when it was said what is seen
             self.next += positions
-        self.filled += positions
+        if self.column is not None:  # `filled` stays: compiled code must not depend on it
+            self.column += positions
+        else:
+            self.filled += positions
 
     def repeat(self, times: int, length: int) -> "Cache":
         """A cache with room for `length` positions in which every row stands `times` times."""
@@ -212,6 +213,10 @@ class Attention(nn.Module):
         self.joined = Joined([self.q_proj, self.k_proj, self.v_proj], precision)
         self.o_proj = PackedLinear(self.o_proj, precision)
 
+    def train(self, mode: bool = True) -> "Attention":
+        self.joined = None if mode else self.joined
+        return super().train(mode)
+
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], bias: Tensor | None, index: int, cache: Cache | None
     ) -> Tensor:
@@ -242,6 +247,10 @@ class FeedForward(nn.Module):
     def pack(self, precision: str) -> None:
         self.joined = Joined([self.gate_proj, self.up_proj], precision)
         self.down_proj = PackedLinear(self.down_proj, precision)
+
+    def train(self, mode: bool = True) -> "FeedForward":
+        self.joined = None if mode else self.joined
+        return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = (self.gate_proj(x), self.up_proj(x)) if self.joined is None else self.joined(x).chunk(2, dim=-1)

@@ -16,10 +16,11 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.linear import pack, resolve
 from brainjanus.core.vocabulary import MODALITIES, Vocabulary
 from brainjanus.model.decoder import Cache, Decoder, DecoderConfig
 from brainjanus.model.sequence import Block
@@ -89,6 +90,7 @@ class Interface:
 class OmniModel(nn.Module):
     image_codebook: Tensor
     brain_codebook: Tensor
+    acceleration: str = "none"  # of its steps: see model/steps.py
 
     def __init__(self, config: OmniConfig, interface: Interface):
         super().__init__()
@@ -114,9 +116,7 @@ class OmniModel(nn.Module):
         sizes = {m: getattr(vocabulary, m) for m in MODALITIES}
         self.heads = nn.ModuleDict({m: nn.Linear(width, n, bias=False) for m, n in sizes.items() if n})
         if config.image_head == "mlp" and vocabulary.image:
-            self.heads["image"] = nn.Sequential(
-                nn.Linear(width, width), nn.GELU(), nn.Linear(width, vocabulary.image)
-            )
+            self.heads["image"] = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, vocabulary.image))
         dims = {"image": interface.image_dim, "brain": interface.brain_dim}
         self.pointers = nn.ModuleDict(
             {
@@ -189,7 +189,9 @@ class OmniModel(nn.Module):
         states = self.decoder(x, seen=seen)
         return self.logits(states[:, prefix.x.shape[1] :], target, slice(0, target.length))
 
-    def logits(self, states: Float[Tensor, "b k d"], target: Block, places: slice) -> Float[Tensor, "b k n"]:
+    def logits(
+        self, states: Float[Tensor, "b k d"], target: Block, places: slice | Int[Tensor, "k"]
+    ) -> Float[Tensor, "b k n"]:
         """Of each code at some places of the target.
 
         Codes of images and brains are also pointed at by their vector in the codebook, so that what is learned of one
@@ -206,10 +208,10 @@ class OmniModel(nn.Module):
             logits = logits.masked_fill(self.other_stages(places, logits.device), NEVER)
         return logits
 
-    def other_stages(self, places: slice, device: torch.device) -> Bool[Tensor, "k n"]:
+    def other_stages(self, places: slice | Int[Tensor, "k"], device: torch.device) -> Bool[Tensor, "k n"]:
         """Which codes belong to another stage of the quantizer than that of each of these places."""
         stages, size = self.interface.brain_stages, self.vocabulary.brain
-        stage = torch.arange(places.start, places.stop, device=device) % stages
+        stage = torch.arange(max(self.interface.brain_codes.values()), device=device)[places] % stages
         return stage[:, None] != torch.arange(size, device=device) // (size // stages)
 
     def embed_conditions(self, conditions: Sequence[Block], batch: int) -> "Prefix":
@@ -238,7 +240,7 @@ class OmniModel(nn.Module):
         """How many codes each vector of this block takes the place of."""
         return self.interface.brain_stages if block.modality == "brain" and block.vectors is not None else 1
 
-    def embed_vectors(self, block: Block, places: slice) -> Float[Tensor, "b k d"]:
+    def embed_vectors(self, block: Block, places: slice | Int[Tensor, "k"]) -> Float[Tensor, "b k d"]:
         """The content of a block that lies at these of its places."""
         if block.features is not None:
             name = features_key(block.features)
@@ -280,21 +282,45 @@ class OmniModel(nn.Module):
     def start(self, conditions: Sequence[Block], batch: int, length: int) -> Cache:
         """A cache that holds the conditions and has room for `length` positions in all."""
         prefix = self.embed_conditions(conditions, batch)
-        cache = Cache(self.config.decoder, batch, length, like=prefix.x)
+        cache = Cache(self.config.decoder, batch, length, like=self.decoder.norm.weight)
         self.decoder(prefix.x, cache, prefix.seen)
         return cache
 
-    def step(self, cache: Cache, target: Block, position: int) -> Float[Tensor, "b n"]:
-        """Logits of the code at `position` of the target, of which the codes before it are filled in."""
-        if position == 0:
-            x = self.embed_control(opening(target), target.batch)
-        else:
-            previous = Block(target.modality, codes=target.content[:, position - 1 : position], subject=target.subject)
-            x = self.embed_vectors(previous, slice(position - 1, position))
+    def step(
+        self, cache: Cache, target: Block, position: int | Int[Tensor, "1"], previous: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b n"]:
+        """Logits of the code at `position` of the target. previous: the code before it; None at position 0.
+
+        target: says what is predicted; its codes are not read. A position that is a tensor gives the same work at all
+        positions but 0, which can be compiled or recorded if the cache is static.
+        """
+        places = slice(position, position + 1) if isinstance(position, int) else position
         place = place_of(target)
+        if previous is None:
+            x = self.embed_control(opening(target), cache.batch)
+        elif target.modality == "text":  # a code that was drawn is one of the vocabulary: nothing is to be checked
+            x = self.embed_tokens(previous[:, None] + self.vocabulary.range("text").start)
+        else:
+            before = slice(position - 1, position) if isinstance(position, int) else position - 1
+            x = self.embed_vectors(Block(target.modality, codes=previous[:, None], subject=target.subject), before)
         if place in self.targets:
-            x = x + self.targets[place][position]
-        return self.logits(self.decoder(x, cache), target, slice(position, position + 1))[:, 0]
+            x = x + self.targets[place][places]
+        return self.logits(self.decoder(x, cache), target, places)[:, 0]
+
+    def prepare(self, precision: str = "auto") -> None:
+        """Lay the weights out for generation, in place. precision: auto, float32, bfloat16 or float16 (see `resolve`).
+
+        In float16 on a CPU only the weights of the decoder and of the heads are rounded; in half precision otherwise
+        the decoder and the heads compute in it, too. What enters them and the logits stay in float32.
+        """
+        device = self.embed_tokens.weight.device
+        precision = resolve(precision, sum(p.numel() for p in self.parameters()), device)
+        rounded_here = precision == "bfloat16" or (precision == "float16" and device.type != "cpu")
+        large = (self.decoder, self.heads, self.embed_tokens)
+        for child in self.children():
+            child.to(getattr(torch, precision) if rounded_here and child in large else torch.float32)
+        pack(self.decoder, precision)
+        pack(self.heads, precision)
 
 
 class Prefix(NamedTuple):

@@ -42,6 +42,20 @@ def block(name, rows=ROWS, seed=0):
     }[name]()
 
 
+def steps(model, conditions, goal, static=False):
+    """Logits of each code of a target, step by step."""
+    cache = model.start(conditions, ROWS, total_length(conditions, goal.length))
+    previous = [None, *goal.codes.T]
+    logits = [model.step(cache, goal, 0)]
+    if static:
+        cache.make_static()
+    for position in range(1, goal.length):
+        logits.append(model.step(cache, goal, torch.tensor([position]) if static else position, previous[position]))
+    filled = int(cache.column) if static else cache.filled
+    assert filled == cache.length == total_length(conditions, goal.length)
+    return torch.stack(logits, dim=1)
+
+
 def conditions_for(target):
     names = {"text": ["features", "latents:a"], "image": ["text", "brain:b"], "brain:a": ["features", "text"]}
     return [block(name, seed=1) for name in names.get(target, ["image", "brain:a"])]
@@ -49,12 +63,10 @@ def conditions_for(target):
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("conditioned", [True, False])
-def test_logits_step_by_step_are_those_of_one_pass(model, target, conditioned):
+@pytest.mark.parametrize("static", [True, False])
+def test_logits_step_by_step_are_those_of_one_pass(model, target, conditioned, static):
     conditions, goal = conditions_for(target) if conditioned else [], block(target)
-    cache = model.start(conditions, ROWS, total_length(conditions, goal.length))
-    steps = torch.stack([model.step(cache, goal, position) for position in range(goal.length)], dim=1)
-    torch.testing.assert_close(steps, model(conditions, goal), atol=1e-4, rtol=1e-4)
-    assert cache.filled == total_length(conditions, goal.length) == cache.tensors.shape[4]
+    torch.testing.assert_close(steps(model, conditions, goal, static), model(conditions, goal), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("target", "size"), [("text", 262), ("image", 6), ("brain:a", 6)])
@@ -200,9 +212,7 @@ def test_a_brain_that_is_predicted_enters_by_its_codes(make_checkpoint):
     """The codes before a code are what sampling has; the patches it has not."""
     model = make_checkpoint(brain_input="sites").model
     goal = block("brain:a")
-    cache = model.start([block("text")], ROWS, total_length([block("text")], goal.length))
-    steps = torch.stack([model.step(cache, goal, position) for position in range(goal.length)], dim=1)
-    torch.testing.assert_close(steps, model([block("text")], goal), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(steps(model, [block("text")], goal), model([block("text")], goal), atol=1e-4, rtol=1e-4)
 
 
 # --- brains whose patches have several codes (residual quantizers)
@@ -250,12 +260,13 @@ def test_codes_of_another_stage_are_never_likely(staged, hidden):
     assert not guided[:, 0::2, 1].any() and torch.isfinite(guided).all()
 
 
+@pytest.mark.parametrize("static", [True, False])
 @pytest.mark.parametrize("how", INPUTS)
-def test_logits_of_stages_step_by_step_are_those_of_one_pass(staged, how):
+def test_logits_of_stages_step_by_step_are_those_of_one_pass(staged, how, static):
     model, goal = staged[how].model, Block("brain", codes=staged_codes(4), subject="b")
-    cache = model.start([shown(how)], ROWS, total_length([shown(how)], 4))
-    steps = torch.stack([model.step(cache, goal, position) for position in range(4)], dim=1)
-    torch.testing.assert_close(steps, model([shown(how)], goal), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        steps(model, [shown(how)], goal, static), model([shown(how)], goal), atol=1e-4, rtol=1e-4
+    )
     assert not torch.allclose(model([shown(how)], goal), model([shown(how, seed=1)], goal))
 
 
