@@ -53,7 +53,7 @@ class Product:
 class PackedLinear(nn.Linear):
     """A linear layer whose weights are fixed until it is trained; its parameters keep their names and values.
 
-    In float16 the values are rounded, and the layer cannot be trained any more.
+    In float16 the values were rounded and have no names any more: the layer can be neither saved nor trained.
     """
 
     product: Product | None
@@ -63,13 +63,11 @@ class PackedLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.product = Product(self.weight.detach(), None if self.bias is None else self.bias.detach(), precision)
-        if self.product.half is not None:
-            self.weight = nn.Parameter(self.weight.detach().half(), requires_grad=False)
+        if self.product.weight is None:
+            discard(self)
 
     def train(self, mode: bool = True) -> "PackedLinear":
-        if mode:
-            assert self.weight.dtype == torch.float32, "weights that were rounded for generation are not trained"
-            self.product = None
+        self.product = None if mode else self.product
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,12 +82,28 @@ class Joined:
         self.sizes = [layer.out_features for layer in layers]
         weights = torch.cat([layer.weight.detach() for layer in layers])
         self.product = Product(weights, None, precision)
-        for layer, part in zip(layers, weights.split(self.sizes), strict=True):  # one storage: nothing is kept twice
-            part = part.half() if self.product.half is not None else part
-            layer.weight = nn.Parameter(part, requires_grad=False)
+        for layer, part in zip(layers, weights.split(self.sizes), strict=True):
+            if self.product.weight is None:
+                discard(layer)
+            else:  # one storage: nothing is kept twice
+                layer.weight = nn.Parameter(part, requires_grad=False)
 
     def __call__(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         return self.product(x)
+
+
+def discard(layer: nn.Linear) -> None:
+    """Give up the weights of a layer whose product has rounded ones."""
+    del layer.weight
+    layer.register_parameter("weight", None)
+    layer.register_state_dict_pre_hook(refuse)
+
+
+def refuse(*_: object) -> None:
+    raise UserError(
+        "model: expected its weights as they were saved, got weights rounded for generation. "
+        "Load it with precision float32 to train or save it."
+    )
 
 
 def pack(module: nn.Module, precision: str) -> None:

@@ -25,6 +25,7 @@ from brainjanus.core.units import Units
 from brainjanus.core.vocabulary import Vocabulary
 from brainjanus.core.weights import load_module, save_module
 from brainjanus.model.omni import Interface, OmniConfig, OmniModel
+from brainjanus.model.steps import accelerate
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from brainjanus.tokenizers.janus import (
@@ -111,6 +112,16 @@ class Checkpoint:
         }
         with written_beside(folder / "model.json") as beside:
             beside.write_text(json.dumps(facts, indent=1))
+
+    def prepare(self, precision: str = "auto", acceleration: str = "none") -> "Checkpoint":
+        """Lay the model out for generation, in place, once for all requests; before it is trained or saved, load again.
+
+        precision: "auto" is bfloat16 on a GPU, float16 weights for a large model on a CPU, else float32.
+        acceleration: none, compile or graphs (see model/steps.py).
+        """
+        self.model.prepare(precision)
+        accelerate(self.model, acceleration)
+        return self
 
     @classmethod
     def load(cls, folder: Path | str, *, precision: str = "auto", device: torch.device | str = "cpu") -> "Checkpoint":

@@ -315,12 +315,15 @@ class OmniModel(nn.Module):
         """
         device = self.embed_tokens.weight.device
         precision = resolve(precision, sum(p.numel() for p in self.parameters()), device)
-        rounded_here = precision == "bfloat16" or (precision == "float16" and device.type != "cpu")
-        large = (self.decoder, self.heads, self.embed_tokens)
-        for child in self.children():
-            child.to(getattr(torch, precision) if rounded_here and child in large else torch.float32)
-        pack(self.decoder, precision)
-        pack(self.heads, precision)
+        if precision == "float16" and device.type == "cpu":  # from whatever they were saved in, layer by layer
+            pack(self.decoder, precision)
+            pack(self.heads, precision)
+            self.float()
+            return
+        self.float()
+        for large in (self.decoder, self.heads, self.embed_tokens):
+            large.to(getattr(torch, precision))
+            pack(large, precision)
 
 
 class Prefix(NamedTuple):

@@ -136,14 +136,33 @@ def test_a_static_step_is_a_step(x, kv_heads):
 def test_packed_for_generation_it_computes_the_same(monkeypatch, x, kv_heads, precision):
     monkeypatch.setattr("brainjanus.core.linear.WORTH", 0)
     decoder = make(kv_heads)
-    names, expected = list(decoder.state_dict()), decoder(x)
+    expected = decoder(x)
     pack(decoder, precision)
-    assert list(decoder.state_dict()) == names
     tolerance = 1e-5 if precision == "float32" else 1e-2
     torch.testing.assert_close(decoder(x), expected, atol=tolerance, rtol=tolerance)
     cache = Cache(decoder.config, 2, 9, like=x)
     parts = [decoder(x[:, :4], cache)] + [decoder(x[:, i : i + 1], cache) for i in range(4, 9)]
     torch.testing.assert_close(torch.cat(parts, dim=1), decoder(x), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_packed_and_trained_again_it_is_as_before(x, kv_heads):
+    decoder = make(kv_heads)
+    names, expected = list(decoder.state_dict()), decoder(x)
+    pack(decoder, "float32")
+    decoder.train()
+    assert list(decoder.state_dict()) == names
+    decoder.requires_grad_(True)
+    torch.testing.assert_close(decoder(x), expected)
+    decoder(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in decoder.parameters())
+    with torch.no_grad():
+        decoder.layers[0].self_attn.q_proj.weight.mul_(2)
+        decoder.layers[0].mlp.down_proj.weight.mul_(2)
+    changed = decoder.eval()(x)
+    pack(decoder, "float32")
+    torch.testing.assert_close(decoder(x), changed, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(changed, expected, atol=1e-3)
 
 
 def test_in_half_precision_float32_enters_and_leaves(x):
