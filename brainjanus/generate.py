@@ -246,7 +246,10 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
     if modality == "text":
         if by_codes:
             assert tokenizers.text is not None
-            return Block("text", codes=tokenizers.text.encode(captions_in(rows)))
+            if as_codes:
+                return Block("text", codes=tokenizers.text.encode(captions_in(rows)))
+            prompt = tokenizers.text.prompt(captions_in(rows))
+            return Block("text", codes=prompt.codes, seen=None if bool(prompt.seen.all()) else prompt.seen)
         if isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows)):
             raise UserError(
                 f"text: expected the features '{encoder}', through which this model reads text, got words. "
@@ -260,7 +263,7 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
     if by_codes:
         assert tokenizers.image is not None
         return Block("image", codes=tokenizers.image.encode(pixels))
-    seen = vision_encoder(encoder)(pixels)
+    seen = tokenizers.encoder(encoder)(pixels)
     return Block("image", vectors=feature_rows(checkpoint, seen, "image", encoder), features=encoder)
 
 
@@ -355,7 +358,7 @@ def decode_probabilities(checkpoint: Checkpoint, probabilities: Float[Tensor, "b
 
 
 def rows_of(block: Block, rows: slice) -> Block:
-    fields = ("codes", "vectors", "dropped")
+    fields = ("codes", "vectors", "dropped", "seen", "unmeasured")
     return replace(block, **{f: getattr(block, f)[rows] for f in fields if getattr(block, f) is not None})
 
 
@@ -363,7 +366,9 @@ def stack(first: Block, second: Block) -> Block:
     """The rows of two blocks that differ in what they withhold."""
     dropped = [torch.zeros(b.batch, dtype=torch.bool) if b.dropped is None else b.dropped for b in (first, second)]
     both: dict[str, Any] = {
-        f: torch.cat([getattr(first, f)] * 2) for f in ("codes", "vectors") if getattr(first, f) is not None
+        f: torch.cat([getattr(first, f)] * 2)
+        for f in ("codes", "vectors", "seen", "unmeasured")
+        if getattr(first, f) is not None
     }
     return replace(first, **both, dropped=torch.cat(dropped))
 

@@ -137,3 +137,64 @@ def make_checkpoint():
         return Checkpoint(tokenizers, model, {"dataset": "none", "fingerprint": "0" * 64, "seed": 0})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def janus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Janus with decided opinions, as `transformers` writes it: 16 x 16 pictures of 16 codes, 16 features."""
+    import json
+
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import (
+        JanusConfig,
+        JanusForConditionalGeneration,
+        JanusVisionConfig,
+        JanusVQVAEConfig,
+        LlamaConfig,
+    )
+
+    folder = tmp_path_factory.mktemp("janus") / "tiny"
+    special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "boi_token": "<begin_of_image>"}
+    special |= {"eoi_token": "<end_of_image>", "image_token": "<image_placeholder>"}
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    pieces = [*special.values(), "<|User|>", "<|Assistant|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=pieces, initial_alphabet=alphabet, show_progress=False
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["a red cup", "what is this?", "white left", "blue right"], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 0)])
+    text = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    vision = JanusVisionConfig(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4, projection_dim=32,
+        num_image_tokens=16, mlp_ratio=2.0,
+    )  # fmt: skip
+    vq = JanusVQVAEConfig(
+        embed_dim=8, num_embeddings=24, latent_channels=16, base_channels=32, channel_multiplier=[1, 1, 2],
+        num_res_blocks=1, projection_dim=32, image_token_embed_dim=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = JanusConfig(
+        text_config=text, vision_config=vision, vq_config=vq, image_token_id=5, tie_word_embeddings=False
+    )
+    model = JanusForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                torch.nn.init.normal_(parameter, std=0.3)
+        table = model.model.vqmodel.quantize.embedding.weight
+        table.copy_(torch.nn.functional.normalize(table, dim=-1))
+    model.save_pretrained(folder)
+    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "generation_kwargs": {"boi_token_id": 3}}
+    (folder / "generation_config.json").write_text(json.dumps(tokens))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    colours = {"image_processor_type": "JanusImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(colours | {"size": {"height": 16, "width": 16}}))
+    return folder

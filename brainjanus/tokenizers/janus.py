@@ -225,6 +225,10 @@ class JanusTextTokenizer(TextTokenizer):
         """Texts as prompts of pictures: the user's turn, and the assistant's as far as its colon."""
         return ragged([self.turn(f"{USER}{text.strip()}{ASSISTANT}") for text in texts], self.end)
 
+    def chat(self, texts: Sequence[str]) -> Prompt:
+        """Texts as questions without a picture; the colon, which opens the reply, is not part of it."""
+        return ragged([self.turn(f"{USER}{text.strip()}{ASSISTANT}")[:-1] for text in texts], self.end)
+
     def user(self, batch: int) -> Prompt:
         """How the user's turn begins, where a picture comes first."""
         return ragged([self.turn(USER)] * batch, self.end)
