@@ -1,13 +1,24 @@
 """The wavelet encoder sees what it should: colours, orientations and scales, at their places."""
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from brainjanus.core.errors import UserError
-from brainjanus.tokenizers.vision import GRID, ORIENTATIONS, WAVELENGTHS_PX, gabor_pairs, vision_encoder, wavelet
+from brainjanus.tokenizers.vision import (
+    GRID,
+    ORIENTATIONS,
+    WAVELENGTHS_PX,
+    gabor_pairs,
+    pooled,
+    vision_encoder,
+    wavelet,
+)
 
 COLOURS = 3
 
@@ -77,5 +88,89 @@ def test_filters_have_unit_energy_and_no_response_to_a_uniform_field():
 
 def test_an_unknown_encoder_is_named():
     assert vision_encoder("wavelet") is wavelet
-    with pytest.raises(UserError, match=r"vision encoder 'clip': expected one that is built in \(wavelet\)"):
+    with pytest.raises(
+        UserError, match=r"vision encoder 'clip': expected one that is built in \(wavelet, transformers:NAME\)"
+    ):
         vision_encoder("clip")
+
+
+# --- models of transformers
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """A tiny vision transformer with a class token before its 4 x 4 grid, as `transformers` writes it."""
+    from transformers import ViTConfig, ViTModel
+
+    folder = tmp_path_factory.mktemp("vit") / "vit.tiny"
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=4
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    settings = {"size": {"height": 16, "width": 16}, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_model_of_transformers_gives_the_tokens_of_its_last_layer(vit):
+    from transformers import ViTModel
+
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.4, 0.5, 0.6])[:, None, None], torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    with torch.no_grad():
+        model = ViTModel.from_pretrained(vit, add_pooling_layer=False)
+        expected = model((pixels - mean) / std).last_hidden_state
+    encode = vision_encoder(f"transformers:{vit}")
+    assert expected.shape == (2, 17, 16)
+    assert torch.allclose(encode(pixels), expected, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in encode.parameters())
+    assert encode(torch.rand(1, 3, 40, 40)).shape == (1, 17, 16)  # of any size
+    assert vision_encoder(f"transformers:{vit}") is encode  # read once
+
+
+def test_tokens_are_averaged_to_as_many_as_wanted(vit):
+    pixels = torch.rand(2, 3, 16, 16)
+    whole, few = (vision_encoder(f"transformers:{vit}{most}")(pixels) for most in ("", "@5"))
+    assert few.shape == (2, 5, 16)
+    assert torch.equal(few[:, 0], whole[:, 0])
+    cells = whole[:, 1:].unflatten(1, (2, 2, 2, 2)).mean(dim=(2, 4)).flatten(1, 2)
+    assert torch.allclose(few[:, 1:], cells, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "most", "left"), [(16, None, 16), (16, 20, 16), (16, 5, 4), (17, 1, 1), (17, 2, 2)])
+def test_at_most_so_many_tokens(tokens, most, left):
+    assert pooled(torch.rand(1, tokens, 3), most).shape == (1, left, 3)
+
+
+def test_a_crop_is_the_middle_of_the_picture(vit, tmp_path):
+    shutil.copytree(vit, tmp_path / "cropped")
+    settings = {"size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": {"height": 16, "width": 16}}
+    (tmp_path / "cropped/preprocessor_config.json").write_text(json.dumps(settings | {"do_normalize": False}))
+    shutil.copytree(vit, tmp_path / "plain")
+    (tmp_path / "plain/preprocessor_config.json").write_text(json.dumps({"size": 16, "do_normalize": False}))
+    pixels = torch.rand(1, 3, 20, 20)
+    cropped, plain = (vision_encoder(f"transformers:{tmp_path / name}") for name in ("cropped", "plain"))
+    assert torch.allclose(cropped(pixels), plain(pixels[..., 2:18, 2:18]), atol=1e-6)
+
+
+def test_says_that_it_is_no_vision_model(vit, tmp_path):
+    with pytest.raises(UserError, match=r"expected a vision model of transformers with its preprocessor_config.json"):
+        vision_encoder(f"transformers:{tmp_path}")
+    with pytest.raises(UserError, match="expected a number of tokens behind @, got 'many'"):
+        vision_encoder(f"transformers:{vit}@many")
+    shutil.copytree(vit, tmp_path / "torn")
+    weights = load_file(tmp_path / "torn/model.safetensors")
+    lost = [name for name in weights if "layernorm_before" in name]
+    save_file(
+        {name: v for name, v in weights.items() if name not in lost}, tmp_path / "torn/model.safetensors",
+        metadata={"format": "pt"},
+    )  # fmt: skip
+    with pytest.raises(UserError, match=rf"got none for {len(lost)} of them .*layernorm_before.*would stay random"):
+        vision_encoder(f"transformers:{tmp_path / 'torn'}")
+
+
+def test_says_that_transformers_is_missing(monkeypatch):
+    monkeypatch.setattr("brainjanus.tokenizers.vision.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"expected the package transformers, got none.*brainjanus\[janus\]"):
+        vision_encoder("transformers:some/model")
