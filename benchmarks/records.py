@@ -33,13 +33,18 @@ class Claim:
         return facts
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """--quick, --out FILE.json, and --work FOLDER for datasets and runs, from which a stopped benchmark goes on."""
+def arguments(description: str, **folders: str) -> argparse.Namespace:
+    """--quick, --out FILE.json, and --work FOLDER for datasets and runs, from which a stopped benchmark goes on.
+
+    folders: further ones that may be named, with what they are for.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller numbers: to see that it runs; bars may fail")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the records")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="folder for datasets and runs")
     parser.add_argument("--seed", type=int, default=0)
+    for name, purpose in folders.items():
+        parser.add_argument(f"--{name}", type=Path, help=purpose)
     return parser.parse_args()
 
 

@@ -65,6 +65,7 @@ class Cache:
         check_length(config, length)
         shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
         self.tensors = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self.layers = [(layer[0], layer[1]) for layer in self.tensors]
         self.rotary = rotary(config, torch.arange(length, device=like.device), like.dtype)
         self.config, self.filled = config, 0
         self.seen: Tensor | None = None  # [b, length]; None: all that is filled
@@ -88,15 +89,16 @@ class Cache:
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [b, h, l, d] behind the filled part; return all that is stored."""
-        stored_keys, stored_values = self.tensors[layer, 0], self.tensors[layer, 1]
+        stored_keys, stored_values = self.layers[layer]
         if self.column is not None:
             stored_keys.index_copy_(2, self.column, keys)
             stored_values.index_copy_(2, self.column, values)
             return stored_keys, stored_values
-        end = self.filled + keys.shape[2]
-        stored_keys[:, :, self.filled : end] = keys
-        stored_values[:, :, self.filled : end] = values
-        return stored_keys[:, :, :end], stored_values[:, :, :end]
+        positions = keys.shape[2]
+        stored_keys.narrow(2, self.filled, positions).copy_(keys)
+        stored_values.narrow(2, self.filled, positions).copy_(values)
+        end = self.filled + positions
+        return stored_keys.narrow(2, 0, end), stored_values.narrow(2, 0, end)
 
     def step(self) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         """Rotation (cos, sin) of the position that comes next, and the bias of what it sees."""
