@@ -165,13 +165,12 @@ def speed(work: Path, *, quick: bool) -> list[Claim]:
         for name, what, bar in (("same", "float32", 1.0), ("default", f"our default ({half})", 2.0)):
             claims.append(Claim(f"batch {batch}: {what}", per_second[name], "tokens/s", *reference, bar))
         if recorded is not None:
-            theirs_half = theirs.to(torch.bfloat16)
-            other = in_turns({"theirs": lambda b=batch: theirs_greedy(theirs_half, same, b, tokens)}, repeats)
+            theirs.to(torch.bfloat16)
+            in_half = in_turns({"theirs": functions["theirs"]}, repeats)["theirs"]
             theirs.float()
-            reference = "transformers, bfloat16", batch * tokens / other["theirs"].seconds
-            claims.append(
-                Claim(f"batch {batch}: bfloat16, recorded", per_second["recorded"], "tokens/s", *reference, 4.0)
-            )
+            reference = "transformers, bfloat16", batch * tokens / in_half.seconds
+            name = f"batch {batch}: bfloat16, recorded"
+            claims.append(Claim(name, per_second["recorded"], "tokens/s", *reference, 4.0))
         if batch == 1:
             claims += against_memory(default if recorded is None else recorded, same, times, tokens, half)
     best = max(claim.record()["ratio"] for claim in claims if claim.name.endswith(": float32"))
