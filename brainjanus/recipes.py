@@ -32,9 +32,16 @@ FEW_SITES = 200  # sites of a subject; below it, patches of two sites
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a training does, but the data. Defaults are laptop-sized."""
+    """Everything that decides what a training does, but the data. Defaults are laptop-sized.
+
+    janus: folder of Janus-Pro, or its name on the hub, whose weights the model starts from, with its image and text
+    tokenizers; the sizes are then Janus's. None: all starts from scratch. janus_tokens: at most so many features of a
+    picture by its understanding encoder, which `omni.image_input` "janus" reads; None: all of them.
+    """
 
     seed: int = 0
+    janus: str | None = None
+    janus_tokens: int | None = None
     brain_tokenizer: BrainTokenizerConfig = field(default_factory=BrainTokenizerConfig)
     brain_training: OptimConfig = field(
         default_factory=lambda: OptimConfig(steps=500, batch_size=64, learning_rate=2e-3)
@@ -142,9 +149,75 @@ def few_trials(seed: int = 0, image_features: str = "wavelet", text_features: st
     )
 
 
+def nsd_1b(seed: int = 0, janus: str | None = None) -> RunConfig:
+    """NSD on Janus-Pro-1B, all of it trained, as published; one GPU of 80 GB.
+
+    The brain tokenizer is ours at the published rate (64 sites a token, 128 codes). Pictures are read by Janus's
+    understanding encoder, pooled to 64 features: all 576 of all of NSD's pictures would take 86 GB.
+    """
+    return of_nsd(
+        DecoderConfig(
+            hidden_size=2048,
+            intermediate_size=5632,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            num_key_value_heads=16,
+        ),
+        OmniTrainingConfig(),
+        seed,
+        janus,
+    )
+
+
+def nsd_7b(seed: int = 0, janus: str | None = None) -> RunConfig:
+    """NSD on Janus-Pro-7B, with LoRA in its decoder, so that one GPU of 80 GB holds it."""
+    return of_nsd(
+        DecoderConfig(
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=30,
+            num_attention_heads=32,
+            num_key_value_heads=32,
+        ),
+        OmniTrainingConfig(trained="lora", recompute=True),
+        seed,
+        janus,
+    )
+
+
+def of_nsd(decoder: DecoderConfig, training: OmniTrainingConfig, seed: int, janus: str | None) -> RunConfig:
+    """What both sizes share. Rates, batch and tasks are the published ones; steps are about 15 passes over the stimuli
+    that the eight subjects saw. Pictures are trained by the likelihood of their codes alone: decoding each expectation
+    at 384 pixels would cost more than the model."""
+    return RunConfig(
+        seed=seed,
+        janus=janus,
+        janus_tokens=64,
+        brain_tokenizer=BrainTokenizerConfig(
+            patch_size=64, quantizer=QuantizerConfig(similarity="euclidean", num_codes=128, dim=3)
+        ),
+        brain_training=OptimConfig(steps=4700, batch_size=256, learning_rate=2e-3),
+        image_tokenizer=ImageTokenizerConfig(image_size=384, codes_per_side=24),
+        omni=OmniConfig(decoder, image_input="janus", image_head="mlp", text_opening=False),
+        training=replace(
+            training,
+            optim=OptimConfig(optimizer="adamw", steps=33_000, batch_size=32, learning_rate=1e-4, warmup=0.05),
+            tasks={"image->brain": 1.0, "text->brain": 1.0, "brain->image": 1.0, "brain->text": 1.0},
+            expectation={"brain": 2.0},
+        ),
+    )
+
+
 def named(name: str, seed: int = 0) -> RunConfig:
     """The recipe of this name. Raises UserError if there is none."""
-    recipes = {"laptop": laptop, "quick": quick, "neurons": neurons, "few-trials": few_trials}
+    recipes = {
+        "laptop": laptop,
+        "quick": quick,
+        "neurons": neurons,
+        "few-trials": few_trials,
+        "nsd-1b": nsd_1b,
+        "nsd-7b": nsd_7b,
+    }
     if name not in recipes:
         raise UserError(f"recipe: expected one of {', '.join(recipes)}, got '{name}'. Choose one of these.")
     return recipes[name](seed)

@@ -3,6 +3,7 @@
 import pytest
 
 from brainjanus import recipes
+from brainjanus.core.config import from_dict, to_dict
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Dataset
 from brainjanus.data.simulate import SimulationConfig, simulate
@@ -11,7 +12,7 @@ from brainjanus.evaluate.record import Record
 from brainjanus.run import RunConfig
 
 
-@pytest.mark.parametrize("name", ["laptop", "quick", "neurons", "few-trials"])
+@pytest.mark.parametrize("name", ["laptop", "quick", "neurons", "few-trials", "nsd-1b", "nsd-7b"])
 def test_a_recipe_is_a_full_config_with_the_seed_asked_for(name):
     config = recipes.named(name, seed=3)
     assert isinstance(config, RunConfig)
@@ -19,7 +20,7 @@ def test_a_recipe_is_a_full_config_with_the_seed_asked_for(name):
 
 
 def test_an_unknown_recipe_is_refused_with_those_that_exist():
-    with pytest.raises(UserError, match="expected one of laptop, quick, neurons, few-trials, got 'desktop'"):
+    with pytest.raises(UserError, match="one of laptop, quick, neurons, few-trials, nsd-1b, nsd-7b, got 'desktop'"):
         recipes.named("desktop")
 
 
@@ -93,3 +94,17 @@ def test_the_settings_of_a_tokenizer_may_be_a_file(tmp_path):
         UserError, match=r"my.toml: unknown key 'brain_tokenizer' \(there are seed, tokenizer, training"
     ):
         recipes.TokenizerRunConfig.load(tmp_path / "my.toml")
+
+
+@pytest.mark.parametrize(("name", "layers", "width"), [("nsd-1b", 24, 2048), ("nsd-7b", 30, 4096)])
+def test_nsd_is_trained_on_janus_at_its_sizes(name, layers, width):
+    make = {"nsd-1b": recipes.nsd_1b, "nsd-7b": recipes.nsd_7b}[name]
+    config = make(seed=2, janus="models/janus")
+    decoder = config.omni.decoder
+    assert (config.janus, config.seed) == ("models/janus", 2)
+    assert (decoder.num_hidden_layers, decoder.hidden_size) == (layers, width)
+    assert decoder.hidden_size // decoder.num_attention_heads == 128
+    assert config.image_tokenizer.image_size == 384 and config.image_tokenizer.codes_per_side**2 == 576
+    assert config.brain_tokenizer.patch_size == 64 and config.brain_tokenizer.quantizer.num_codes == 128
+    assert from_dict(RunConfig, to_dict(config)) == config
+    assert make(seed=2) == recipes.named(name, seed=2)

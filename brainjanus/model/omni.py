@@ -222,7 +222,10 @@ class OmniModel(nn.Module):
             if block.modality != "text" or block.codes is None or self.config.text_opening:
                 parts, seen = [*parts, self.embed_control(opening(block), batch)], [*seen, seen[0]]
             parts.append(self.embed_content(block))
-            seen.append(seen[0].expand(batch, block.length) if block.seen is None else block.seen)
+            exists = seen[0].expand(batch, block.length) if block.seen is None else block.seen
+            if block.seen is not None and block.dropped is not None and self.config.text_opening:
+                exists = exists & ~block.dropped[:, None]  # not even how long it is; Janus pads what it withholds
+            seen.append(exists)
         filled_up = any(block.seen is not None for block in conditions)
         return Prefix(torch.cat(parts, dim=1), torch.cat(seen, dim=1) if filled_up else None)
 
