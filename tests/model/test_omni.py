@@ -1,12 +1,14 @@
 """The unified model: what each logit may and may not depend on."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from brainjanus.core.config import from_dict, to_dict
 from brainjanus.core.errors import UserError
-from brainjanus.model.omni import OmniConfig, Standardise
+from brainjanus.model.omni import OmniConfig, OmniModel, Standardise
 from brainjanus.model.sequence import Block, total_length
 from brainjanus.tokenizers.vision import wavelet
 
@@ -294,3 +296,94 @@ def test_dropped_patches_do_not_show_their_content(staged):
     model, goal = staged["sites"].model, Block("brain", codes=staged_codes(4), subject="b")
     one, other = (model([shown("sites", seed).withheld()], goal) for seed in (0, 1))
     torch.testing.assert_close(one, other)
+
+
+# --- what Janus has otherwise
+
+
+def reformed(checkpoint, **settings) -> OmniModel:
+    """The same interface with another config, with decided opinions."""
+    torch.manual_seed(2)
+    model = OmniModel(replace(checkpoint.model.config, **settings), checkpoint.model.interface)
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval().requires_grad_(False)
+
+
+def test_a_text_may_stand_without_an_opening_token(checkpoint):
+    text = Block("text", codes=torch.tensor([[3, 4, 5]]))
+    with_it, without = (
+        reformed(checkpoint, text_opening=opens).embed_conditions([text], 1).x for opens in (True, False)
+    )
+    assert (with_it.shape[1], without.shape[1]) == (5, 4)
+    assert torch.equal(torch.cat([with_it[:, :1], with_it[:, 2:]], dim=1), without)
+
+
+def test_how_long_a_withheld_text_is_does_not_show(checkpoint):
+    model = reformed(checkpoint)
+    codes, target = (
+        torch.tensor([[3, 4, 5, 0], [3, 0, 0, 0]]),
+        Block("image", codes=torch.zeros(2, 4, dtype=torch.long)),
+    )
+    seen = torch.tensor([[True] * 4, [True, True, False, False]])
+    shown = Block("text", codes=codes, seen=seen)
+    given, withheld = model([shown], target), model([shown.withheld()], target)
+    torch.testing.assert_close(withheld[0], withheld[1])
+    assert not torch.allclose(given[0], given[1])
+    padded = reformed(checkpoint, text_opening=False)([shown.withheld()], target)  # Janus: as many pads as it has codes
+    assert not torch.allclose(padded[0], padded[1])
+
+
+def test_pictures_may_have_two_layers_and_no_places(checkpoint):
+    model = OmniModel(
+        replace(checkpoint.model.config, image_head="mlp", image_places=False), checkpoint.model.interface
+    )
+    assert "image" not in model.places and "image" not in model.targets and "image" not in model.pointers
+    target = Block("image", codes=torch.zeros(2, 4, dtype=torch.long))
+    assert not model([], target).any(), "no code is likelier before training"
+    loss = torch.nn.functional.cross_entropy(model([], target).flatten(0, 1), target.codes.flatten())
+    loss.backward()
+    assert model.heads["image"][2].weight.grad.any(), "the last layer starts at zero, and learns at once"
+
+
+def test_control_tokens_may_be_pieces_of_text(checkpoint):
+    interface = replace(checkpoint.model.interface, controls={"begin": 7})
+    model = OmniModel(checkpoint.model.config, interface)
+    start = model.vocabulary.range("text").start
+    assert torch.equal(model.embed_control("begin", 1)[0, 0], model.embed_tokens.weight[start + 7])
+    own = model.vocabulary.control("hidden")
+    assert torch.equal(model.embed_control("hidden", 1)[0, 0], model.embed_tokens.weight[own])
+
+
+def test_names_of_features_may_be_paths(checkpoint):
+    name = "transformers:/models/vit.tiny@16"
+    config = replace(checkpoint.model.config, image_input=name)
+    model = OmniModel(config, replace(checkpoint.model.interface, features={name: (4, 5)}))
+    model.load_feature_statistics({name: torch.randn(6, 4, 5)})
+    block = Block("image", vectors=torch.randn(2, 4, 5), features=name)
+    assert model.embed_content(block).shape == (2, 4, config.decoder.hidden_size)
+    with pytest.raises(UserError, match=re.escape(f"expected those the model was trained on ({name})")):
+        model.embed_content(replace(block, features="other"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"image_head": "deep"}, "expected one of 'linear', 'mlp', got 'deep'"),
+     ({"entry_scale": 0.0}, "entry_scale: expected a number above 0, got 0.0")],
+)  # fmt: skip
+def test_says_what_is_wrong_with_the_config(settings, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        from_dict(OmniConfig, to_dict(OmniConfig()) | settings)
+
+
+def test_what_enters_starts_at_the_scale_that_is_wanted(checkpoint):
+    """A tenth of the usual scale enters from everywhere: the decoder that it enters into is used to that."""
+    usual, small = (
+        OmniModel(replace(checkpoint.model.config, entry_scale=scale, brain_input="sites"), checkpoint.model.interface)
+        for scale in (0.5, 0.05)
+    )
+    for name in ("aligners.brain.2.weight", "aligners.image.2.weight", "read_sites.brain:a", "places.brain:a"):
+        one, other = (float(model.get_parameter(name).detach().std()) for model in (usual, small))
+        assert other == pytest.approx(one / 10, rel=0.3), name
+    assert float(small.aligners["brain"][0].weight.detach().std()) == pytest.approx(1.0, rel=0.3)
