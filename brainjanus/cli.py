@@ -392,6 +392,42 @@ def generate(argv: list[str]) -> Path:
     return parse(generate, run, argv)
 
 
+def memory(argv: list[str]) -> str:
+    """Say what Janus-Pro on NSD needs in memory, and which graphics cards hold it; nothing is loaded.
+
+    Examples:
+        brainjanus memory nsd-7b
+        brainjanus memory nsd-7b --training.optim.batch-size 8 --training.lora.rank 64
+        brainjanus memory nsd-1b --samples 64 --study.subjects 1
+
+    Args:
+        recipe: nsd-1b or nsd-7b; the options below are its settings.
+        samples: Of one request.
+        study: Whose brains there are.
+    """
+    from brainjanus.memory import Study, janus_table
+    from brainjanus.recipes import RunConfig, named
+
+    recipes = ("nsd-1b", "nsd-7b")
+    name = argv[0] if argv and not argv[0].startswith("-") else recipes[0]
+    if name not in recipes:
+        raise UserError(f"memory: expected one of {', '.join(recipes)}, got '{name}'. Name one of these recipes.")
+    base, nsd = named(name), Study()
+
+    def run(
+        recipe: Positional[Annotated[str, arg(metavar="RECIPE")]],
+        samples: int = 16,
+        study: Study = nsd,
+        options: Annotated[RunConfig, arg(name="")] = base,
+    ) -> str:
+        from brainjanus.tables import print_memory
+
+        print_memory(janus_table(options, study, samples), f"{recipe}, computed, GB at the peak")
+        return ""
+
+    return parse(memory, run, argv)
+
+
 def evaluate(argv: list[str]) -> Path:
     """Score all directions on the test stimuli, beside floor, linear baseline and noise ceiling.
 
@@ -624,6 +660,7 @@ COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "train": train,
     "tokenize": tokenize,
     "generate": generate,
+    "memory": memory,
     "evaluate": evaluate,
     "score": score,
     "compare": compare,

@@ -163,7 +163,7 @@ def nsd_1b(seed: int = 0, janus: str | None = None) -> RunConfig:
             num_attention_heads=16,
             num_key_value_heads=16,
         ),
-        OmniTrainingConfig(),
+        OmniTrainingConfig(recompute=True),
         seed,
         janus,
     )

@@ -1,6 +1,6 @@
 """What the terminal shows of results: tables of records, and what could not be scored.
 
-Enters: records, or a comparison. Leaves: text on standard output, no wider than the terminal.
+Enters: records, a comparison, or needs of memory. Leaves: text on standard output, no wider than the terminal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from brainjanus.evaluate.compare import Comparison
 from brainjanus.evaluate.metrics import metric_of
 from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
 from brainjanus.evaluate.score import MAIN_METRICS
+from brainjanus.memory import GB, Row
 
 WIDE = 116  # columns of a terminal that all figures need
 
@@ -75,6 +76,20 @@ def print_comparison(comparison: Comparison) -> None:
         _console().print(table)
     for note in comparison.notes:
         print(note)
+
+
+def print_memory(rows: Sequence[Row], title: str) -> None:
+    """What each request and each way to train holds at its peak, by what it is for, and the cards that hold it."""
+    table = _table(title)
+    table.add_column("", no_wrap=True)
+    for column in ("weights", "gradients", "moments", "cache", "working", "GB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("cards")
+    for row in rows:
+        peak = row.peak
+        parts = (sum(peak.weights.values()), peak.gradients, peak.moments, peak.cache, peak.working, peak.total)
+        table.add_row(row.what, *(f"{part / GB:.1f}" for part in parts), ", ".join(peak.cards) or "none")
+    _console().print(table)
 
 
 def number(value: float | None) -> str:

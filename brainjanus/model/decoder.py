@@ -133,7 +133,7 @@ class Cache:
             return self
         copy = Cache(self.config, self.batch * times, length, like=self.tensors)
         prefix = self.tensors[:, :, :, :, : self.filled]
-        copy.tensors[:, :, :, :, : self.filled] = prefix.repeat_interleave(times, dim=2)
+        copy.tensors[:, :, :, :, : self.filled].unflatten(2, (self.batch, times)).copy_(prefix.unsqueeze(3))
         if self.seen is not None:
             copy.hide(self.seen[:, : self.filled].repeat_interleave(times, dim=0))
         copy.filled = self.filled

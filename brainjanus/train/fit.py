@@ -50,6 +50,7 @@ def fit(
             rate = learning_rate(config, step)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate
+            module.zero_grad(set_to_none=True)  # before the forward pass, which needs the room
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 losses = losses_of(step, generator_of(seed, step))
             loss = float(losses["loss"].detach())
@@ -58,7 +59,6 @@ def fit(
                     f"{stage}: expected a finite loss, got {loss} at step {step}. The last saved state "
                     "is intact. Lower the learning rate, or look for extreme values in the responses."
                 )
-            module.zero_grad(set_to_none=True)
             losses["loss"].backward()
             nn.utils.clip_grad_norm_(module.parameters(), config.clip)
             for optimizer in optimizers:

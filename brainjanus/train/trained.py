@@ -25,11 +25,19 @@ Trained = Literal["full", "lora", "brain"]
 def prepare(
     model: OmniModel, trained: Trained, lora: LoraConfig, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> None:
-    """Freeze what stays as it is, in place, and add what is trained beside it.
+    """`adapt`, and hold each parameter in what it needs: what is trained in float32, as well as small frozen ones.
 
     dtype: what is computed in; frozen matrices are held in it where not one bit is lost, which halves a base that was
-    published in bfloat16. seed: of LoRA's first values.
+    published in bfloat16.
     """
+    adapt(model, trained, lora, seed)
+    for name, parameter in model.named_parameters():
+        half = is_frozen_matrix(name, parameter) and not loses(parameter.data, dtype)
+        parameter.data = parameter.data.to(dtype if half else torch.float32)
+
+
+def adapt(model: OmniModel, trained: Trained, lora: LoraConfig, seed: int = 0) -> None:
+    """Freeze what stays as it is, in place, and add what is trained beside it. seed: of LoRA's first values."""
     model.requires_grad_(trained == "full")
     if trained == "full":
         return
@@ -38,9 +46,10 @@ def prepare(
     model.set_submodule("embed_tokens", TrainedRows(model.embed_tokens, brain_rows(model)))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_brain(name) or is_lora(name) or name == "embed_tokens.rows")
-        matrix = parameter.dim() == 2 and name.endswith("weight")
-        half = matrix and not parameter.requires_grad and not loses(parameter.data, dtype)
-        parameter.data = parameter.data.to(dtype if half else torch.float32)
+
+
+def is_frozen_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() == 2 and name.endswith("weight") and not parameter.requires_grad
 
 
 def release(model: OmniModel, dtype: torch.dtype = torch.float32) -> None:
@@ -87,7 +96,7 @@ class TrainedRows(nn.Module):
     def forward(self, tokens: Int[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
         place = self.place[tokens]
         frozen = F.embedding(tokens, self.weight).to(self.rows.dtype)
-        return torch.where((place >= 0)[..., None], self.rows[place.clamp_min(0)], frozen)
+        return torch.where((place >= 0)[..., None], F.embedding(place.clamp_min(0), self.rows), frozen)
 
     @torch.no_grad()
     def merged(self, dtype: torch.dtype) -> nn.Embedding:
