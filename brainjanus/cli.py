@@ -77,7 +77,8 @@ def after_interrupt(command: str, saved: str) -> str:
     """What Ctrl-C left; saved: what the stage itself says of it, e.g. 'omni is saved at step 300 of 900'."""
     if command in RESUMABLE:
         return f"stopped; {saved or 'what was finished is saved'}. Run the same command again to go on from there."
-    return "stopped; nothing was written to --out. Run the same command again to start over."
+    told = f"stopped {saved}" if command == "generate" and saved else "stopped"
+    return f"{told}; nothing was written to --out. Run the same command again to start over."
 
 
 def demo(argv: list[str]) -> Path:
@@ -172,14 +173,16 @@ def train(argv: list[str]) -> Path:
         brainjanus train data/mine --out runs/mine
         brainjanus train data/mine --out runs/longer --config runs/mine/config.json --training.optim.steps 5000
         brainjanus train data/v4 --out runs/v4 --recipe neurons --omni.image-input mobilenet
+        brainjanus train data/nsd --out runs/nsd --recipe nsd-1b --janus models/Janus-Pro-1B
         brainjanus train tokenizer data/mine --out runs/tokenizer   (the brain tokenizer alone; see its --help)
 
     Args:
         dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
         out: Folder for the run. If it holds an unfinished run, that one goes on.
         config: JSON or TOML file with the options below, such as the config.json of a run.
-        recipe: Defaults of the options below: laptop (fMRI), quick, neurons (tens of sites), few-trials (under 300).
-            Without it, the one that fits the dataset, with the features that the dataset stores.
+        recipe: Defaults of the options below: laptop (fMRI), quick, neurons (tens of sites), few-trials (under 300),
+            nsd-1b, nsd-7b (Janus-Pro; with --janus, its folder or its name on the hub). Without it, the one that fits
+            the dataset, with the features that the dataset stores.
         tokenizer: Folder of a brain tokenizer that was trained on this dataset, to be used as it is.
     """
     from brainjanus.recipes import RunConfig, fitting, named
@@ -325,71 +328,156 @@ def ablate(argv: list[str]) -> Path:
     return parse(ablate, run, argv, "ablate tokenizer")
 
 
-def generate(argv: list[str]) -> Path:
-    """Predict a brain, an image or a text from any of the others.
+def generate(argv: list[str]) -> str:
+    """Predict brains, images and texts from any of the others, or from a part of a brain.
 
     Examples:
-        brainjanus generate runs/mine data/mine --source brain:subj01 --target text --out decoded
-        brainjanus generate runs/mine data/mine --source image --images a.png b.png --target brain:subj01 \\
-            --estimate mean --out predicted
-        brainjanus generate runs/mine data/mine --source text --prompt "a red bird on a beach" --target image \\
-            --guidance 3 --out drawn
+        brainjanus generate --image cat.png --to brain:subj01
+        brainjanus generate --text "a face" --to brain:subj02 --samples 16
+        brainjanus generate --brain trial:1234 --to image,text
+        brainjanus generate --image x.png --text "a red bird" --to brain
+        brainjanus generate --brain subj01:trial:7 --to brain:subj02
+        brainjanus generate --brain subj01:stimulus:shared-00001 --rois V1,V2 --to brain:rest
+        brainjanus generate --to image --estimate sample --samples 8
+        brainjanus generate runs/mine --brain subj01:test --to text --out decoded
+        brainjanus generate --brain trial:1234 --to text --candidates "a cat" "a dog"
+        brainjanus generate --request decoded/request.json --out again
 
     Args:
-        run: Folder that `brainjanus train` wrote.
-        dataset: Folder of the dataset.
-        target: text, image, or brain:SUBJECT.
-        source: One or more of text, image and brain:SUBJECT.
-        out: Folder for captions.json, pictures, or responses.safetensors (and NIfTI where there is a volume).
-        ids: Stimuli of the dataset to take the sources from. Default: its test stimuli.
-        images: Picture files instead of stimuli of the dataset.
-        prompt: Sentences instead of captions of the dataset.
-        responses: File with an array [trials, sites] of raw betas, instead of the dataset's responses.
+        run: Folder that `brainjanus train` wrote, named before all options. Default: $BRAINJANUS_RUN, else the demo's.
+        to: One or more of text, image, brain (everybody's), brain:SUBJECT and brain:rest, with commas between.
+        brain: [SUBJECT:]WHAT, WHAT being trial:N (row N of trials.tsv, from 0), stimulus:ID (mean over repeats), test,
+            val, train (mean responses), or FILE[:KEY] with raw betas [rows, sites], or NIfTI. Several are several rows,
+            or several subjects.
+        image: Picture files, stimulus:ID or stimuli:SPLIT; or FILE[:KEY], an array of pictures or features.
+        text: Sentences, stimulus:ID or stimuli:SPLIT.
+        rois: Regions that are given of the brain, with commas between; the rest of it is unknown.
+        candidates: Sentences, pictures or brains (written as above), to be ranked by log p under what is given.
+        out: Folder for the answer and request.json. Default: generated/..., named by what is asked.
+        dataset: Folder of the dataset, for trials and stimuli. Default: where it was when the run was trained.
         estimate: The expected response or picture ("mean") or a plausible one ("sample"); captions are always sampled.
-        num_samples: How many samples a mean is averaged over; 0 takes it in one pass without samples.
+        samples: How many: that a mean is averaged over (0: one pass without samples), or that are written.
         temperature: Below 1 the likely is preferred; 0 takes the likeliest code each time.
         top_k: Draw from the k most likely codes only; 0 is all.
         top_p: Draw from the fewest codes that hold this probability only.
-        guidance: Above 1 the sources weigh more (classifier-free guidance).
+        guidance: Above 1 the conditions weigh more (classifier-free guidance).
         seed: Of all random draws.
+        precision: Of the weights. Auto is bfloat16 on a GPU, float16 for a large model on a CPU, else float32.
+        device: cpu or cuda.
+        acceleration: compile and graphs take a while to begin with, and are faster then (graphs: on a GPU).
+        format: Of brains: safetensors, npy, nifti, gifti, png. Default: all that fit the brain, but npy.
+        request: A request.json, to be answered again in the same way. Beside it, --out can be given, and RUN.
     """
 
     def run(
-        run: RunFolder,
-        dataset: DatasetFolder,
-        target: str,
-        source: tuple[str, ...],
-        out: Path,
-        ids: tuple[str, ...] = (),
-        images: tuple[Path, ...] = (),
-        prompt: tuple[str, ...] = (),
-        responses: Path | None = None,
+        run: Positional[Annotated[Path | None, arg(metavar="[RUN]")]] = None,
+        to: str = "",
+        brain: tuple[str, ...] = (),
+        image: tuple[str, ...] = (),
+        text: tuple[str, ...] = (),
+        rois: str = "",
+        candidates: tuple[str, ...] = (),
+        out: Path | None = None,
+        dataset: Path | None = None,
         estimate: Literal["sample", "mean"] = "mean",
-        num_samples: int = 0,
+        samples: int = 0,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         guidance: float = 1.0,
         seed: int = 0,
-    ) -> Path:
+        precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        device: str = "cpu",
+        acceleration: Literal["none", "compile", "graphs"] = "none",
+        format: tuple[Literal["safetensors", "npy", "nifti", "gifti", "png"], ...] = (),
+        request: Path | None = None,
+    ) -> str:
+        from brainjanus.core.processes import is_first, together
         from brainjanus.generate import GenerationConfig
         from brainjanus.outputs import generate_files
+        from brainjanus.request import Request, load_request, words
+        from brainjanus.tables import print_ranking
 
-        config = GenerationConfig(estimate, num_samples, temperature, top_k, top_p, guidance, seed)
-        return generate_files(
-            run,
-            dataset,
-            out,
-            source=source,
-            target=target,
-            ids=ids,
-            images=images,
-            prompt=prompt,
-            responses=responses,
-            config=config,
+        if request is not None:
+            repeated = load_request(request)
+            asked = repeated.request if run is None else replace(repeated.request, run=run.resolve())
+        else:
+            repeated = None
+            asked = Request(
+                run=default_run(run).resolve(),
+                to=words(to),
+                brain=brain,
+                text=text,
+                image=image,
+                rois=words(rois),
+                candidates=candidates,
+                dataset=None if dataset is None else dataset.resolve(),
+                folder=Path.cwd(),
+                formats=format,
+                precision=precision,
+                device=device,
+                acceleration=acceleration,
+                config=GenerationConfig(estimate, samples, temperature, top_k, top_p, guidance, seed),
+            )
+        with together():
+            answer = generate_files(asked, out, repeated=repeated)
+            if not is_first():
+                return ""
+        for remark in answer.remarks:
+            print(f"brainjanus: {remark}", file=sys.stderr)
+        for line in answer.told:
+            print(line)
+        if answer.ranking:
+            print_ranking(answer.ranking)
+        return str(answer.folder)
+
+    argv = gathered(argv, ("--brain", "--image", "--text", "--candidates", "--format"))
+    if any(word.partition("=")[0] == "--request" for word in argv):
+        check_only_out(argv)
+    return parse(generate, run, argv)
+
+
+def default_run(run: Path | None) -> Path:
+    """The run that is named, or else the one that is at hand. Raises UserError if there is none."""
+    if run is not None:
+        return run
+    named, demo = os.environ.get("BRAINJANUS_RUN"), Path("runs/demo/run")
+    if named:
+        return Path(named)
+    if (demo / "model.json").is_file():
+        return demo
+    raise UserError(
+        f"generate: expected a run, named before all options or by $BRAINJANUS_RUN, or that of the demo at {demo}, got "
+        "none of them. Train one with `brainjanus train`, or run `brainjanus demo`."
+    )
+
+
+def check_only_out(argv: Sequence[str]) -> None:
+    """Raises UserError for what would change a request that is repeated."""
+    options = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    if others := [option for option in options if option not in ("--request", "--out", "--help")]:
+        raise UserError(
+            f"--request: expected nothing but --out and RUN beside it, got {', '.join(others)}. A request is repeated "
+            "as it was asked: leave these out, or ask anew without --request."
         )
 
-    return parse(generate, run, argv)
+
+def gathered(argv: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The arguments with all values of an option that is given several times behind its first place."""
+    current: list[str] = []
+    parts, first = [current], {option: [option] for option in options}
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name in first:
+            current = first[name]
+            if not any(part is current for part in parts):
+                parts.append(current)
+            current += [value] if equals else []
+        elif word.startswith("--"):
+            parts.append(current := [word])
+        else:
+            current.append(word)
+    return [word for part in parts for word in part]
 
 
 def memory(argv: list[str]) -> str:

@@ -1,136 +1,374 @@
-"""Outputs: a request enters (sources, target, options); captions, pictures or responses leave as files.
+"""Outputs: a request enters, its answer is computed; captions, pictures, responses or a ranking leave as files.
 
-    text    OUT/captions.json            {row: caption}
-    image   OUT/pictures/ROW.png
-    brain   OUT/responses.safetensors    "responses" [rows, sites], z-scored; OUT/rows.json names the rows;
-            OUT/responses.nii.gz         [x, y, z, rows], where the subject's space is a volume
+    OUT/request.json            what was asked, what it was taken for, what answered it: enough to ask it again
+    text    captions.json       {row: caption}; {row: [caption, ...]} of several samples
+    image   pictures/ROW.png    ROW-00.png, ROW-01.png, ... of several samples, and all of them in samples.png
+    brain   responses.safetensors   "responses" [rows, sites], z-scored; "standard_error" of a mean over samples;
+                                "samples" [rows, samples, sites] of several; the same as .npy if asked for
+            rows.json           the rows' names
+            responses.nii.gz    [x, y, z, rows] where the subject's space is a volume
+            responses_hemi-L.func.gii, ..._hemi-R...    one array a row where it is a surface
+            responses.png       the first rows, drawn on the cortex
+    ranking scores.tsv, scores.json     log p of each candidate, and its share among them
 
-Rows are stimulus ids of the dataset, names of picture files (their paths, where two have one name), or prompts in
-order. No two rows share a name; in ROW, what is no letter, digit, '.' or '-' becomes '_'.
+Of several targets, each has a folder of its own. Rows are stimulus ids, trials, names of picture files, or numbers. No
+two rows share a name; in ROW, what is no letter, digit, '.' or '-' becomes '_'.
 """
 
+import csv
 import json
+import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from safetensors.numpy import save_file
+from torch import Tensor
 
 from brainjanus.core.errors import UserError, written_beside
-from brainjanus.data.dataset import Dataset
-from brainjanus.data.readers.arrays import read_array
-from brainjanus.data.readers.pictures import PICTURE_SUFFIXES, decode, fit
-from brainjanus.generate import GenerationConfig, generate, require
+from brainjanus.core.processes import is_first
+from brainjanus.core.space import BrainSpace
+from brainjanus.data.readers.pictures import PICTURE_SUFFIXES
+from brainjanus.evaluate.cortex import draw_maps
+from brainjanus.generate import Generated, estimate, score_candidates
 from brainjanus.model.checkpoint import Checkpoint
-from brainjanus.run import check_same_data, condition
+from brainjanus.request import (
+    Format,
+    Repeated,
+    Request,
+    Resolved,
+    Target,
+    check_repeated,
+    model_fingerprint,
+    resolve,
+    save_request,
+)
+
+MOST_SHOWN = 20  # rows told on the terminal
+MOST_DRAWN = 6  # rows drawn on the cortex
+MOST_ON_SHEET = 24  # rows of a sheet of pictures
+TILE = 128  # pixels a side of a picture on it
+MAPS: dict[str, Format] = {"volume": "nifti", "surface": "gifti"}
 
 
-def generate_files(
-    run: Path | str,
-    dataset: Dataset | Path | str,
-    out: Path | str,
-    *,
-    source: Sequence[str],
-    target: str,
-    ids: Sequence[str] = (),
-    images: Sequence[Path] = (),
-    prompt: Sequence[str] = (),
-    responses: Path | None = None,
-    config: GenerationConfig | None = None,
-) -> Path:
-    """Generate `target` from `source` (names as in a Task) and write it to `out`.
+class Ranked(NamedTuple):
+    """One candidate for one row: log p(candidate | conditions) in nats; posterior: its share among all candidates."""
 
-    Sources come from stimuli `ids` of the dataset (default: the test stimuli of the first brain that takes part, or
-    all test stimuli), unless pictures, prompts, or an array of responses [rows, sites] (raw, in the units of the
-    betas that the dataset was prepared from) are given in their place.
-    Raises UserError if sources and files do not fit, or `out` exists.
+    row: str
+    candidate: str
+    log_p: float
+    posterior: float
+
+
+class Answer(NamedTuple):
+    """What was written. told: lines for the terminal. ranking: of candidates, likeliest first; none without them.
+    remarks: what was left to a default, or left out."""
+
+    folder: Path
+    told: list[str]
+    ranking: list[Ranked]
+    remarks: list[str]
+
+
+def generate_files(request: Request, out: Path | None = None, *, repeated: Repeated | None = None) -> Answer:
+    """Answer a request and write the answer into `out`, a new folder (default: generated/..., named by the request).
+
+    repeated: the file that the request is taken from: the answer has to be the same.
+    Raises UserError for what does not fit; nothing is written then.
     """
-    run, out = Path(run), Path(out)
-    dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
-    if out.exists():
+    if out is not None and out.exists():
         raise UserError(
             f"{out}: expected a new folder for what is generated, got one that exists. Choose another --out."
         )
-    checkpoint = Checkpoint.load(run)
-    check_same_data(checkpoint, dataset, run)
-    if len(set(source)) < len(source) or not source:
-        raise UserError(
-            f"--source: expected at least one source, each once, got {', '.join(source) or 'none'}. "
-            "Name each source once: text, image or brain:SUBJECT."
-        )
-    for name in (*source, target):
-        require(checkpoint, name)
-    if ids and (images or prompt or responses is not None):
-        raise UserError(
-            f"--ids: expected stimuli of the dataset or files of your own, got {len(ids)} ids beside --images, "
-            "--prompt or --responses, whose rows have no ids. Leave one of them out."
-        )
-    given: dict[str, object] = {}
-    rows: list[str] = []
-    if images:
-        expect_source(source, "image", "--images")
-        assert checkpoint.tokenizers.image is not None  # required above
-        size = dataset.image_size or checkpoint.tokenizers.image.config.image_size
-        names = [path.name for path in images]
-        rows = [str(path) if names.count(path.name) > 1 else path.name for path in images]
-        check_names(rows, target)
-        given["image"] = read_files(images, size)
-    if prompt:
-        expect_source(source, "text", "--prompt")
-        given["text"], rows = list(prompt), rows or [f"{row:04d}" for row in range(len(prompt))]
-    if responses is not None:
-        brains = [name for name in source if name.startswith("brain:")]
-        if len(brains) != 1:
-            raise UserError(
-                f"--responses: expected exactly one brain among the sources, got {', '.join(source) or 'none'}. "
-                "Name it: --source brain:SUBJECT."
-            )
-        given[brains[0]] = standardised(dataset, brains[0].removeprefix("brain:"), responses)
-        rows = rows or [f"{row:04d}" for row in range(len(given[brains[0]]))]  # type: ignore[arg-type]
-    rest = [name for name in source if name not in given]
-    if given and rest:
-        raise UserError(
-            f"generate: expected every source from files, or every source from the dataset, got {', '.join(given)} "
-            f"from files and {', '.join(rest)} from the dataset, which cannot be paired. Give files for "
-            f"{', '.join(rest)}."
-        )
-    if rest or not given:
-        subject = next((n.removeprefix("brain:") for n in (*source, target) if n.startswith("brain:")), None)
-        rows = list(ids) or (
-            dataset.averages(subject, "test").stimulus_ids if subject else list(dataset.split_ids("test"))
-        )
-        check_names(rows, target)
-        given = {name: condition(checkpoint, dataset, name, rows, split_of(dataset, name, rows)) for name in rest}
-    made = generate(checkpoint, {name: given[name] for name in source}, target, config)
+    checkpoint = loaded(request)
+    resolved = resolve(request, checkpoint)
+    for target in resolved.targets:
+        check_names(resolved.rows, target.name)
+        check_formats(request.formats, target, checkpoint)
+    model = model_fingerprint(request.run)
+    if repeated is not None:
+        check_repeated(repeated, resolved, model)
+    out = free_folder(request) if out is None else out
+    ranking: list[Ranked] = []
+    made: dict[Target, Generated] = {}
+    if resolved.candidates is not None:
+        ranking = rank(checkpoint, resolved)
+    else:
+        made = answers(checkpoint, request, resolved)
+    if not is_first():
+        return Answer(out, [], [], [])
+    remarks = list(resolved.remarks)
     with written_beside(out) as beside:
         beside.mkdir()
-        write(beside, made, rows, target, dataset)
-    return out
+        if ranking:
+            write_ranking(beside, ranking)
+        for target, generated in made.items():
+            folder = beside / folder_of(target, made)
+            folder.mkdir(exist_ok=True)
+            if target.name == "text":
+                write_captions(folder, generated, resolved.rows)
+            elif target.name == "image":
+                write_pictures(folder, generated, resolved.rows)
+            else:
+                space = checkpoint.spaces[target.name.removeprefix("brain:")]
+                remarks += write_brain(folder, generated, resolved.rows, space, request)
+        save_request(beside / "request.json", request, resolved, model, versions())
+    told = [
+        line
+        for target, generated in made.items()
+        for line in shown(target, generated, resolved.rows, out / folder_of(target, made))
+    ]
+    return Answer(out, told, ranking, remarks)
 
 
-def write(folder: Path, made: torch.Tensor | list[str], rows: Sequence[str], target: str, dataset: Dataset) -> None:
-    if isinstance(made, list):
-        captions = dict(zip(rows, made, strict=True))
-        (folder / "captions.json").write_text(json.dumps(captions, indent=1, ensure_ascii=False), encoding="utf-8")
-        return
-    if target == "image":
-        from PIL import Image
+def folder_of(target: Target, made: Mapping[Target, Generated]) -> str:
+    """Where a target stands in the folder of the answer: at its top if it is alone."""
+    return "" if len(made) == 1 else re.sub(r"\W+", "_", target.name)
 
-        (folder / "pictures").mkdir()
-        for name, picture in zip(map(picture_name, rows), made, strict=True):
-            Image.fromarray((picture * 255).round().byte().numpy()).save(folder / "pictures" / f"{name}.png")
-        return
-    responses = made.numpy()
-    save_file({"responses": np.ascontiguousarray(responses)}, folder / "responses.safetensors")
+
+def loaded(request: Request) -> Checkpoint:
+    """The model that is asked, laid out for generation. Raises UserError for a device that is not there."""
+    try:
+        there = torch.device(request.device).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:
+        there = False
+    if not there:
+        raise UserError(
+            f"--device: expected cpu, or cuda where there is a GPU that torch can use, got '{request.device}'. "
+            "Leave --device out, or install torch for this GPU."
+        )
+    return Checkpoint.load(request.run, device=request.device).prepare(request.precision, request.acceleration)
+
+
+def free_folder(request: Request) -> Path:
+    """A name for an answer that nothing has yet, such as generated/text-to-brain_subj01-2."""
+    given = [name for name in ("image", "brain", "text") if getattr(request, name)] or ["nothing"]
+    name = re.sub(r"[^\w-]+", "_", f"{'-'.join(given)}-to-{'-'.join(request.to)}")
+    names = (Path("generated") / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(path for path in names if not path.exists())
+
+
+def answers(checkpoint: Checkpoint, request: Request, resolved: Resolved) -> dict[Target, Generated]:
+    """What is generated for each target. Ctrl-C says how far it came."""
+    made: dict[Target, Generated] = {}
+    for target in resolved.targets:
+        config = request.config
+        if target.name == "text":  # there is no mean of words: several samples are several captions
+            config = replace(config, estimate="sample")
+        try:
+            generated = estimate(checkpoint, resolved.conditions, target.name, config)
+        except KeyboardInterrupt as interrupt:
+            done = f"{len(made)} of {len(resolved.targets)} targets done"
+            raise KeyboardInterrupt(f"while generating {target.asked}, {done}") from interrupt
+        if num_samples(generated) < 2:
+            generated = generated._replace(samples=None)
+        made[target] = generated
+        if target.rest:
+            assert resolved.given_sites is not None
+            given = torch.from_numpy(resolved.given_sites)
+            hidden = [x.cpu().masked_fill(given, torch.nan) if isinstance(x, Tensor) else None for x in generated]
+            assert hidden[0] is not None
+            made[target] = Generated(hidden[0], *hidden[1:])
+    return made
+
+
+def num_samples(generated: Generated) -> int:
+    """How many samples of each row there are."""
+    if isinstance(generated.samples, Tensor):
+        return generated.samples.shape[1]
+    return len(generated.samples[0]) if generated.samples else 0
+
+
+def versions() -> dict[str, str]:
+    return {"brainjanus": version("brainjanus"), "torch": torch.__version__, "python": platform.python_version()}
+
+
+# ---------------------------------------------------------------------------------------------- the forms of an answer
+
+
+def write_captions(folder: Path, generated: Generated, rows: Sequence[str]) -> None:
+    captions = generated.values if generated.samples is None else generated.samples
+    text = json.dumps(dict(zip(rows, captions, strict=True)), indent=1, ensure_ascii=False)
+    (folder / "captions.json").write_text(text, encoding="utf-8")
+
+
+def write_pictures(folder: Path, generated: Generated, rows: Sequence[str]) -> None:
+    from PIL import Image
+
+    (folder / "pictures").mkdir()
+    samples = pixels(generated)
+    pictures = samples.reshape(-1, *samples.shape[2:])
+    for path, picture in zip(picture_paths(folder, generated, rows), pictures, strict=True):
+        Image.fromarray(picture).save(path)
+    if generated.samples is not None:
+        draw_sheet(samples, rows).save(folder / "samples.png")
+
+
+def picture_paths(folder: Path, generated: Generated, rows: Sequence[str]) -> list[Path]:
+    """Where each picture goes: row by row, and sample by sample."""
+    names = map(picture_name, rows)
+    if generated.samples is None:
+        return [folder / "pictures" / f"{name}.png" for name in names]
+    samples = range(pixels(generated).shape[1])
+    return [folder / "pictures" / f"{name}-{sample:02d}.png" for name in names for sample in samples]
+
+
+# S samples
+def pixels(generated: Generated) -> UInt8[np.ndarray, "b s h w 3"]:
+    pictures = generated.samples if isinstance(generated.samples, Tensor) else generated.values
+    assert isinstance(pictures, Tensor)
+    pictures = pictures if pictures.dim() == 5 else pictures[:, None]
+    return (pictures * 255).round().byte().cpu().numpy()
+
+
+def draw_sheet(samples: UInt8[np.ndarray, "b s h w 3"], rows: Sequence[str]) -> Any:
+    """One line of pictures for each row, all its samples side by side, under its name."""
+    from PIL import Image, ImageDraw
+
+    samples = samples[:MOST_ON_SHEET]
+    gap, title = 6, 18
+    across, down = samples.shape[1], samples.shape[0]
+    sheet = Image.new("RGB", (gap + across * (TILE + gap), down * (TILE + gap + title) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row in range(down):
+        top = gap + row * (TILE + gap + title)
+        draw.text((gap, top), rows[row], fill="black")
+        for sample in range(across):
+            tile = Image.fromarray(samples[row, sample]).resize((TILE, TILE), Image.Resampling.NEAREST)
+            sheet.paste(tile, (gap + sample * (TILE + gap), top + title))
+    return sheet
+
+
+def write_brain(
+    folder: Path, generated: Generated, rows: Sequence[str], space: BrainSpace, request: Request
+) -> list[str]:
+    """Responses in all forms that are asked for; returns what could not be drawn, and why."""
+    found = zip(("responses", "standard_error", "samples"), generated, strict=True)
+    arrays = {name: x.float().contiguous().cpu().numpy() for name, x in found if isinstance(x, Tensor)}
     (folder / "rows.json").write_text(json.dumps(list(rows), indent=1), encoding="utf-8")
-    space = dataset.space(target.removeprefix("brain:"))
-    if space.geometry.get("type") == "volume":
-        import nibabel
+    kind = str(space.geometry.get("type"))
+    wanted = request.formats or ("safetensors", "png", *([MAPS[kind]] if kind in MAPS else []))
+    if "safetensors" in wanted:
+        save_file(arrays, folder / "responses.safetensors")
+    for name, values in arrays.items():
+        if "npy" in wanted:
+            np.save(folder / f"{name}.npy", values)
+        if name != "samples" and "nifti" in wanted:
+            save_nifti(folder / f"{name}.nii.gz", values, space)
+        if name != "samples" and "gifti" in wanted:
+            save_gifti(folder, name, values, space, rows)
+    if "png" not in wanted:
+        return []
+    if kind == "surface" and find_spec("nilearn") is None:
+        return [
+            "responses.png was not drawn: it needs nilearn, which brings the surface; pip install 'brainjanus[cortex]'"
+        ]
+    kinds = {"mean": "expected", "sample": "plausible"}
+    maps = dict(zip(rows[:MOST_DRAWN], arrays["responses"][:MOST_DRAWN], strict=True))
+    (folder / "responses.png").write_bytes(
+        draw_maps(space, maps, label=f"{kinds[request.config.estimate]} response (z)")
+    )
+    return []
 
-        volumes = [space.to_nifti(row) for row in responses]
-        nibabel.save(nibabel.concat_images(volumes), folder / "responses.nii.gz")
+
+def save_nifti(path: Path, values: Float[np.ndarray, "n v"], space: BrainSpace) -> None:
+    import nibabel
+
+    nibabel.save(nibabel.concat_images([space.to_nifti(row) for row in values]), path)
+
+
+def save_gifti(
+    folder: Path, name: str, values: Float[np.ndarray, "n v"], space: BrainSpace, rows: Sequence[str]
+) -> None:
+    """One file for each hemisphere, one array [vertices] for each row; NaN where nothing is predicted."""
+    import nibabel
+    from nibabel.gifti import GiftiDataArray, GiftiImage, GiftiMetaData
+
+    hemispheres = [space.to_surface(row) for row in values]
+    for side, letter, structure in (("left", "L", "CortexLeft"), ("right", "R", "CortexRight")):
+        about = {"AnatomicalStructurePrimary": structure, "Template": str(space.geometry.get("template", ""))}
+        arrays = [
+            GiftiDataArray(maps[side], "NIFTI_INTENT_NONE", "NIFTI_TYPE_FLOAT32", meta=GiftiMetaData(Name=row))
+            for maps, row in zip(hemispheres, rows, strict=True)
+        ]
+        nibabel.save(GiftiImage(meta=GiftiMetaData(about), darrays=arrays), folder / f"{name}_hemi-{letter}.func.gii")
+
+
+def check_formats(formats: Sequence[Format], target: Target, checkpoint: Checkpoint) -> None:
+    """Raises UserError for a form that a subject's space does not have."""
+    if not target.name.startswith("brain:"):
+        return
+    space = checkpoint.spaces[target.name.removeprefix("brain:")]
+    kind = str(space.geometry.get("type"))
+    possible = ["safetensors", "npy", "png", *([MAPS[kind]] if kind in MAPS else [])]
+    if wrong := [form for form in formats if form not in possible]:
+        raise UserError(
+            f"--format {wrong[0]}: expected a form that the brain of {space.subject} has ({', '.join(possible)}), got "
+            f"{space.kind} with a space of type '{kind}'. Choose from these."
+        )
+
+
+def shown(target: Target, generated: Generated, rows: Sequence[str], folder: Path) -> list[str]:
+    """A few lines that tell a person what was generated."""
+    if target.name == "text":
+        groups = [[caption] for caption in generated.values] if generated.samples is None else generated.samples
+        told = [f"{row}: {caption}" for row, group in zip(rows, groups, strict=True) for caption in group]
+    elif target.name == "image":
+        told = [str(path) for path in picture_paths(folder, generated, rows)]
+        told = told if generated.samples is None else [str(folder / "samples.png"), *told]
+    else:
+        values = generated.values
+        assert isinstance(values, Tensor)
+        asked = target.name if not target.rest else f"{target.name} but the given sites"
+        return [f"{asked}: {values.shape[0]} x {int(torch.isfinite(values[0]).sum())} sites, z-scored, in {folder}"]
+    more = [f"... and {len(told) - MOST_SHOWN} more"] if len(told) > MOST_SHOWN else []
+    return told[:MOST_SHOWN] + more
+
+
+# ----------------------------------------------------------------------------------------------------------- rankings
+
+
+def rank(checkpoint: Checkpoint, resolved: Resolved) -> list[Ranked]:
+    """Every candidate under every row's conditions, row by row, likeliest first."""
+    given, target = resolved.candidates, resolved.targets[0]
+    assert given is not None
+    labels = candidate_names(given.values, given.names)
+    log_p = score_candidates(checkpoint, resolved.conditions, target.name, given.values).double().cpu()
+    posterior = log_p.softmax(dim=1)
+    ranking = []
+    for row, name in enumerate(resolved.rows):
+        for place in log_p[row].argsort(descending=True, stable=True).tolist():
+            ranking.append(Ranked(name, labels[place], float(log_p[row, place]), float(posterior[row, place])))
+    return ranking
+
+
+def candidate_names(values: list[str] | np.ndarray, names: Sequence[str | None]) -> list[str]:
+    """Sentences are called by their words, others by their names or numbers."""
+    if isinstance(values, list):
+        return [words if name is None else f"{name}: {words}" for words, name in zip(values, names, strict=True)]
+    return [name or f"{row:04d}" for row, name in enumerate(names)]
+
+
+def write_ranking(folder: Path, ranking: Sequence[Ranked]) -> None:
+    with open(folder / "scores.tsv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(Ranked._fields)
+        table.writerows(ranking)
+    by_row: dict[str, list[dict[str, Any]]] = {}
+    for one in ranking:
+        by_row.setdefault(one.row, []).append(dict(list(one._asdict().items())[1:]))
+    (folder / "scores.json").write_text(json.dumps(by_row, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+# -------------------------------------------------------------------------------------------------------------- names
 
 
 def picture_name(row: str) -> str:
@@ -150,74 +388,3 @@ def check_names(rows: Sequence[str], target: str) -> None:
                 "which would overwrite each other. Give each only once, rename the files, or generate them one by one."
             )
         first[name] = row
-
-
-def expect_source(source: Sequence[str], name: str, option: str) -> None:
-    if name not in source:
-        raise UserError(
-            f"{option}: expected '{name}' among the sources, got {', '.join(source) or 'none'}. Add --source {name}."
-        )
-
-
-def split_of(dataset: Dataset, name: str, ids: Sequence[str]) -> str:
-    """The split in which a subject saw these stimuli; 'test' for other sources. Raises UserError if it is not one."""
-    if not name.startswith("brain:") or not ids:
-        return "test"
-    trials = dataset.trials(name.removeprefix("brain:"))
-    splits = dict(zip(trials.stimulus_id, trials.split, strict=True))
-    first = {splits[stimulus]: stimulus for stimulus in reversed(ids) if stimulus in splits}
-    if len(first) > 1:
-        raise UserError(
-            f"--ids: expected all --ids from one split, got {', '.join(f'{first[s]} ({s})' for s in sorted(first))}. "
-            "Generate for one split after the other."
-        )
-    return next(iter(first), "test")
-
-
-def standardised(dataset: Dataset, subject: str, path: Path) -> np.ndarray:
-    """Raw responses [rows, sites] in the units of the z-scored dataset.
-
-    As in `prepare`, they are divided by the subject's scale first; sites that it dropped may be there or not.
-    Statistics are those of the training trials; where each session has its own, their mean over sessions.
-    """
-    return raw_to_zscored(dataset, subject, np.asarray(read_array(str(path))), path)
-
-
-def raw_to_zscored(dataset: Dataset, subject: str, raw: np.ndarray, path: Path | str) -> np.ndarray:
-    """As `standardised`, of responses that were read already; `path` names them in the sentence of an error."""
-    space = dataset.space(subject)
-    dropped = dataset.manifest["provenance"].get("dropped_sites", {}).get(subject, 0)
-    numbers = raw.ndim == 2 and raw.dtype.kind in "fiu"
-    columns_known = space.geometry.get("type") == "none" and space.index is not None
-    if numbers and dropped and columns_known and raw.shape[1] == space.num_sites + dropped:
-        raw = raw[:, space.index]
-    if not numbers or raw.shape[1] != space.num_sites:
-        raise UserError(
-            f"{path}: expected numbers [rows, {space.num_sites} sites of {subject}], got {raw.dtype} "
-            f"{list(raw.shape)}. "
-            + (
-                f"{dropped} constant sites were dropped when the dataset was prepared: leave them out here too."
-                if dropped
-                else "Were they made with another mask, or are rows and columns exchanged?"
-            )
-        )
-    raw = (raw / np.float32(scale_of(dataset, subject))).astype(np.float32)
-    statistics = dataset.zscore(subject)
-    return (raw - statistics.mean.mean(axis=0)) / statistics.std.mean(axis=0)
-
-
-def scale_of(dataset: Dataset, subject: str) -> float:
-    """What `prepare` divided a subject's responses by; 1 for a dataset that it did not make."""
-    config = dataset.manifest["provenance"].get("config")
-    if not isinstance(config, dict):
-        return 1.0
-    files = [who for who in (*(config.get("subjects") or ()), config) if isinstance(who, dict)]
-    return next((float(who["scale"]) for who in files if who.get("subject") == subject and "scale" in who), 1.0)
-
-
-def read_files(paths: Sequence[Path], size: int) -> np.ndarray:
-    """Picture files as uint8 [n, size, size, 3], prepared as the dataset's pictures were."""
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"{missing[0]}: expected a picture file, got none at this path. Correct the path.")
-    return np.stack([fit(decode(str(path), path.read_bytes()), size) for path in paths])

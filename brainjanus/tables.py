@@ -11,6 +11,7 @@ from brainjanus.evaluate.metrics import metric_of
 from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
 from brainjanus.evaluate.score import MAIN_METRICS
 from brainjanus.memory import GB, Row
+from brainjanus.outputs import Ranked
 
 WIDE = 116  # columns of a terminal that all figures need
 
@@ -89,6 +90,17 @@ def print_memory(rows: Sequence[Row], title: str) -> None:
         peak = row.peak
         parts = (sum(peak.weights.values()), peak.gradients, peak.moments, peak.cache, peak.working, peak.total)
         table.add_row(row.what, *(f"{part / GB:.1f}" for part in parts), ", ".join(peak.cards) or "none")
+    _console().print(table)
+
+
+def print_ranking(ranking: Sequence[Ranked]) -> None:
+    """The candidates of each row, likeliest first; their shares add up to 1."""
+    table = _table("log p(candidate | conditions), in nats")
+    for column, justify in (("row", "left"), ("candidate", "left"), ("log p", "right"), ("share", "right")):
+        table.add_column(column, justify=justify)
+    for place, one in enumerate(ranking):
+        new = place == 0 or ranking[place - 1].row != one.row
+        table.add_row(one.row if new else "", one.candidate, f"{one.log_p:.2f}", f"{one.posterior:.3f}")
     _console().print(table)
 
 

@@ -198,3 +198,24 @@ def janus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     colours = {"image_processor_type": "JanusImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(colours | {"size": {"height": 16, "width": 16}}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was trained on the study for two steps: it answers anything, badly."""
+    from brainjanus.core.config import from_dict
+    from brainjanus.run import RunConfig, train
+
+    few = {"steps": 2, "batch_size": 4}
+    decoder = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = {
+        "brain_tokenizer": {"patch_size": 8, "patch": {"width": 8, "depth": 0, "heads": 1}},
+        "brain_training": few,
+        "image_tokenizer": {"image_size": study.image_size, "codes_per_side": 2, "width": 8, "blocks": 0},
+        "image_training": few,
+        "omni": {"decoder": decoder | {"num_key_value_heads": 2}},
+        "training": {"optim": few},
+    }
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    train(study, folder, from_dict(RunConfig, settings))
+    return folder

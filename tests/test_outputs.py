@@ -1,100 +1,309 @@
-"""Requests become files: rows are named, files are whole, and what does not fit is refused in a sentence."""
+"""Requests become files: rows are named, files are whole, and what was asked can be asked again."""
 
+import csv
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
+from brainjanus import cli, outputs
 from brainjanus.core.errors import UserError
+from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset
-from brainjanus.outputs import check_names, generate_files, picture_name, scale_of, standardised, write
-from brainjanus.run import RunConfig, train
+from brainjanus.generate import Generated, GenerationConfig
+from brainjanus.outputs import (
+    Answer,
+    candidate_names,
+    check_formats,
+    check_names,
+    draw_sheet,
+    generate_files,
+    picture_name,
+    write_brain,
+    write_captions,
+    write_pictures,
+)
+from brainjanus.request import Request, Target, load_request, words
+
+VOLUME = {"type": "volume", "shape": [2, 2, 2], "affine": np.eye(4).tolist()}
+SURFACE = {"type": "surface", "template": "fsaverage5", "left_vertices": 4}
+SAMPLES = GenerationConfig(estimate="sample", num_samples=3, seed=5)
 
 
-@pytest.fixture(scope="module")
-def run(study, tmp_path_factory):
-    few = {"steps": 2, "batch_size": 4}
-    decoder = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    from brainjanus.core.config import from_dict
+@pytest.fixture
+def answer(tiny_run, tmp_path):
+    """Answer a request by the run that was trained on the study, into tmp_path/out."""
 
-    config = from_dict(
-        RunConfig,
-        {
-            "brain_tokenizer": {"patch_size": 8, "patch": {"width": 8, "depth": 0, "heads": 1}},
-            "brain_training": few,
-            "image_tokenizer": {"image_size": study.image_size, "codes_per_side": 2, "width": 8, "blocks": 0},
-            "image_training": few,
-            "omni": {"decoder": decoder | {"num_key_value_heads": 2}},
-            "training": {"optim": few},
-        },
-    )
-    folder = tmp_path_factory.mktemp("outputs") / "run"
-    train(study, folder, config)
-    return folder
+    def made(to: str, **asked) -> Answer:
+        return generate_files(Request(tiny_run, words(to), folder=tmp_path, **asked), tmp_path / "out")
+
+    return made
 
 
-def test_captions_of_the_test_stimuli(run, study, tmp_path):
-    out = generate_files(run, study, tmp_path / "out", source=["brain:s1"], target="text")
-    captions = json.loads((out / "captions.json").read_text())
+@pytest.fixture
+def asking() -> Request:
+    return Request(Path("run"), ("brain:a",))
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# ------------------------------------------------------------------------------------------------------------ requests
+
+
+def test_captions_of_the_test_stimuli(answer, study):
+    made = answer("text", brain=("s1:test",))
+    captions = json.loads((made.folder / "captions.json").read_text())
     assert list(captions) == study.averages("s1", "test").stimulus_ids
+    assert made.told[0] == f"{next(iter(captions))}: {next(iter(captions.values()))}"
 
 
-def test_pictures_of_named_stimuli(run, study, tmp_path):
+def test_pictures_of_named_stimuli(answer, study):
     ids = study.averages("s1", "test").stimulus_ids[:2]
-    out = generate_files(run, study, tmp_path / "out", source=["brain:s1"], target="image", ids=ids)
-    assert {path.stem for path in (out / "pictures").iterdir()} == set(ids)
-    with Image.open(out / "pictures" / f"{ids[0]}.png") as picture:
+    made = answer("image", brain=tuple(f"s1:stimulus:{name}" for name in ids))
+    assert files_in(made.folder) == [*(f"pictures/{name}.png" for name in ids), "request.json"]
+    assert made.told == [str(made.folder / "pictures" / f"{name}.png") for name in ids]
+    with Image.open(made.told[0]) as picture:
         assert picture.size == (study.image_size,) * 2
 
 
-def test_a_response_to_a_sentence(run, study, tmp_path):
-    caption = study.captions(study.stimulus_ids[0])[0]
-    out = generate_files(run, study, tmp_path / "out", source=["text"], target="brain:s2", prompt=[caption])
-    assert load_file(out / "responses.safetensors")["responses"].shape == (1, study.space("s2").num_sites)
-    assert json.loads((out / "rows.json").read_text()) == ["0000"]
-
-
-def test_a_response_to_a_picture_file(run, study, tmp_path):
+def test_files_and_sentences_need_no_dataset(answer, study, tmp_path, monkeypatch):
+    monkeypatch.setattr(Dataset, "open", lambda path: pytest.fail("the dataset was opened"))
     Image.new("RGB", (50, 30), "red").save(tmp_path / "red.png")
-    files = [tmp_path / "red.png"]
-    out = generate_files(run, study, tmp_path / "out", source=["image"], target="brain:s1", images=files)
-    assert json.loads((out / "rows.json").read_text()) == ["red.png"]
+    made = answer("brain", image=("red.png",), text=("red left",))
+    assert files_in(made.folder) == sorted(
+        ["request.json", *(f"brain_{s}/{f}" for s in ("s1", "s2") for f in BRAIN_FILES)]
+    )
+    assert load_file(made.folder / "brain_s2/responses.safetensors")["responses"].shape == (1, 28)
+    assert json.loads((made.folder / "brain_s1/rows.json").read_text()) == ["red.png"]
 
 
-def test_raw_responses_are_put_in_the_units_of_the_dataset(study, tmp_path):
-    statistics = study.zscore("s1")
-    raw = np.stack([statistics.mean.mean(axis=0), statistics.mean.mean(axis=0) + statistics.std.mean(axis=0)])
-    np.save(tmp_path / "raw.npy", raw)
-    np.testing.assert_allclose(standardised(study, "s1", tmp_path / "raw.npy"), [[0.0], [1.0]] + 0 * raw, atol=1e-3)
+BRAIN_FILES = ("responses.png", "responses.safetensors", "rows.json")
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_raw_files_become_the_responses_that_prepare_made_of_them(tmp_path, several):
-    from brainjanus.data.prepare import PrepareConfig, SubjectFiles, prepare
-
-    rng = np.random.default_rng(0)
-    raw = rng.integers(-9000, 9000, (20, 6)).astype(np.int16)
-    raw[:, 2] = 5
-    np.save(tmp_path / "raw.npy", raw)
-    np.savez(tmp_path / "pictures.npz", pictures=rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
-    files = {"responses": (str(tmp_path / "raw.npy"),), "trials": "in-order", "scale": 300.0}
-    who = {"subjects": (SubjectFiles(subject="a", **files),)} if several else files | {"subject": "a"}
-    pictures = (f"{tmp_path}/pictures.npz:pictures",)
-    config = PrepareConfig(pictures=pictures, image_size=8, zscore="all", drop_constant_sites=True, **who)
-    dataset = prepare(config, tmp_path / "ds")
-    assert scale_of(dataset, "a") == 300
-    np.testing.assert_allclose(standardised(dataset, "a", tmp_path / "raw.npy"), dataset.responses("a"), atol=1e-5)
-    np.save(tmp_path / "kept.npy", np.delete(raw, 2, axis=1))
-    np.testing.assert_allclose(standardised(dataset, "a", tmp_path / "kept.npy"), dataset.responses("a"), atol=1e-5)
-    np.save(tmp_path / "other.npy", raw[:, :4])
-    with pytest.raises(UserError, match="1 constant sites were dropped when"):
-        standardised(dataset, "a", tmp_path / "other.npy")
+def test_several_targets_have_folders_of_their_own(answer):
+    made = answer("text,image", brain=("s1:trial:3",))
+    assert files_in(made.folder) == ["image/pictures/s1-trial-3.png", "request.json", "text/captions.json"]
 
 
-def test_what_prepare_did_not_make_has_no_scale(study):
-    assert scale_of(study, "s1") == 1
+def test_the_rest_of_a_brain_has_no_values_where_it_was_given(answer, study):
+    made = answer("brain:rest", brain=("s1:trial:3", "s1:trial:4"), rois=("V1",))
+    values = load_file(made.folder / "responses.safetensors")["responses"]
+    np.testing.assert_array_equal(np.isnan(values), [np.asarray(study.space("s1").rois["V1"])] * 2)
+    assert made.told == [f"brain:s1 but the given sites: 2 x 30 sites, z-scored, in {made.folder}"]
+
+
+def test_another_persons_brain(answer):
+    made = answer("brain:s2", brain=("s1:trial:3",), formats=("npy",))
+    assert files_in(made.folder) == ["request.json", "responses.npy", "rows.json"]
+    assert np.load(made.folder / "responses.npy").shape == (1, 28)
+
+
+def test_several_captions_of_each_row_and_the_same_for_the_same_seed(answer, tmp_path):
+    made = answer("text", brain=("s1:trial:3", "s1:trial:4"), config=SAMPLES)
+    captions = json.loads((made.folder / "captions.json").read_text())
+    assert {name: len(group) for name, group in captions.items()} == {"s1-trial-3": 3, "s1-trial-4": 3}
+    again = generate_files(load_request(made.folder / "request.json").request, tmp_path / "again")
+    assert json.loads((again.folder / "captions.json").read_text()) == captions
+
+
+def test_several_samples_of_a_mean_are_several_captions(answer):
+    made = answer("text", brain=("s1:trial:3",), config=GenerationConfig(num_samples=2))
+    assert len(json.loads((made.folder / "captions.json").read_text())["s1-trial-3"]) == 2
+
+
+def test_a_mean_over_samples_has_standard_errors(answer):
+    made = answer("brain:s2", text=("red left",), config=GenerationConfig(num_samples=4), formats=("safetensors",))
+    arrays = load_file(made.folder / "responses.safetensors")
+    assert {name: array.shape for name, array in arrays.items()} == {"responses": (1, 28), "standard_error": (1, 28)}
+    assert (arrays["standard_error"] > 0).any()
+
+
+def test_responses_with_standard_errors_are_read_as_predictions(answer):
+    from brainjanus.data.readers.predictions import read_response_predictions
+
+    made = answer("brain:s2", text=("red left",), config=GenerationConfig(num_samples=2), formats=("safetensors",))
+    names, values = read_response_predictions(str(made.folder / "responses.safetensors"))
+    assert names == ["0000"]
+    np.testing.assert_array_equal(values, load_file(made.folder / "responses.safetensors")["responses"])
+
+
+# -------------------------------------------------------------------------------------------------------- asking again
+
+
+def test_a_request_is_repeated_to_the_bit(tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (50, 30), "red").save(tmp_path / "red.png")
+    options = ["--estimate", "sample", "--samples", "2", "--temperature", "0.7", "--top-k", "5", "--seed", "3"]
+    asked = ["--image", "red.png", "--to", "brain:s1,text", *options, "--guidance", "1.5", "--out", "one"]
+    assert cli.main(["generate", str(tiny_run), *asked]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # paths of files are kept
+    assert cli.main(["generate", "--request", str(tmp_path / "one/request.json"), "--out", str(tmp_path / "two")]) == 0
+    assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
+    for name in files_in(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    assert capsys.readouterr().out.endswith("two\n")
+
+
+def test_a_request_says_what_was_asked_and_what_answered(answer, tiny_run, tmp_path):
+    made = answer("text", brain=("trial:3",), config=SAMPLES)
+    facts = json.loads((made.folder / "request.json").read_text())
+    assert facts["asked"]["config"] == {
+        "estimate": "sample", "num_samples": 3, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0, "seed": 5
+    }  # fmt: skip
+    assert facts["asked"]["run"] == str(tiny_run)
+    assert facts["rows"] == ["s1-trial-3"]
+    assert facts["sources"]["brain:s1"][0]["given"] == "trial:3"
+    assert facts["remarks"] == made.remarks
+    assert len(facts["model"]) == 64
+    assert set(facts["versions"]) == {"brainjanus", "torch", "python"}
+
+
+def test_another_model_or_changed_files_are_not_asked_again(answer, tmp_path):
+    Image.new("RGB", (50, 30), "red").save(tmp_path / "red.png")
+    repeated = load_request(answer("text", image=("red.png",)).folder / "request.json")
+    with pytest.raises(UserError, match=r"expected the model that answered it \(0000.* Was it trained again\?"):
+        generate_files(repeated.request, tmp_path / "again", repeated=repeated._replace(model="0" * 64))
+    Image.new("RGB", (50, 30), "blue").save(tmp_path / "red.png")
+    with pytest.raises(UserError, match=r"expected what it was answered from .*red.png.* Did the file change\?"):
+        generate_files(repeated.request, tmp_path / "again", repeated=repeated)
+    assert not (tmp_path / "again").exists()
+
+
+def test_nothing_but_out_stands_beside_a_request(capsys):
+    assert cli.main(["generate", "--request", "r.json", "--seed=4", "--to", "text"]) == 2
+    assert "--request: expected nothing but --out and RUN beside it, got --seed, --to." in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ rankings
+
+
+def test_candidates_are_ranked_by_log_p(answer, tiny_run, study):
+    from brainjanus.generate import score
+    from brainjanus.model.checkpoint import Checkpoint
+
+    made = answer("text", brain=("s1:trial:3", "s1:trial:4"), candidates=("red left", "blue right", "green left"))
+    responses = study.responses("s1", np.array([3, 4]))
+    expected = score(Checkpoint.load(tiny_run), {"brain:s1": responses}, "text", ["blue right"] * 2)
+    found = {(r.row, r.candidate): r for r in made.ranking}
+    assert found["s1-trial-4", "blue right"].log_p == pytest.approx(float(expected[1]), abs=1e-3)
+    for row in ("s1-trial-3", "s1-trial-4"):
+        ranked = [r for r in made.ranking if r.row == row]
+        assert [r.log_p for r in ranked] == sorted((r.log_p for r in ranked), reverse=True)
+        assert sum(r.posterior for r in ranked) == pytest.approx(1)
+        assert ranked[0].posterior / ranked[1].posterior == pytest.approx(np.exp(ranked[0].log_p - ranked[1].log_p))
+    with open(made.folder / "scores.tsv", newline="") as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    assert [(r["row"], r["candidate"], float(r["log_p"])) for r in table] == [r[:3] for r in made.ranking]
+    scores = json.loads((made.folder / "scores.json").read_text())
+    assert list(scores) == ["s1-trial-3", "s1-trial-4"]
+    assert scores["s1-trial-3"][0] == {
+        "candidate": made.ranking[0].candidate, "log_p": made.ranking[0].log_p, "posterior": made.ranking[0].posterior
+    }  # fmt: skip
+
+
+def test_sentences_are_called_by_their_words_and_arrays_by_their_numbers():
+    assert candidate_names(["a", "b"], [None, "s001"]) == ["a", "s001: b"]
+    assert candidate_names(np.zeros((2, 3)), ["x.png", None]) == ["x.png", "0001"]
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_a_volume_is_written_as_nifti(asking, tmp_path):
+    space = BrainSpace("a", 3, geometry=VOLUME, index=np.array([0, 3, 7]))
+    generated = Generated(torch.arange(6.0).view(2, 3), torch.ones(2, 3), None)
+    write_brain(tmp_path, generated, ["x", "y"], space, replace(asking, formats=("nifti",)))
+    assert files_in(tmp_path) == ["responses.nii.gz", "rows.json", "standard_error.nii.gz"]
+    volumes = nibabel.load(tmp_path / "responses.nii.gz").get_fdata()
+    assert volumes.shape == (2, 2, 2, 2)
+    assert volumes[1, 1, 1].tolist() == [2.0, 5.0]
+    assert np.isnan(volumes[1, 0, 0]).all()
+
+
+def test_a_surface_is_written_as_gifti(asking, tmp_path):
+    space = BrainSpace("a", 3, "vertices", geometry=SURFACE, index=np.array([1, 3, 6]))
+    generated = Generated(torch.arange(6.0).view(2, 3), None, None)
+    write_brain(tmp_path, generated, ["x", "y"], space, replace(asking, formats=("gifti",)))
+    assert files_in(tmp_path) == ["responses_hemi-L.func.gii", "responses_hemi-R.func.gii", "rows.json"]
+    left, right = (nibabel.load(tmp_path / f"responses_hemi-{side}.func.gii") for side in "LR")
+    nan = np.nan
+    np.testing.assert_array_equal([a.data for a in left.darrays], [[nan, 0, nan, 1], [nan, 3, nan, 4]])
+    np.testing.assert_array_equal([a.data for a in right.darrays], [[nan, nan, 2, nan], [nan, nan, 5, nan]])
+    assert [a.meta["Name"] for a in left.darrays] == ["x", "y"]
+    assert right.meta["AnatomicalStructurePrimary"] == "CortexRight"
+
+
+def test_a_surface_without_nilearn_is_written_and_it_is_said_that_it_was_not_drawn(asking, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "find_spec", lambda name: None)
+    space = BrainSpace("a", 3, "vertices", geometry=SURFACE, index=np.array([1, 3, 6]))
+    (remark,) = write_brain(tmp_path, Generated(torch.zeros(1, 3), None, None), ["x"], space, asking)
+    assert remark.startswith("responses.png was not drawn: it needs nilearn")
+    assert "responses.png" not in files_in(tmp_path)
+    assert "responses.safetensors" in files_in(tmp_path)
+
+
+def test_a_brain_is_drawn(asking, tmp_path):
+    rows = [f"s{row}" for row in range(9)]
+    assert write_brain(tmp_path, Generated(torch.randn(9, 5), None, None), rows, BrainSpace("a", 5), asking) == []
+    with Image.open(tmp_path / "responses.png") as drawn:
+        assert min(drawn.size) > 100
+
+
+def test_samples_of_responses_stand_beside_the_first(asking, tmp_path):
+    samples = torch.randn(2, 3, 5)
+    asked = replace(asking, formats=("safetensors", "npy"))
+    write_brain(tmp_path, Generated(samples[:, 0], None, samples), ["x", "y"], BrainSpace("a", 5), asked)
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npy"), samples)
+    np.testing.assert_array_equal(load_file(tmp_path / "responses.safetensors")["responses"], samples[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("geometry", "form", "possible"),
+    [
+        (VOLUME, "gifti", "safetensors, npy, png, nifti"),
+        (SURFACE, "nifti", "safetensors, npy, png, gifti"),
+        ({"type": "none"}, "nifti", "safetensors, npy, png"),
+    ],
+)
+def test_a_form_that_a_brain_does_not_have_is_refused(make_checkpoint, geometry, form, possible):
+    checkpoint = replace(make_checkpoint(modalities=False), spaces={"a": BrainSpace("a", 3, geometry=geometry)})
+    with pytest.raises(UserError, match=rf"--format {form}: .* brain of a has \({possible}\)"):
+        check_formats([form], Target("brain", "brain:a"), checkpoint)
+
+
+def test_several_samples_of_a_picture_have_numbers_and_a_sheet(tmp_path):
+    samples = torch.rand(2, 3, 8, 8, 3)
+    write_pictures(tmp_path, Generated(samples[:, 0], None, samples), ["a cup", "b.png"])
+    assert files_in(tmp_path) == [
+        *(f"pictures/{name}-0{sample}.png" for name in ("a_cup", "b") for sample in range(3)),
+        "samples.png",
+    ]
+    with Image.open(tmp_path / "pictures/b-02.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), (samples[1, 2] * 255).round().byte())
+
+
+def test_a_sheet_shows_every_sample_of_a_row_side_by_side():
+    samples = np.zeros((2, 3, 4, 4, 3), np.uint8)
+    samples[1, 2] = (10, 200, 30)
+    sheet = np.asarray(draw_sheet(samples, ["x", "y"]))
+    rows, columns = np.nonzero((sheet == (10, 200, 30)).all(axis=-1))
+    assert len(rows) == outputs.TILE**2
+    assert rows.min() > sheet.shape[0] / 2
+    assert columns.min() > sheet.shape[1] * 0.6
+
+
+def test_captions_are_words_by_row(tmp_path):
+    write_captions(tmp_path, Generated(["é", "b"], None, None), ["x", "y"])
+    assert (tmp_path / "captions.json").read_text(encoding="utf-8") == '{\n "x": "é",\n "y": "b"\n}'
 
 
 def test_pictures_are_named_by_rows_without_the_suffix_of_a_picture():
@@ -107,75 +316,112 @@ def test_rows_that_would_overwrite_each_other_are_refused(rows):
         check_names(rows, "image")
 
 
-def test_picture_files_of_one_name_are_told_apart_by_their_paths(run, study, tmp_path):
-    files = [tmp_path / side / "red.png" for side in ("left", "right")]
-    for file in files:
-        file.parent.mkdir()
-        Image.new("RGB", (50, 30), "red").save(file)
-    out = generate_files(run, study, tmp_path / "out", source=["image"], target="text", images=files)
-    assert list(json.loads((out / "captions.json").read_text())) == [str(file) for file in files]
+# -------------------------------------------------------------------------------------------- the command, mistakes
 
 
-def test_ids_from_several_splits_are_refused(run, study, tmp_path):
-    ids = [study.averages("s1", split).stimulus_ids[0] for split in ("test", "train")]
-    with pytest.raises(UserError, match=rf"all --ids from one split, got {ids[0]} \(test\), {ids[1]} \(train\)"):
-        generate_files(run, study, tmp_path / "out", source=["brain:s1"], target="text", ids=ids)
+def test_the_command_finds_a_run_and_a_place_for_the_answer(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRAINJANUS_RUN", str(tiny_run))
+    for name in ("brain-to-text", "brain-to-text-2"):
+        assert cli.main(["generate", "--brain", "trial:3", "--to", "text"]) == 0
+        out, err = capsys.readouterr()
+        caption = json.loads((tmp_path / "generated" / name / "captions.json").read_text())["s1-trial-3"]
+        assert out == f"s1-trial-3: {caption}\ngenerated/{name}\n"
+        assert "brainjanus: --brain trial:3: taken as s1's, the first of 2 subjects" in err
 
 
-def test_a_run_without_pictures_refuses_them_in_a_sentence(run, study, tmp_path, monkeypatch):
-    from brainjanus import outputs
-
-    checkpoint = outputs.Checkpoint.load(run)
-    object.__setattr__(checkpoint.tokenizers, "image", None)  # frozen
-    monkeypatch.setattr(outputs.Checkpoint, "load", lambda run: checkpoint)
-    with pytest.raises(UserError, match="expected a modality that the model was trained on"):
-        generate_files(run, study, tmp_path / "out", source=["image"], target="brain:s1", images=[tmp_path / "a.png"])
-
-
-def test_a_space_with_a_volume_gets_a_nifti(tmp_path, monkeypatch):
-    import nibabel
-    import torch
-
-    from brainjanus.core.space import BrainSpace
-
-    geometry = {"type": "volume", "shape": [2, 2, 2], "affine": np.eye(4).tolist()}
-    space = BrainSpace("a", 3, geometry=geometry, index=np.array([0, 3, 7]))
-    monkeypatch.setattr(Dataset, "__init__", lambda self: None)
-    monkeypatch.setattr(Dataset, "space", lambda self, subject: space)
-    write(tmp_path, torch.arange(6.0).view(2, 3), ["x", "y"], "brain:a", Dataset())
-    volumes = nibabel.load(tmp_path / "responses.nii.gz").get_fdata()
-    assert volumes.shape == (2, 2, 2, 2)
-    assert volumes[1, 1, 1].tolist() == [2.0, 5.0]
+def test_a_ranking_is_printed(tiny_run, tmp_path, capsys):
+    asked = ["--brain", "s1:trial:3", "--to", "text", "--candidates", "red left", "blue right"]
+    assert cli.main(["generate", str(tiny_run), *asked, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "log p(candidate | conditions), in nats" in printed
+    assert all(words in printed for words in ("s1-trial-3", "red left", "blue right"))
 
 
 @pytest.mark.parametrize(
-    ("request_", "sentence"),
+    ("asked", "sentence"),
     [
-        ({"source": ["text"], "target": "brain:s9", "prompt": ["a"]}, "s9"),
-        ({"source": ["brain:s1"], "target": "text", "prompt": ["a"]}, "--prompt: expected 'text' among the sources"),
-        ({"source": ["text", "image"], "target": "brain:s1", "prompt": ["a"]}, "cannot be paired"),
-        ({"source": ["text"], "target": "brain:s1", "responses": "x.npy"}, "expected exactly one brain"),
-        ({"source": ["brain:s1"], "target": "text", "ids": ["nobody"]}, "nobody"),
-        ({"source": ["text"], "target": "brain:s1", "prompt": ["a"], "ids": ["s000"]}, "got 1 ids beside --images"),
-        ({"source": ["text", "text"], "target": "image"}, "expected at least one source, each once, got text, text"),
-        ({"source": [], "target": "image"}, "expected at least one source, each once, got none"),
-        ({"source": ["text"], "target": "image", "ids": ["s000", "s000"]}, "got 's000' and 's000'"),
-        ({"source": ["image"], "target": "brain:s1", "images": ["gone.png"]}, "expected a picture file"),
+        (["--text", "red", "--to", "brain:s9"], "expected one of the subjects it was trained on (s1, s2), got 's9'"),
+        (["--brain", "s1:trial:3", "--rois", "V9", "--to", "text"], "expected regions of s1 (V1), got 'V9'"),
+        (["--image", "gone.png", "--to", "text"], "--image gone.png: expected a picture file, got none"),
+        (["--text", "", "--to", "image"], "--text: expected a sentence, got an empty one"),
+        (["--text", "red left " * 99, "--to", "image"], "expected at most"),
+        (["--text", "red", "--to", "image", "--temperature", "-1"], "temperature and guidance must be at least 0"),
+        (["--text", "red", "--to", "brain:s1", "--format", "gifti"], "--format gifti: expected a form that the brain"),
+        (["--text", "red", "--to", "brain:s1", "--device", "tpu"], "--device: expected cpu, or cuda where there is a"),
+        (["--text", "red"], "--to: expected at least one target, got none"),
+        (["--image", "stimuli:test", "--text", "a", "b", "--to", "brain:s1"], "got image 16, text 2"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_is_written(run, study, tmp_path, request_, sentence):
-    from pathlib import Path
-
-    request_ = dict(request_)
-    for name in ("images",):
-        request_[name] = [Path(path) for path in request_.get(name, [])]
-    if "responses" in request_:
-        request_["responses"] = Path(request_["responses"])
-    with pytest.raises(UserError, match=sentence):
-        generate_files(run, study, tmp_path / "out", **request_)
-    assert not (tmp_path / "out").exists()
+def test_a_mistake_is_one_sentence_and_nothing_is_written(tiny_run, tmp_path, capsys, asked, sentence):
+    assert cli.main(["generate", str(tiny_run), *asked, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("brainjanus: ") and sentence in err
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_not_touched(run, study, tmp_path):
-    with pytest.raises(UserError, match="expected a new folder"):
-        generate_files(run, study, tmp_path, source=["brain:s1"], target="text")
+def test_a_run_that_is_no_run_is_refused(tiny_run, tmp_path, capsys):
+    asked = ["--text", "red", "--to", "image", "--out", str(tmp_path / "out")]
+    run = tmp_path / "run"
+    run.mkdir()
+    facts = json.loads((tiny_run / "model.json").read_text())
+    for change, sentence in ((None, "expected a trained run with model.json, got none"), ({"version": 1}, "version 1")):
+        if change is not None:
+            (run / "model.json").write_text(json.dumps(facts | change))
+            sentence = "got {'format': 'brainjanus-model', 'version': 1}"
+        assert cli.main(["generate", str(run), *asked]) == 2
+        assert sentence in capsys.readouterr().err
+    (run / "model.json").write_text(json.dumps(facts))  # its weights are missing, as if cut short
+    assert cli.main(["generate", str(run), *asked]) == 2
+    assert "expected saved weights, got" in capsys.readouterr().err
+
+
+def test_an_existing_folder_is_not_touched(tiny_run, tmp_path, capsys):
+    assert cli.main(["generate", str(tiny_run), "--to", "image", "--out", str(tmp_path)]) == 2
+    assert "expected a new folder for what is generated, got one that exists" in capsys.readouterr().err
+
+
+def test_no_run_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BRAINJANUS_RUN", raising=False)
+    assert cli.main(["generate", "--to", "image"]) == 2
+    assert "expected a run, named before all options or by $BRAINJANUS_RUN" in capsys.readouterr().err
+
+
+def test_the_run_of_the_demo_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BRAINJANUS_RUN", raising=False)
+    (tmp_path / "runs/demo/run").mkdir(parents=True)
+    (tmp_path / "runs/demo/run/model.json").write_text("{}")
+    assert cli.default_run(None) == Path("runs/demo/run")
+    monkeypatch.setenv("BRAINJANUS_RUN", "other")
+    assert cli.default_run(None) == Path("other")
+    assert cli.default_run(Path("named")) == Path("named")
+
+
+def test_ctrl_c_says_how_far_it_came_and_leaves_nothing(tiny_run, tmp_path, monkeypatch, capsys):
+    real = outputs.estimate
+
+    def stopped(checkpoint, conditions, target, config):
+        if target == "text":
+            raise KeyboardInterrupt
+        return real(checkpoint, conditions, target, config)
+
+    monkeypatch.setattr(outputs, "estimate", stopped)
+    asked = ["--brain", "s1:trial:3", "--to", "image,text", "--out", str(tmp_path / "out")]
+    assert cli.main(["generate", str(tiny_run), *asked]) == 130
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("brainjanus: stopped while generating text, 1 of 2 targets done; nothing was written")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "same"),
+    [
+        (["R", "--text", "a", "b", "--to", "x", "--text", "c"], ["R", "--text", "a", "b", "c", "--to", "x"]),
+        (["--brain=a", "--brain", "b", "--seed", "1"], ["--brain", "a", "b", "--seed", "1"]),
+        (["R", "--to", "x"], ["R", "--to", "x"]),
+    ],
+)
+def test_an_option_that_is_given_again_adds_to_what_it_has(argv, same):
+    assert cli.gathered(argv, ("--text", "--brain")) == same
