@@ -233,7 +233,7 @@ class OmniModel(nn.Module):
         """The content of a condition; rows that are dropped show only where they would be."""
         x = self.embed_vectors(block, slice(0, block.length))
         if block.unmeasured is not None:
-            x = x + block.unmeasured[..., None] * self.embed_control("hidden", 1)
+            x = x + block.unmeasured[..., None].to(x.dtype) * self.embed_control("hidden", 1)
         if block.dropped is not None:
             x = torch.where(block.dropped[:, None, None], self.embed_control("dropped", 1), x)
         place = place_of(block)
@@ -253,10 +253,10 @@ class OmniModel(nn.Module):
                     f"features '{block.features}': expected those the model was trained on "
                     f"({known}). Prepare the dataset with the same vision encoder."
                 )
-            return self.aligners[name](block.content)
+            return self.aligners[name](block.content.to(self.embed_tokens.weight.dtype))
         if block.modality == "text":
             return self.embed_tokens(self.vocabulary.to_tokens(block.content, "text"))
-        vectors = block.vectors
+        vectors = block.vectors if block.vectors is None else block.vectors.to(self.embed_tokens.weight.dtype)
         if block.codes is not None:
             vectors = getattr(self, f"{block.modality}_codebook")[block.codes]
         if block.modality == "brain" and block.vectors is not None and self.config.brain_input == "sites":

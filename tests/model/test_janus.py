@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from brainjanus.core.errors import UserError
-from brainjanus.generate import GenerationConfig, generate, sample
+from brainjanus.generate import GenerationConfig, generate, sample, score
 from brainjanus.model.checkpoint import JANUS, Checkpoint
 from brainjanus.model.janus import janus_prompt, load_janus, open_janus, save_janus
 from brainjanus.model.omni import OmniConfig
@@ -260,6 +260,22 @@ def test_a_checkpoint_of_it_is_saved_and_loaded(with_brains, pixels, tmp_path):
     assert torch.equal(generate(loaded, shown, "brain:a", config), generate(with_brains, shown, "brain:a", config))
     half = Checkpoint.load(tmp_path / "run", precision="bfloat16")
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("brain_input", ["sites", "latents", "codes"])
+def test_held_in_bfloat16_it_says_the_same_in_all_directions(janus_folder, make_checkpoint, pixels, brain_input):
+    brain, config = make_checkpoint().tokenizers.brain, OmniConfig(image_input=JANUS, brain_input=brain_input)
+    shown = {"brain:a": torch.randn(2, 10), "image": pixels.permute(0, 2, 3, 1), "text": PROMPTS}
+    for given, target in ((("brain:a", "text"), "image"), (("image", "text"), "brain:b"), (("brain:a",), "text")):
+        rows = {"image": shown["image"], "text": ["a cup"] * 2, "brain:b": torch.randn(2, 8)}[target]
+        nats = []
+        for precision in ("float32", "bfloat16"):
+            torch.manual_seed(3)
+            checkpoint = load_janus(janus_folder, brain, config=config, text_length=12, precision=precision)
+            conditions = {name: shown[name] for name in given}
+            nats.append(score(checkpoint, conditions, target, rows))
+            generate(checkpoint, conditions, target, GenerationConfig(estimate="sample", guidance=2.0))
+        assert torch.allclose(nats[0], nats[1], rtol=0.1)
 
 
 def test_the_understanding_encoder_may_be_pooled(janus_folder, ours, pixels):
