@@ -1,11 +1,15 @@
 """A checkpoint loads anywhere, gives the same bits, and says what is wrong with it."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.space import BrainSpace
+from brainjanus.core.units import Units
 from brainjanus.core.weights import save_module
 from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.checkpoint import Checkpoint
@@ -162,3 +166,23 @@ def test_says_that_model_json_is_damaged(saved, text, message):
 def test_says_that_there_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"expected a trained run with model.json, got none"):
         Checkpoint.load(tmp_path / "nowhere")
+
+
+def with_spaces(checkpoint, sites=10):
+    space, units = BrainSpace("a", sites, rois={"V1": np.arange(sites) < 3}), Units(np.ones(sites), np.ones(sites), 2)
+    return replace(checkpoint, spaces={"a": space}, units={"a": units})
+
+
+def test_spaces_and_units_of_the_subjects_are_loaded(make_checkpoint, tmp_path):
+    with_spaces(make_checkpoint(modalities=False)).save(tmp_path / "run")
+    loaded = Checkpoint.load(tmp_path / "run")
+    assert loaded.spaces["a"].rois["V1"].tolist() == [True] * 3 + [False] * 7
+    assert loaded.units["a"].dropped == 2
+
+
+def test_says_that_a_space_is_of_another_run(make_checkpoint, tmp_path):
+    with_spaces(make_checkpoint(modalities=False), sites=9).save(tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"spaces/a: expected the 10 sites of a .* got 9, .* files of two runs were mixed"
+    ):
+        Checkpoint.load(tmp_path / "run")
