@@ -1,7 +1,8 @@
 """Memory: the peak that `brainjanus memory` computes, beside what torch's allocator gave out, on tiny stand-ins.
 
 A stand-in has the parts of the large model in small: the same code runs, in float32 on a CPU, with the l x l products
-of attention (short sequences) and without them (long ones).
+of attention (short sequences) and without them (long ones). Behind that, what Janus-Pro needs, as docs/guide/memory.md
+shows it.
 python benchmarks/memory.py --out benchmarks/results/memory.json [--quick]
 """
 
@@ -14,12 +15,13 @@ import torch
 from records import Claim, arguments, write
 
 from brainjanus.generate import GenerationConfig, sample
-from brainjanus.memory import Peak, Request, Step, measured_peak, request_peak, step_peak
+from brainjanus.memory import GB, Peak, Request, Step, Study, janus_table, measured_peak, request_peak, step_peak
 from brainjanus.model.checkpoint import Checkpoint, Tokenizers, interface_of
 from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.lora import LoraConfig
 from brainjanus.model.omni import OmniConfig, OmniModel
 from brainjanus.model.sequence import Block
+from brainjanus.recipes import named
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from brainjanus.tokenizers.patch import PatchConfig
@@ -58,7 +60,7 @@ def codes_of(checkpoint: Checkpoint) -> Codes:
     brain, which = checkpoint.tokenizers.brain, torch.arange(STIMULI)
     codes = torch.randint(64, (STIMULI, SITES // PATCH))
     values = torch.randn(STIMULI, SITES)
-    rows = BrainRows(which, which < 0, values, codes, brain.quantizer.codebook[codes])
+    rows = BrainRows(which, which < 0, values, codes)
     pixels = torch.randint(256, (STIMULI, 3, 32, 32), dtype=torch.uint8)
     pictures = torch.randint(64, (STIMULI, SIDE**2))
     each = [i[None] for i in which]
@@ -133,6 +135,9 @@ def main() -> None:
         total = computed.total / 2**20
         claims.append(Claim(f"{name}: computed", total, "MiB", "measured", measured / 2**20))
         claims.append(Claim(f"{name}: off by", abs(computed.total / measured - 1), "", bar=WITHIN, at_most=True))
+    for recipe in () if options.quick else ("nsd-1b", "nsd-7b"):
+        for row in janus_table(named(recipe), Study()):
+            claims.append(Claim(f"{recipe}: {row.what}", row.peak.total / GB, "GB"))
     write(claims, options.out)
 
 

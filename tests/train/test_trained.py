@@ -32,7 +32,7 @@ def planted(checkpoint, classes=6):
     generator = torch.Generator().manual_seed(0)
     brain, which = checkpoint.tokenizers.brain, torch.arange(classes)
     codes = which[:, None].expand(-1, 3)
-    rows = BrainRows(which, which < 0, brain.decode(codes, "a"), codes, brain.quantizer.codebook[codes])
+    rows = BrainRows(which, which < 0, brain.decode(codes, "a"), codes)
     captions = checkpoint.tokenizers.text.encode(["a red cup", "a blue one", "one", "cup", "red", "blue"])
     return Codes(
         tuple("abcdef"), None, None, [], captions, [i[None] for i in which],
