@@ -17,15 +17,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.processes import gathered, share
 from brainjanus.core.progress import progress
 from brainjanus.model.checkpoint import Checkpoint
+from brainjanus.model.draft import Drafts, beyond_codes, draft_block, draft_of
 from brainjanus.model.omni import OmniModel
-from brainjanus.model.sequence import Block, modality_of, total_length
+from brainjanus.model.sequence import Block, brain_block, modality_of, subject_of, total_length
 from brainjanus.model.steps import Steps
-from brainjanus.tokenizers.text import END
-from brainjanus.tokenizers.vision import vision_encoder
 
 ROWS_AT_ONCE = 256  # sequences in one batch, samples and guidance counted
+BY_ROW = ("codes", "vectors", "dropped", "seen", "unmeasured")  # what a block has for each of its rows
 
 
 @dataclass(frozen=True)
@@ -57,51 +58,108 @@ class GenerationConfig:
             raise UserError("generation: " + "; ".join(problems) + ". Correct these options.")
 
 
-# B rows, S samples, K codes of the target, N codebook entries, V sites
-@torch.no_grad()
+class Generated(NamedTuple):
+    """What a request gives, one entry a row.
+
+    values: captions; pictures float [b, h, w, 3] in [0, 1]; z-scored responses [b, v]. The mean, or the first sample.
+    standard_error: of each number of a mean over at least two samples, how far that mean may be from the mean over all
+    samples; None without samples. samples: all of them, [b, s, ...] or lists of captions, of estimate "sample".
+    """
+
+    values: Tensor | list[str]
+    standard_error: Tensor | None = None
+    samples: Tensor | list[list[str]] | None = None
+
+
+class Request(NamedTuple):
+    """Conditions as blocks, and the target with room for its codes.
+
+    beyond: what the codes of a brain cannot hold of the draft that the conditions give. known: the responses of the
+    target that are given, NaN at all other sites.
+    """
+
+    conditions: list[Block]
+    target: Block
+    beyond: Float[Tensor, "b v"] | None = None
+    known: Float[Tensor, "b v"] | None = None
+
+    def rows(self, rows: slice) -> "Request":
+        beyond, known = (None if x is None else x[rows] for x in (self.beyond, self.known))
+        return Request([rows_of(block, rows) for block in self.conditions], rows_of(self.target, rows), beyond, known)
+
+
+# B rows, S samples, K codes of the target, N codebook entries, D length of a codebook vector, V sites
 def generate(
     checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, config: GenerationConfig | None = None
 ) -> Tensor | list[str]:
-    """One output per row of the conditions.
+    """One output per row of the conditions: the values of `estimate`."""
+    return estimate(checkpoint, conditions, target, config).values
+
+
+@torch.no_grad()
+def estimate(
+    checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, config: GenerationConfig | None = None
+) -> Generated:
+    """A plausible or the expected output for each row of the conditions.
 
     conditions: name -> rows; "image": pictures [b, h, w, 3], uint8 or floats in [0, 1], or vision features float
-    [b, t, c]; "text": captions, or text features float [b, t, c]; "brain:SUBJECT": z-scored responses [b, v].
-    Returns captions for target "text", pictures float [b, h, w, 3] in [0, 1] for "image", z-scored responses [b, v]
-    for "brain:SUBJECT". Text is always sampled (temperature 0 is greedy), whatever the estimate.
+    [b, t, c]; "text": captions, or text features float [b, t, c]; "brain:SUBJECT": z-scored responses [b, v];
+    "part:SUBJECT": the same with NaN where a site is not known. None at all is allowed: one row, of anything.
+    target: "text", "image" or "brain:SUBJECT"; a response of which a part is given is completed.
+    Text is always sampled (temperature 0 is greedy), whatever the estimate.
     Raises UserError if a condition does not fit the model.
     """
     config = config or GenerationConfig()
-    blocks = [condition_block(checkpoint, name, rows) for name, rows in conditions.items()]
-    empty = target_block(checkpoint, target, blocks[0].batch if blocks else 1)
-    if target in conditions:
-        raise UserError(
-            f"generation: expected a target that is not among the conditions, got '{target}'. "
-            "Leave it out of the conditions, or choose another target."
-        )
-    check_paired(dict(zip(conditions, blocks, strict=True)))
-    mean = config.estimate == "mean" and empty.modality != "text"
-    samples = max(1, config.num_samples) if mean else 1
+    request = request_of(checkpoint, conditions, target)
+    whole = request.target
+    mean = config.estimate == "mean" and whole.modality != "text"
+    samples = max(1, config.num_samples)
     rows_at_once = max(1, ROWS_AT_ONCE // (samples * (1 if config.guidance == 1 else 2)))
-    uniform = torch.rand(empty.batch, samples, empty.length, generator=torch.Generator().manual_seed(config.seed))
-    outputs: list[Tensor] = []
-    with progress(f"{'+'.join(conditions) or 'nothing'}->{target}", empty.batch) as advance:
-        for start in range(0, empty.batch, rows_at_once):
-            rows = slice(start, start + rows_at_once)
-            part, goal = [rows_of(block, rows) for block in blocks], rows_of(empty, rows)
-            if mean and config.num_samples == 0:
-                probabilities = marginal(checkpoint.model, part, goal, config.guidance)
-            else:
-                codes, averages = sample(checkpoint.model, part, goal, config, uniform[rows], averaged=mean)
-                probabilities = codes if averages is None else averages
-            if mean:
-                outputs.append(decode_probabilities(checkpoint, probabilities, goal))
-            else:
-                outputs.append(codes[:, 0] if goal.modality == "text" else decode_codes(checkpoint, codes[:, 0], goal))
-            advance(min(start + rows_at_once, empty.batch), None)
-    if empty.modality == "text":
+    uniform = torch.rand(whole.batch, samples, whole.length, generator=torch.Generator().manual_seed(config.seed))
+    parts: list[Generated] = []
+    own = share(whole.batch)
+    with progress(f"{'+'.join(conditions) or 'nothing'}->{target}", len(own)) as advance:
+        for start in own[::rows_at_once]:
+            rows = slice(start, min(start + rows_at_once, own.stop))
+            parts.append(estimate_rows(checkpoint, request.rows(rows), config, uniform[rows], mean=mean))
+            advance(rows.stop - own.start, None)
+    return joined(gathered(parts))
+
+
+def estimate_rows(
+    checkpoint: Checkpoint, request: Request, config: GenerationConfig, uniform: Float[Tensor, "b s k"], *, mean: bool
+) -> Generated:
+    """`estimate` of a few rows, in one batch."""
+    conditions, goal = request.conditions, request.target
+    if mean and config.num_samples == 0:
+        return Generated(decode(checkpoint, request, marginal(checkpoint.model, conditions, goal, config.guidance)))
+    codebook = codebook_of(checkpoint, goal) if mean else None
+    codes, vectors = sample(checkpoint.model, conditions, goal, config, uniform, codebook)
+    if vectors is not None:
+        values = decode_vectors(checkpoint, request, vectors.mean(dim=1))
+        error = None
+        if vectors.shape[1] > 1:
+            each = torch.stack([decode_vectors(checkpoint, request, v) for v in vectors.unbind(dim=1)])
+            error = each.std(dim=0) / len(each) ** 0.5
+        return Generated(values, error)
+    if goal.modality == "text":
         assert checkpoint.tokenizers.text is not None
-        return checkpoint.tokenizers.text.decode(torch.cat(outputs))
-    return torch.cat(outputs)
+        captions = [checkpoint.tokenizers.text.decode(row) for row in codes]
+        return Generated([row[0] for row in captions], samples=captions)
+    codebook = codebook_of(checkpoint, goal)
+    drawn = torch.stack([decode_vectors(checkpoint, request, codebook[c]) for c in codes.unbind(dim=1)], dim=1)
+    return Generated(drawn[:, 0], samples=drawn)
+
+
+def joined(parts: Sequence[Generated]) -> Generated:
+    """The rows of all parts."""
+
+    def join(which: Sequence[Any]) -> Any:
+        if which[0] is None:
+            return None
+        return torch.cat(list(which)) if isinstance(which[0], Tensor) else [row for part in which for row in part]
+
+    return Generated(*(join(which) for which in zip(*parts, strict=True)))
 
 
 def marginal(
@@ -117,10 +175,10 @@ def marginal(
 
 
 class Sampled(NamedTuple):
-    """Codes drawn one after the other, and the probabilities they were drawn from, averaged over samples, if wanted."""
+    """Codes drawn one after the other, and the vectors that were to be expected in place of each, if wanted."""
 
     codes: Int[Tensor, "b s k"]
-    probabilities: Float[Tensor, "b k n"] | None
+    vectors: Float[Tensor, "b s k d"] | None
 
 
 def sample(
@@ -129,10 +187,9 @@ def sample(
     target: Block,
     config: GenerationConfig,
     uniform: Float[Tensor, "b s k"],
-    *,
-    averaged: bool = False,
+    codebook: Float[Tensor, "n d"] | None = None,
 ) -> Sampled:
-    """Samples of the target of each row. averaged: whether their probabilities are wanted, too.
+    """Samples of the target of each row. codebook: that of the target, where its expected vectors are wanted, too.
 
     uniform: numbers in [0, 1) that decide each draw, so that a row's samples do not depend on its neighbours.
     """
@@ -147,7 +204,7 @@ def sample(
     device = prefix.tensors.device
     draws = uniform.flatten(0, 1).to(device)
     codes = torch.full((rows * samples, length), model.interface.text_end, device=device)
-    means = torch.zeros(rows, length, target_size(model, target), device=device) if averaged else None
+    vectors = None if codebook is None else codebook.new_zeros(rows * samples, length, codebook.shape[1])
     ended = torch.zeros(rows * samples, dtype=torch.bool, device=device)
     previous = None
     for position in range(length):
@@ -155,8 +212,8 @@ def sample(
         if guided:
             given, without = logits.chunk(2)
             logits = without + config.guidance * (given - without)
-        if means is not None:
-            means[:, position] = logits.softmax(dim=-1).unflatten(0, (rows, samples)).mean(dim=1)
+        if vectors is not None and codebook is not None:
+            vectors[:, position] = logits.softmax(dim=-1) @ codebook
         chosen = draw(logits, draws[:, position], config)
         if target.modality == "text":
             chosen = chosen.masked_fill(ended, model.interface.text_end)
@@ -165,7 +222,8 @@ def sample(
         if target.modality == "text" and bool(ended.all()):
             break
         previous = chosen.repeat(2) if guided else chosen
-    return Sampled(codes.unflatten(0, (rows, samples)), means)
+    by_row = (rows, samples)
+    return Sampled(codes.unflatten(0, by_row), None if vectors is None else vectors.unflatten(0, by_row))
 
 
 def draw(logits: Float[Tensor, "r n"], uniform: Float[Tensor, "r"], config: GenerationConfig) -> Int[Tensor, "r"]:
@@ -192,28 +250,138 @@ def draw(logits: Float[Tensor, "r n"], uniform: Float[Tensor, "r"], config: Gene
 def score(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, rows: object) -> Float[Tensor, "b"]:
     """log p(target | conditions) of each row, in nats, summed over its codes (of text: up to and with its end).
 
-    conditions: as for `generate`. rows: what is scored: pictures, captions or responses, but no features.
+    conditions: as for `estimate`. rows: what is scored: pictures, captions or responses, but no features.
     Raises UserError if a condition or the target does not fit the model.
+    """
+    goal = condition_block(checkpoint, target, rows, as_codes=True)
+    request = request_of(checkpoint, conditions, target, goal)
+    parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, goal.batch, ROWS_AT_ONCE)]
+    return torch.cat([nats_of(checkpoint.model, *request.rows(part)[:2]) for part in parts])
+
+
+@torch.no_grad()
+def score_candidates(
+    checkpoint: Checkpoint,
+    conditions: Mapping[str, object],
+    target: str,
+    candidates: object,
+    *,
+    one_pass: bool = False,
+) -> Float[Tensor, "b c"]:
+    """log p(candidate | conditions) of every candidate under every row of the conditions, in nats.
+
+    The largest in a row is the likeliest target; the largest in a column, with all rows equally likely before, the
+    likeliest condition: identification, retrieval, comparison of hypotheses. candidates: as `rows` of `score`.
+    one_pass: each code on its own (the marginals), one pass a row for all candidates (brains and pictures).
+    """
+    options = condition_block(checkpoint, target, candidates, as_codes=True)
+    request = request_of(checkpoint, conditions, target)
+    rows = request.target.batch
+    assert options.codes is not None
+    table = torch.empty(rows, options.batch)
+    with progress(f"{'+'.join(conditions) or 'nothing'}->{target}, {options.batch} candidates", rows) as advance:
+        for row in range(rows):
+            one = request.rows(slice(row, row + 1))
+            if one_pass:
+                log_p = marginal(checkpoint.model, one.conditions, one.target).log()[0]
+                table[row] = log_p[torch.arange(options.length, device=log_p.device), options.codes].sum(dim=1)
+            else:
+                for start in range(0, options.batch, ROWS_AT_ONCE):
+                    part = rows_of(options, slice(start, start + ROWS_AT_ONCE))
+                    shown = [repeated(block, part.batch) for block in one.conditions]
+                    table[row, start : start + part.batch] = nats_of(checkpoint.model, shown, part)
+            advance(row + 1, None)
+    return table
+
+
+def nats_of(model: OmniModel, conditions: Sequence[Block], target: Block) -> Float[Tensor, "b"]:
+    """log p of the codes of a target, summed."""
+    assert target.codes is not None
+    logits = model(conditions, target).float()
+    log_p = -F.cross_entropy(logits.transpose(1, 2), target.codes, reduction="none")
+    if target.modality == "text":
+        ends = target.codes == model.interface.text_end
+        log_p = log_p * (ends.cumsum(dim=1) - ends.int() == 0)
+    return log_p.sum(dim=1).cpu()
+
+
+def request_of(
+    checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, goal: Block | None = None
+) -> Request:
+    """Conditions as blocks, with the draft of a brain. goal: the target's codes, where they are known.
+
+    Raises UserError if a condition does not fit the model, or rows do not pair.
     """
     if target in conditions:
         raise UserError(
-            f"score: expected a target that is not among the conditions, got '{target}'. "
+            f"generation: expected a target that is not among the conditions, got '{target}'. "
             "Leave it out of the conditions, or choose another target."
         )
-    blocks = [condition_block(checkpoint, name, values) for name, values in conditions.items()]
-    goal = condition_block(checkpoint, target, rows, as_codes=True)
-    check_paired(dict(zip([*conditions, target], [*blocks, goal], strict=True)))
-    assert goal.codes is not None
-    nats = []
-    for start in range(0, goal.batch, ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        logits = checkpoint.model([rows_of(block, part) for block in blocks], rows_of(goal, part)).float()
-        codes = goal.codes[part]
-        log_p = -F.cross_entropy(logits.transpose(1, 2), codes, reduction="none")
-        if goal.modality == "text":
-            log_p = log_p * ((codes == END).cumsum(dim=1) - (codes == END).int() == 0)
-        nats.append(log_p.sum(dim=1))
-    return torch.cat(nats)
+    require(checkpoint, target)
+    tokenizer, brain_input = checkpoint.tokenizers.brain, checkpoint.model.config.brain_input
+    given = {name: responses_in(checkpoint, name, rows) for name, rows in conditions.items() if subject_of(name)}
+    blocks = {}
+    for name, rows in conditions.items():
+        if name.startswith("part:"):
+            subject, values = str(subject_of(name)), given[name]
+            filled = drafts_of(checkpoint, name).complete(values, subject)
+            blocks[name] = brain_block(tokenizer, filled, subject, brain_input, values.isnan())
+        elif name in given:
+            blocks[name] = brain_block(tokenizer, given[name], str(subject_of(name)), brain_input)
+        else:
+            blocks[name] = condition_block(checkpoint, name, rows)
+    check_paired(blocks if goal is None else blocks | {target: goal})
+    if goal is None:
+        goal = target_block(checkpoint, target, next(iter(blocks.values())).batch if blocks else 1)
+    subject = str(subject_of(target))
+    draft = None
+    if goal.modality == "brain" and given and checkpoint.drafts is not None:
+        draft = draft_of(checkpoint.drafts, given, subject)
+    if draft is None:
+        return Request(list(blocks.values()), goal)
+    known = given.get(f"part:{subject}")
+    shown = list(blocks.values())
+    if known is None:
+        shown.append(draft_block(tokenizer, draft, subject, brain_input))
+    return Request(shown, goal, beyond_codes(tokenizer, draft, subject), known)
+
+
+def drafts_of(checkpoint: Checkpoint, name: str) -> Drafts:
+    if checkpoint.drafts is None:
+        raise UserError(
+            f"{name}: expected a model with linear drafts, by which a part of a brain is completed, got one without. "
+            "Train it again with this version."
+        )
+    return checkpoint.drafts
+
+
+def responses_in(checkpoint: Checkpoint, name: str, rows: object) -> Float[Tensor, "b v"]:
+    """Responses of a subject, of which a part may be NaN where the name says so. Raises UserError for others."""
+    subject, expected = str(subject_of(name)), checkpoint.tokenizers.brain.num_sites(str(subject_of(name)))
+    values = tensor_of(rows, f"responses of {subject}", "[b, sites]", dims=(2,)).float().to(device_of(checkpoint))
+    if values.shape[1] != expected:
+        raise UserError(
+            f"responses of {subject}: expected {expected} sites, got {values.shape[1]}. Were they made with another "
+            "mask? Prepare them with the mask of the training data."
+        )
+    partly = name.startswith("part:")
+    wrong = values.isinf() if partly else ~values.isfinite()
+    if wrong.any():
+        raise UserError(
+            f"responses of {subject}: expected finite numbers, got NaN or infinity in row "
+            f"{int(wrong.any(dim=1).nonzero()[0])}. Remove these trials or repair them."
+        )
+    nothing = values.isnan().all(dim=1)
+    if nothing.any():
+        raise UserError(
+            f"{name}: expected at least one known site in every row, got none in row {int(nothing.nonzero()[0])}. "
+            "Give a part of the response, or leave the brain out."
+        )
+    return values
+
+
+def device_of(checkpoint: Checkpoint) -> torch.device:
+    return checkpoint.model.embed_tokens.weight.device
 
 
 def check_paired(blocks: Mapping[str, Block]) -> None:
@@ -227,19 +395,8 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
     tokenizers, config = checkpoint.tokenizers, checkpoint.model.config
     modality = modality_of(name)
     if modality == "brain":
-        subject = name.removeprefix("brain:")
-        values = tensor_of(rows, f"responses of {subject}", "[b, sites]", dims=(2,)).float()
-        if not torch.isfinite(values).all():
-            raise UserError(
-                f"responses of {subject}: expected finite numbers, got NaN or infinity in row "
-                f"{int((~torch.isfinite(values)).any(dim=1).nonzero()[0])}. Remove these trials or repair them."
-            )
-        if config.brain_input == "sites" and not as_codes:
-            return Block("brain", vectors=tokenizers.brain.patches(values, subject), subject=subject)
-        latents = tokenizers.brain.latents(values, subject)
-        if as_codes or config.brain_input == "codes":
-            return Block("brain", codes=tokenizers.brain.quantizer(latents).codes, subject=subject)
-        return Block("brain", vectors=latents, subject=subject)
+        subject, values = str(subject_of(name)), responses_in(checkpoint, name, rows)
+        return brain_block(tokenizers.brain, values, subject, "codes" if as_codes else config.brain_input)
     require(checkpoint, name)
     encoder = config.text_input if modality == "text" else config.image_input
     by_codes = as_codes or encoder == "codes"
@@ -249,7 +406,8 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
             if as_codes:
                 return Block("text", codes=tokenizers.text.encode(captions_in(rows)))
             prompt = tokenizers.text.prompt(captions_in(rows))
-            return Block("text", codes=prompt.codes, seen=None if bool(prompt.seen.all()) else prompt.seen)
+            padded = config.text_opening or not bool(prompt.seen.all())
+            return Block("text", codes=prompt.codes, seen=prompt.seen if padded else None)
         if isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows)):
             raise UserError(
                 f"text: expected the features '{encoder}', through which this model reads text, got words. "
@@ -341,37 +499,44 @@ def require(checkpoint: Checkpoint, name: str) -> None:
         )
 
 
-def decode_codes(checkpoint: Checkpoint, codes: Int[Tensor, "b k"], target: Block) -> Tensor:
-    """Codes as responses [b, v] or pictures [b, h, w, 3]."""
-    if target.subject is not None:
-        return checkpoint.tokenizers.brain.decode(codes, target.subject)
-    assert checkpoint.tokenizers.image is not None
-    return checkpoint.tokenizers.image.decode(codes).permute(0, 2, 3, 1)
+def codebook_of(checkpoint: Checkpoint, target: Block) -> Float[Tensor, "n d"]:
+    tokenizers = checkpoint.tokenizers
+    if target.modality == "brain":
+        return tokenizers.brain.quantizer.codebook
+    assert tokenizers.image is not None
+    return tokenizers.image.quantizer.codebook
 
 
-def decode_probabilities(checkpoint: Checkpoint, probabilities: Float[Tensor, "b k n"], target: Block) -> Tensor:
+def decode(checkpoint: Checkpoint, request: Request, probabilities: Float[Tensor, "b k n"]) -> Tensor:
     """Distributions over codes as the expected responses [b, v] or pictures [b, h, w, 3]."""
-    if target.subject is not None:
-        return checkpoint.tokenizers.brain.decode_probabilities(probabilities, target.subject)
-    assert checkpoint.tokenizers.image is not None
-    return checkpoint.tokenizers.image.decode_probabilities(probabilities).permute(0, 2, 3, 1)
+    return decode_vectors(checkpoint, request, probabilities @ codebook_of(checkpoint, request.target))
+
+
+def decode_vectors(checkpoint: Checkpoint, request: Request, vectors: Float[Tensor, "b k d"]) -> Tensor:
+    """Codebook vectors, or means of them, as responses [b, v], with what they cannot hold, or pictures [b, h, w, 3]."""
+    tokenizers, subject = checkpoint.tokenizers, request.target.subject
+    if subject is None:
+        assert tokenizers.image is not None
+        return tokenizers.image.decode_vectors(vectors).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+    values = tokenizers.brain.decode_vectors(vectors, subject)
+    if request.beyond is not None:
+        values = values + request.beyond
+    if request.known is not None:
+        values = torch.where(request.known.isnan(), values, request.known)
+    return values.cpu()
 
 
 def rows_of(block: Block, rows: slice) -> Block:
-    fields = ("codes", "vectors", "dropped", "seen", "unmeasured")
-    return replace(block, **{f: getattr(block, f)[rows] for f in fields if getattr(block, f) is not None})
+    return replace(block, **{f: getattr(block, f)[rows] for f in BY_ROW if getattr(block, f) is not None})
+
+
+def repeated(block: Block, times: int) -> Block:
+    """The same rows, so many times."""
+    there = [field for field in BY_ROW if getattr(block, field) is not None]
+    return replace(block, **{field: torch.cat([getattr(block, field)] * times) for field in there})
 
 
 def stack(first: Block, second: Block) -> Block:
     """The rows of two blocks that differ in what they withhold."""
     dropped = [torch.zeros(b.batch, dtype=torch.bool) if b.dropped is None else b.dropped for b in (first, second)]
-    both: dict[str, Any] = {
-        f: torch.cat([getattr(first, f)] * 2)
-        for f in ("codes", "vectors", "seen", "unmeasured")
-        if getattr(first, f) is not None
-    }
-    return replace(first, **both, dropped=torch.cat(dropped))
-
-
-def target_size(model: OmniModel, target: Block) -> int:
-    return getattr(model.vocabulary, target.modality)
+    return replace(repeated(first, 2), dropped=torch.cat(dropped))

@@ -33,15 +33,18 @@ from brainjanus.evaluate.record import Direction, Predictions, Record, save_scor
 from brainjanus.evaluate.report import write_report
 from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, summary
 from brainjanus.generate import GenerationConfig, generate
-from brainjanus.model.checkpoint import Checkpoint, Tokenizers, interface_of
+from brainjanus.model.checkpoint import JANUS, Checkpoint, Tokenizers, interface_of
+from brainjanus.model.janus import JanusFolder, janus_model, janus_tokenizers, omni_config, open_janus
 from brainjanus.model.omni import OmniModel
 from brainjanus.recipes import RunConfig, fitting
 from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.folder import load_tokenizer
 from brainjanus.tokenizers.image import ImageTokenizer
+from brainjanus.tokenizers.janus import JanusTextTokenizer
 from brainjanus.tokenizers.text import TextTokenizer
-from brainjanus.tokenizers.vision import ENCODERS
+from brainjanus.tokenizers.vision import ENCODERS, can_encode
 from brainjanus.train.codes import captions_of_each, encode_split, features_of
+from brainjanus.train.draft import solve_drafts
 from brainjanus.train.omni import expand_tasks, fit_omni
 from brainjanus.train.tokenizer import fit_brain_tokenizer, fit_image_tokenizer
 
@@ -103,12 +106,14 @@ def train(
     if saved is not None:
         saved.check_trained_on(dataset.name, dataset.fingerprint, dataset.subjects)
         config = replace(config, brain_tokenizer=saved.tokenizer.config)
-    captions = check_fits(dataset, config)
+    janus = None if config.janus is None else open_janus(config.janus, image_tokens=config.janus_tokens)
+    if janus is not None:
+        config = replace(config, omni=omni_config(janus, config.omni))
+    captions = check_fits(dataset, config, janus)
     claim(out, dataset, config, tokenizer=None if saved is None else saved.fingerprint)
     if (out / "model.json").exists():
         return Checkpoint.load(out)
     stages = out / "stages"
-    ids = dataset.split_ids("train")
 
     torch.manual_seed(config.seed)  # initial weights only; training draws from generators of its own
     orders = {subject: torch.from_numpy(np.array(dataset.space(subject).order)) for subject in dataset.subjects}
@@ -118,37 +123,71 @@ def train(
     else:
         stage = stages / "brain"
         fit_brain_tokenizer(brain, dataset, config.brain_training, stage, config.seed, config.brain_objective)
-    image = text = None
-    if dataset.image_size is not None:
-        image = ImageTokenizer(config.image_tokenizer)
-        pictures = np.concatenate([dataset.pictures(stimulus) for stimulus in ids])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-        fit_image_tokenizer(image, pixels, config.image_training, stages / "image", config.seed)
-    if captions:
-        every = [caption for stimulus in dataset.stimulus_ids for caption in dataset.captions(stimulus)]
-        text = TextTokenizer.fit(captions, config.text_tokenizer, longest_among=every)  # pieces of training alone
-    tokenizers = Tokenizers(brain, image, text)
+    if janus is not None:
+        janus = with_text_length(janus, dataset, config.text_tokenizer.max_length)
+        # What is trained in all its parts is held in float32; what stays as it is, as it was delivered.
+        precision = "float32" if config.training.trained == "full" else "auto"
+        tokenizers = janus_tokenizers(janus, brain, precision=precision)
+    else:
+        tokenizers = fit_tokenizers(dataset, config, brain, captions, stages)
 
+    image = tokenizers.image if dataset.image_size is not None else None
+    text = tokenizers.text if captions else None
     inputs = [(config.omni.image_input, image), (config.omni.text_input, text)]
     features = [name for name, tokenizer in inputs if tokenizer is not None and name != "codes"]
-    codes = encode_split(dataset, tokenizers, "train", features, out / "codes")
+    codes = encode_split(dataset, replace(tokenizers, image=image, text=text), "train", features, out / "codes")
+    solved = solve_drafts(dataset, codes.descriptions(), config.seed)
+    codes = replace(codes, solved=solved)
     sizes = {name: (values.shape[1], values.shape[2]) for name, values in codes.features.items()}
     torch.manual_seed(config.seed)
-    model = OmniModel(config.omni, interface_of(tokenizers, sizes))
-    model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
-    model.load_feature_statistics(codes.features)
+    if janus is not None:
+        others = {name: values for name, values in codes.features.items() if name != JANUS}
+        sizes = {name: sizes[name] for name in others}
+        model = janus_model(janus, tokenizers, config.omni, sizes, precision=precision)
+        model.load_feature_statistics(others)
+    else:
+        model = OmniModel(config.omni, interface_of(tokenizers, sizes))
+        model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
+        model.load_feature_statistics(codes.features)
     fit_omni(model, tokenizers, codes, config.training, stages / "omni", config.seed)
 
     provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
     provenance["brain_tokenizer"] = fingerprint(brain)
     spaces = {subject: dataset.space(subject) for subject in dataset.subjects}
     units = {subject: dataset.units(subject) for subject in dataset.subjects}
-    checkpoint = Checkpoint(tokenizers, model, provenance, spaces, units)
+    checkpoint = Checkpoint(tokenizers, model, provenance, spaces, units, solved.whole.drafts)
     checkpoint.save(out)
     return checkpoint
 
 
-def check_fits(dataset: Dataset, config: RunConfig) -> list[str]:
+def fit_tokenizers(
+    dataset: Dataset, config: RunConfig, brain: BrainTokenizer, captions: list[str], stages: Path
+) -> Tokenizers:
+    """Tokenizers of pictures and captions, trained on those of the training split, where the dataset has such."""
+    image = text = None
+    if dataset.image_size is not None:
+        image = ImageTokenizer(config.image_tokenizer)
+        pictures = np.concatenate([dataset.pictures(stimulus) for stimulus in dataset.split_ids("train")])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        fit_image_tokenizer(image, pixels, config.image_training, stages / "image", config.seed)
+    if captions:
+        # Pieces are learnt of the training split alone; the others have to fit.
+        text = TextTokenizer.fit(captions, config.text_tokenizer, longest_among=every_caption(dataset))
+    return Tokenizers(brain, image, text)
+
+
+def with_text_length(janus: JanusFolder, dataset: Dataset, length: int | None) -> JanusFolder:
+    """The same, whose texts are at most so many codes long, or as long as the longest caption."""
+    text = JanusTextTokenizer.read(janus.path, janus.text)
+    longest = max((len(pieces) + 1 for pieces in text.pieces(every_caption(dataset))), default=text.max_length)
+    return replace(janus, text=replace(janus.text, max_length=length or longest))
+
+
+def every_caption(dataset: Dataset) -> list[str]:
+    return [caption for stimulus in dataset.stimulus_ids for caption in dataset.captions(stimulus)]
+
+
+def check_fits(dataset: Dataset, config: RunConfig, janus: JanusFolder | None = None) -> list[str]:
     """Say what is wrong with a dataset or its settings before anything is trained; returns the training captions."""
     ids = dataset.split_ids("train")
     captioned = any(dataset.captions(stimulus) for stimulus in ids)
@@ -163,8 +202,18 @@ def check_fits(dataset: Dataset, config: RunConfig) -> list[str]:
                     f"{dataset.path}: expected at least {least} {split} stimuli of {subject}, got {found}. Its scores "
                     "and their linear baseline need so many: add stimuli, or split the data anew."
                 )
+    if janus is None and config.omni.image_input == JANUS and JANUS not in dataset.feature_names:
+        raise UserError(
+            "omni.image_input 'janus': expected Janus-Pro, whose understanding encoder reads the pictures, got none. "
+            "Give --janus, its folder or its name on the hub."
+        )
     size, expected = dataset.image_size, config.image_tokenizer.image_size
-    if size not in (None, expected):
+    if janus is not None and size not in (None, janus.image.image_size):
+        raise UserError(
+            f"{dataset.path}: expected pictures of {janus.image.image_size} pixels a side, as Janus takes them, got "
+            f"{size}. Prepare the dataset with --image-size {janus.image.image_size}."
+        )
+    if janus is None and size not in (None, expected):
         raise UserError(
             f"{dataset.path}: expected pictures of {expected} pixels a side, as image_tokenizer.image_size says, got "
             f"{size}. Prepare the dataset with --image-size {expected}, or train with --image-tokenizer.image-size "
@@ -173,10 +222,11 @@ def check_fits(dataset: Dataset, config: RunConfig) -> list[str]:
     inputs = [("text", config.omni.text_input, captioned, ()), ("image", config.omni.image_input, size, ENCODERS)]
     for name, encoder, there, built_in in inputs:
         known = ["codes", *built_in, *dataset.feature_names]
-        if there and encoder not in known:
+        of_janus = [JANUS] if name == "image" and janus is not None else []
+        if there and encoder not in known + of_janus and not (name == "image" and can_encode(encoder)):
             raise UserError(
-                f"omni.{name}_input: expected one of {', '.join(known)}, got '{encoder}'. Correct the name, or prepare "
-                "the dataset with these features."
+                f"omni.{name}_input: expected one of {', '.join(known + of_janus)}, got '{encoder}'. Correct the name, "
+                "or prepare the dataset with these features."
             )
     available = {name for name, _, there, _ in inputs if there}
     expand_tasks(config.training.tasks, dataset.subjects, available)
@@ -245,6 +295,12 @@ def directions_of(checkpoint: Checkpoint) -> list[Direction]:
     return directions
 
 
+def lacking(dataset: Dataset) -> set[str]:
+    """What a dataset has none of: a model that began as Janus may know it nevertheless."""
+    captions = any(dataset.captions(stimulus) for stimulus in dataset.split_ids("test"))
+    return {name for name, there in (("image", dataset.image_size), ("text", captions)) if not there}
+
+
 def condition(checkpoint: Checkpoint, dataset: Dataset, name: str, ids: Sequence[str], split: str = "test") -> object:
     """What the model is shown of some stimuli: rows for `generate`, in the order of `ids`.
 
@@ -262,7 +318,8 @@ def condition(checkpoint: Checkpoint, dataset: Dataset, name: str, ids: Sequence
         return averages.responses[[row_of[stimulus] for stimulus in ids]]
     encoder = checkpoint.model.config.text_input if name == "text" else checkpoint.model.config.image_input
     if encoder != "codes":
-        return features_of(dataset, encoder, ids)
+        own = checkpoint.tokenizers.vision if encoder == JANUS else None
+        return features_of(dataset, encoder, ids, own)
     if name == "text":
         return [group[0] for group in captions_of_each(dataset, ids)]
     return dataset.images(ids)
@@ -338,6 +395,7 @@ def evaluate(
     predictions = [
         predict(checkpoint, dataset, direction, subject, estimator)
         for direction in directions_of(checkpoint)
+        if not lacking(dataset) & set(direction.split("->"))
         for subject in checkpoint.tokenizers.brain.subjects
         for estimator in estimators_of(direction, seed)
     ]
@@ -345,7 +403,7 @@ def evaluate(
     records = [record for one in scored for record in one.records]
     skipped = {metric: why for one in scored for metric, why in one.skipped.items()}
     warnings = list(dict.fromkeys(warning for one in scored for warning in one.warnings))
-    if checkpoint.tokenizers.image is not None:
+    if checkpoint.tokenizers.image is not None and dataset.image_size is not None:
         records += restored_records(checkpoint, dataset, predictions, options)
     records = summary(records) + records
     save_scores(records, out / "scores.json")
@@ -437,7 +495,7 @@ def codebook_usage(checkpoint: Checkpoint, dataset: Dataset) -> list[CodebookUsa
         for subject in brain.subjects
     ]
     usage = [CodebookUsage("brain", count(torch.cat(codes), brain.config.quantizer.num_entries))]
-    if image is not None:
+    if image is not None and dataset.image_size is not None:
         pixels = torch.from_numpy(dataset.images(dataset.split_ids("test"))).permute(0, 3, 1, 2).float() / 255
         usage.append(CodebookUsage("image", count(image.encode(pixels).flatten(), image.config.quantizer.num_codes)))
     return usage

@@ -8,8 +8,9 @@ import torch
 
 from brainjanus import generate as module
 from brainjanus.core.errors import UserError
-from brainjanus.generate import GenerationConfig, draw, generate, marginal, sample, score
-from brainjanus.model.sequence import Block
+from brainjanus.generate import GenerationConfig, draw, estimate, generate, marginal, sample, score, score_candidates
+from brainjanus.model.draft import Drafts
+from brainjanus.model.sequence import Block, brain_block
 
 TARGETS = ("text", "image", "brain:a")
 
@@ -84,7 +85,8 @@ def test_averaged_probabilities_are_those_of_all_sequences(small):
     exact = torch.stack([(p[:, :, None] * torch.eye(3)[sequences[:, k]]).sum(dim=1) for k in range(2)], dim=1)
     target = Block("brain", codes=torch.zeros(2, 2, dtype=torch.long), subject="b")
     uniform = torch.rand(2, 3000, 2, generator=torch.Generator().manual_seed(0))
-    codes, means = sample(small.model, blocks(small, given), target, GenerationConfig(), uniform, averaged=True)
+    codes, vectors = sample(small.model, blocks(small, given), target, GenerationConfig(), uniform, torch.eye(3))
+    means = vectors.mean(dim=1)
     torch.testing.assert_close(means[:, 0], exact[:, 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(means[:, 1], exact[:, 1], atol=0.02, rtol=0)
     shares = (codes[:, :, None] == sequences).all(dim=-1).float().mean(dim=1)
@@ -196,7 +198,8 @@ def test_no_code_of_another_stage_is_drawn(staged, config, uniform):
     goal = module.target_block(staged, "brain:b", 4)
     shown = blocks(staged, {"image": conditions()["image"], "brain:a": torch.randn(4, 10)})
     fixed = torch.full((4, 3, 4), uniform)
-    codes, means = sample(staged.model, shown, goal, GenerationConfig(**config), fixed, averaged=True)
+    codes, vectors = sample(staged.model, shown, goal, GenerationConfig(**config), fixed, torch.eye(6))
+    means = vectors.mean(dim=1)
     assert torch.equal(codes // 3, (torch.arange(4) % 2).expand(4, 3, 4))
     means = means.unflatten(2, (2, 3)).sum(dim=-1)  # of each stage
     torch.testing.assert_close(means, torch.eye(2).repeat(2, 1).expand(4, 4, 2))
@@ -386,15 +389,15 @@ def test_pictures_may_be_floats_as_generate_returns_them(make_checkpoint, image_
 @pytest.mark.parametrize(
     ("given", "target", "message"),
     [
-        ({"brain:a": torch.zeros(2, 9)}, "image", "response: expected 10 sites, got 9"),
+        ({"brain:a": torch.zeros(2, 9)}, "image", "responses of a: expected 10 sites, got 9"),
         ({"brain:c": torch.zeros(2, 9)}, "image", r"the subjects it was trained on \(a, b\), got 'c'"),
         ({"brain:a": torch.tensor([[0.0] * 10, [float("nan")] * 10])}, "image", "responses of a: .* infinity in row 1"),
         ({"text": ["a cup"]}, "brain:c", r"the subjects it was trained on \(a, b\), got 'c'"),
         ({"text": ["a cup"]}, "text", "expected a target that is not among the conditions, got 'text'. Leave it out"),
         ({"text": ["one"], "brain:a": torch.zeros(2, 10)}, "image", "got text 1, brain:a 2. Pair them by stimulus id"),
         ({"text": ["unseen words " * 9]}, "image", "expected at most .* codes with its end"),
-        ({"sound": [1]}, "image", "'sound': expected text, image or brain:SUBJECT"),
-        ({"text": ["one"]}, "sound", "'sound': expected text, image or brain:SUBJECT"),
+        ({"sound": [1]}, "image", "'sound': expected text, image, brain:SUBJECT or part:SUBJECT"),
+        ({"text": ["one"]}, "sound", "'sound': expected text, image, brain:SUBJECT or part:SUBJECT"),
         ({"brain:a": torch.zeros(10)}, "image", r"responses of a: expected \[b, sites\], .* got the shape \[10\]"),
         ({"brain:a": []}, "image", r"responses of a: .* at least one row, got the shape \[0\]"),
         ({"brain:a": torch.zeros(0, 10)}, "image", r"at least one row, got the shape \[0, 10\]"),
@@ -470,7 +473,7 @@ def test_says_what_cannot_be_scored(checkpoint):
     given, features = conditions("image"), torch.zeros(4, *checkpoint.model.interface.features["wavelet"])
     with pytest.raises(UserError, match=r"image: expected pictures \[b, h, w, 3\], .*features cannot be scored"):
         score(checkpoint, given, "image", features)
-    with pytest.raises(UserError, match="score: expected a target that is not among the conditions, got 'text'"):
+    with pytest.raises(UserError, match="generation: expected a target that is not among the conditions, got 'text'"):
         score(checkpoint, given, "text", given["text"])
     with pytest.raises(UserError, match=r"got text 4, brain:b 4, image 2\. Pair them by stimulus id"):
         score(checkpoint, given, "image", conditions()["image"][:2])
@@ -498,3 +501,166 @@ def test_says_which_estimates_there_are():
     object.__setattr__(config, "estimate", "median")  # where types are checked, as here, nothing else passes
     with pytest.raises(UserError, match="estimate must be sample or mean, got 'median'"):
         config.__post_init__()
+
+
+# --- several samples, their error, hypotheses
+
+
+def test_all_samples_come_back_and_the_first_is_the_value(checkpoint):
+    config = GenerationConfig(estimate="sample", num_samples=3, seed=1)
+    for target, shape in (("brain:a", (4, 3, 10)), ("image", (4, 3, 8, 8, 3))):
+        made = estimate(checkpoint, conditions(target), target, config)
+        assert made.samples.shape == shape
+        assert torch.equal(made.values, made.samples[:, 0])
+        assert made.standard_error is None
+        assert made.samples.std(dim=1).mean() > 0
+    captions = estimate(checkpoint, conditions("text"), "text", config)
+    assert [len(row) for row in captions.samples] == [3] * 4
+    assert captions.values == [row[0] for row in captions.samples]
+
+
+def test_the_first_of_many_samples_is_not_another_seed_s(checkpoint):
+    """Rows in one batch, alone, and in batches of any size draw the same."""
+    config = GenerationConfig(estimate="sample", num_samples=2)
+    whole = estimate(checkpoint, conditions(), "brain:a", config).samples
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ROWS_AT_ONCE", 2)
+        torch.testing.assert_close(estimate(checkpoint, conditions(), "brain:a", config).samples, whole)
+
+
+def test_the_standard_error_is_that_of_the_mean(small):
+    """The means of many requests scatter as much as each says of itself."""
+    given = {"image": conditions(rows=2)["image"]}
+    made = [estimate(small, given, "brain:b", GenerationConfig(num_samples=16, seed=seed)) for seed in range(60)]
+    scatter = torch.stack([one.values for one in made]).std(dim=0)
+    told = torch.stack([one.standard_error for one in made]).square().mean(dim=0).sqrt()
+    ratio = (scatter / told)[told > 1e-4]
+    assert len(ratio) > 8
+    assert float(ratio.log().mean().exp()) == pytest.approx(1, abs=0.12)
+    assert estimate(small, given, "brain:b").standard_error is None
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_candidates_are_scored_under_every_row(checkpoint, target):
+    given = conditions(target, rows=3)
+    options = {"text": ["a cup", "one", "blue", "a red cup"], "brain:a": torch.randn(4, 10)}
+    options["image"] = conditions(rows=4)["image"]
+    table = score_candidates(checkpoint, given, target, options[target])
+    assert table.shape == (3, 4)
+    for column in range(4):
+        alone = [options[target][column]] * 3
+        rows = alone if target == "text" else torch.stack([torch.as_tensor(row) for row in alone])
+        torch.testing.assert_close(table[:, column], score(checkpoint, given, target, rows), atol=1e-4, rtol=1e-4)
+
+
+def test_in_one_pass_each_code_is_judged_by_itself(checkpoint):
+    given, options = conditions(), torch.randn(5, 10)
+    table = score_candidates(checkpoint, given, "brain:a", options, one_pass=True)
+    p = marginal(checkpoint.model, blocks(checkpoint, given), module.target_block(checkpoint, "brain:a", 4))
+    codes = checkpoint.tokenizers.brain.encode(options, "a")
+    for row, column in product(range(4), range(5)):
+        torch.testing.assert_close(table[row, column], p[row, torch.arange(3), codes[column]].log().sum())
+
+
+# --- parts of brains, and drafts
+
+
+@pytest.fixture(scope="module")
+def drafted(make_checkpoint):
+    """Of subject a there is a map to b, not back."""
+    made = make_checkpoint(brain_input="sites")
+    torch.manual_seed(4)
+    drafts = Drafts({"a": (10, 3), "b": (8, 2)}, [("a", "b")])
+    for value in drafts.buffers():
+        value.copy_(torch.rand(value.shape) + 0.2)
+    return replace(made, drafts=drafts)
+
+
+def part(subject="a", rows=4, known=4):
+    sites = {"a": 10, "b": 8}[subject]
+    values = torch.randn(rows, sites, generator=torch.Generator().manual_seed(7))
+    return values.masked_fill(torch.arange(sites) >= known, float("nan"))
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"num_samples": 2}, {"estimate": "sample", "num_samples": 2}, {"guidance": 2.0}]
+)
+def test_a_part_is_completed_and_stays_as_it_was(drafted, config):
+    given = part()
+    made = estimate(drafted, {"part:a": given}, "brain:a", GenerationConfig(**config))
+    assert made.values.shape == (4, 10) and made.values.isfinite().all()
+    assert torch.equal(made.values[:, :4], given[:, :4])
+    if made.samples is not None:
+        assert torch.equal(made.samples[:, 1, :4], given[:, :4])
+    other = estimate(drafted, {"part:a": -given}, "brain:a", GenerationConfig(**config))
+    assert (made.values - other.values)[:, 4:].abs().max() > 1e-3, "the rest follows the part"
+
+
+def test_what_codes_cannot_hold_of_the_draft_is_added(drafted):
+    given, brain = part(), drafted.tokenizers.brain
+    filled = drafted.drafts.complete(given, "a")
+    beyond = filled - brain.decode_latents(brain.latents(filled, "a"), "a")
+    block = brain_block(brain, filled, "a", "sites", given.isnan())
+    p = marginal(drafted.model, [block], module.target_block(drafted, "brain:a", 4))
+    wanted = brain.decode_probabilities(p, "a") + beyond
+    torch.testing.assert_close(generate(drafted, {"part:a": given}, "brain:a")[:, 4:], wanted[:, 4:])
+
+
+def test_another_brain_brings_its_draft_as_a_condition(drafted):
+    """Without a map there is none, and the brain alone is read."""
+    a, b = torch.randn(4, 10), torch.randn(4, 8)
+    request = module.request_of(drafted, {"brain:a": a, "image": conditions()["image"]}, "brain:b")
+    assert [block.subject for block in request.conditions] == ["a", None, "b"]
+    assert request.known is None
+    draft = drafted.drafts.carried(a, "a", "b")
+    torch.testing.assert_close(drafted.tokenizers.brain.sites_of("b").join(request.conditions[2].vectors), draft)
+    back = module.request_of(drafted, {"brain:b": b}, "brain:a")
+    assert len(back.conditions) == 1 and back.beyond is None
+
+
+def test_a_part_of_a_brain_is_a_condition_of_anything(drafted):
+    for target in ("image", "text", "brain:b"):
+        made = generate(drafted, {"part:a": part()}, target, GenerationConfig(temperature=0.0))
+        assert len(made) == 4
+
+
+def test_whether_sites_were_measured_is_seen(drafted):
+    """The same numbers, once measured and once filled in, are read differently."""
+    filled = drafted.drafts.complete(part(), "a")
+    one = generate(drafted, {"brain:a": filled}, "image")
+    other = generate(drafted, {"part:a": part()}, "image")
+    assert (one - other).abs().max() > 1e-4
+
+
+def test_several_brains_are_read_at_once(drafted):
+    given = {"brain:a": torch.randn(3, 10), "brain:b": torch.randn(3, 8)}
+    both = generate(drafted, given, "image")
+    assert both.shape == (3, 8, 8, 3)
+    assert (both - generate(drafted, {"brain:a": given["brain:a"]}, "image")).abs().max() > 1e-4
+
+
+def test_nothing_at_all_gives_one_of_anything(checkpoint):
+    assert generate(checkpoint, {}, "image").shape == (1, 8, 8, 3)
+    assert len(generate(checkpoint, {}, "text")) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"part:a": torch.full((2, 10), float("nan"))},
+            "part:a: expected at least one known site in every row, got none",
+        ),
+        ({"part:a": torch.full((2, 10), float("inf"))}, "expected finite numbers, got NaN or infinity in row 0"),
+        ({"part:a": torch.zeros(2, 9)}, "responses of a: expected 10 sites, got 9"),
+        ({"part:z": torch.zeros(2, 9)}, "expected one of the subjects .*, got 'z'"),
+    ],
+)
+def test_says_what_is_wrong_with_a_part(drafted, given, message):
+    with pytest.raises(UserError, match=message):
+        generate(drafted, given, "image")
+
+
+def test_a_model_without_drafts_completes_nothing(checkpoint):
+    with pytest.raises(UserError, match="part:a: expected a model with linear drafts"):
+        generate(checkpoint, {"part:a": part()}, "image")

@@ -33,10 +33,12 @@ from brainjanus.data.write import refuse_existing, write_dataset
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """How much is simulated. num_sites: the range from which each subject's number of sites is drawn."""
+    """How much is simulated. num_train: training stimuli of each subject, `num_shared` of them the same for all; test
+    stimuli are the same for all. num_sites: the range from which each subject's number of sites is drawn."""
 
     num_subjects: int = 3
     num_train: int = 1500
+    num_shared: int = 0
     num_test: int = 200
     repeats: int = 3
     num_sites: tuple[int, int] = (1500, 1650)
@@ -60,6 +62,8 @@ class SimulationConfig:
         ]
         if self.num_sites[0] > self.num_sites[1]:
             problems.append(f"num_sites = {self.num_sites} (the smaller first)")
+        if not 0 <= self.num_shared <= self.num_train:
+            problems.append(f"num_shared = {self.num_shared} (0 to num_train = {self.num_train})")
         if problems:
             raise UserError(f"simulation: expected a design that can be run, got {', '.join(problems)}. Change these.")
 
@@ -549,22 +553,23 @@ def simulate(out: Path | str, config: SimulationConfig = SimulationConfig(), *, 
     refuse_existing(out / "dataset", overwrite)
     surfaces = load_surfaces()
     names = [f"subj{i + 1:02d}" for i in range(config.num_subjects)]
-    shows = {name: [f"{name}-{i:05d}" for i in range(config.num_train)] for name in names}
+    own = {name: [f"{name}-{i:05d}" for i in range(config.num_train - config.num_shared)] for name in names}
+    common = [f"common-{i:05d}" for i in range(config.num_shared)]
     shared = [f"shared-{i:05d}" for i in range(config.num_test)]
-    ids = [*shared, *(stimulus for own in shows.values() for stimulus in own)]
+    ids = [*shared, *(stimulus for some in own.values() for stimulus in some), *common]
+    row_of = {stimulus: row for row, stimulus in enumerate(ids)}
     rng = _generator(config, "scenes")
     scenes = [compose(rng) for _ in ids]
     pixels = np.stack([render(scene, rng) for scene in scenes])
     spoken = {stimulus: captions(scene, rng) for stimulus, scene in zip(ids, scenes, strict=True)}
 
     def subjects(truth_folder: Path) -> Iterator[Subject]:
-        first = len(shared)
-        for number, (name, own) in enumerate(shows.items()):
-            rows = [*range(first, first + len(own)), *range(len(shared))]
-            first += len(own)
+        for number, name in enumerate(names):
+            trained = own[name] + common
+            shown = trained + shared
+            rows = [row_of[stimulus] for stimulus in shown]
             cortex = lay_out(config, number, surfaces)
-            trials = schedule(config, number, own, shared)
-            shown = [ids[i] for i in rows]
+            trials = schedule(config, number, trained, shared)
             responses, truth = _record(config, number, cortex, trials, shown, [scenes[i] for i in rows], pixels[rows])
             save_truth(truth_folder / f"{name}.safetensors", truth)
             rois = {area: cortex.area == area for area in AREAS}

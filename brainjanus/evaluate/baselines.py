@@ -11,22 +11,18 @@ the training split alone, predicts for the stimuli asked for; or one prediction 
                   where word order counts, the training caption nearest to the predicted words. Constant: the training
                   caption that has the highest CIDEr when it is said of all training stimuli
 
-Ridge: features are centred, not scaled, the intercept is free; one eigendecomposition serves all penalties. The penalty
-is chosen for each target by generalised cross-validation (Golub, Heath & Wahba 1979), the rotation-invariant form of
-leave-one-out, as himalaya and scikit-learn choose theirs by (leave-one-out) cross-validation per target. Why it is our
-own: docs/decisions/0007-ridge.md.
+The ridge regression is that of core/ridge.py.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.ridge import fit_ridge
 from brainjanus.data.dataset import Averages, Dataset
 from brainjanus.evaluate.captions import constant_caption
 from brainjanus.evaluate.record import Direction
@@ -34,7 +30,6 @@ from brainjanus.evaluate.text import content_words, cosine_scores
 from brainjanus.tokenizers.vision import ENCODERS, vision_encoder
 from brainjanus.train.codes import features_of
 
-PENALTIES = np.logspace(-4, 4, 25)  # in units of the mean eigenvalue of the features' scatter matrix
 PIXEL_SIDE = 32  # pixels; the pictures that the linear model reads
 DECODED_SIDE = 64  # pixels; those that it decodes, enlarged to the size of the seen ones: more are noise, and memory
 MAX_WORDS = 2000  # the most frequent ones; enough for all content words of everyday captions
@@ -47,71 +42,6 @@ TEXT_FEATURES = ("word2vec",)  # stored features that were made from words, henc
 _fitted: dict[tuple[str, str, str, str], dict[str, Any]] = {}
 _encoders: dict[tuple[str, str], "Ridge"] = {}  # (dataset, subject) -> the linear encoder
 _decoders: dict[tuple[str, str], "Ridge"] = {}  # the linear decoder
-
-
-# N training samples, P features, T targets, R rank
-@dataclass(frozen=True, eq=False)
-class Ridge:
-    """A fitted ridge regression; see `fit_ridge`. penalties, r2: per target, r2 by generalised cross-validation."""
-
-    feature_mean: Float[Tensor, "p"]
-    axes: Float[Tensor, "p r"]
-    weights: Float[Tensor, "r t"]
-    target_mean: Float[Tensor, "t"]
-    penalties: Float[np.ndarray, "t"]
-    r2: Float[np.ndarray, "t"]
-
-    def predict(self, features: Float[np.ndarray, "m p"]) -> Float[np.ndarray, "m t"]:
-        """The targets of new samples."""
-        centred = torch.from_numpy(features).to(self.axes.dtype) - self.feature_mean
-        return (centred @ self.axes @ self.weights + self.target_mean).numpy()
-
-
-def fit_ridge(
-    features: Float[np.ndarray, "n p"],
-    targets: Float[np.ndarray, "n t"],
-    penalties: Float[np.ndarray, "a"] | None = None,
-) -> Ridge:
-    """Ridge regression with a penalty chosen per target by generalised cross-validation.
-
-    penalties: the alphas of scikit-learn's `Ridge`; default PENALTIES times the mean eigenvalue. Computed in the
-    features' precision, on the smaller of the two scatter matrices: O(min(n, p)^3 + n p min(n, p) + n t min(n, p)).
-    Raises UserError with fewer than three samples.
-    """
-    if len(features) < 3 or len(features) != len(targets):
-        raise UserError(
-            f"linear baseline: expected at least 3 training samples, as many features as targets, got {len(features)} "
-            f"and {len(targets)}. Is the training split almost empty? Score with baseline=False."
-        )
-    x, y = torch.from_numpy(features), torch.from_numpy(targets)
-    y = y.to(x.dtype)
-    feature_mean, target_mean = x.mean(dim=0), y.mean(dim=0)
-    x, y = x - feature_mean, y - target_mean
-    num_samples, num_features = x.shape
-    scatter = x @ x.T if num_samples <= num_features else x.T @ x
-    eigenvalues, vectors = torch.linalg.eigh(scatter)
-    kept = eigenvalues > eigenvalues[-1].clamp(min=0) * len(scatter) * torch.finfo(x.dtype).eps
-    eigenvalues, vectors = eigenvalues[kept], vectors[:, kept]
-    scale = eigenvalues.sqrt()
-    # x = left @ diag(scale) @ axes.T
-    axes = x.T @ (vectors / scale) if num_samples <= num_features else vectors
-    projected = vectors.T @ y if num_samples <= num_features else (axes / scale).T @ (x.T @ y)  # left.T @ y
-
-    if penalties is None:
-        penalties = PENALTIES * (float(eigenvalues.mean()) if len(eigenvalues) else 1.0)
-    grid = torch.from_numpy(np.sort(np.asarray(penalties, np.float64))[::-1].copy()).to(x.dtype)
-    left_over = grid[:, None] / (eigenvalues + grid[:, None])  # share of each component that is not fitted
-    variance = y.square().sum(dim=0)
-    outside = (variance - projected.square().sum(dim=0)).clamp(min=0)
-    degrees = num_samples - 1 - len(eigenvalues) + left_over.sum(dim=1)  # residual degrees of freedom
-    residual = left_over.square() @ projected.square() + outside
-    error = num_samples * residual / degrees.square()[:, None].clamp(min=1e-12)
-    best = error.argmin(dim=0)  # at a tie the largest penalty
-    chosen = grid[best]
-    weights = scale[:, None] / (eigenvalues[:, None] + chosen) * projected
-    spread = variance / num_samples
-    r2 = torch.where(spread > 0, 1 - error.gather(0, best[None])[0] / spread.clamp(min=1e-30), 0.0)
-    return Ridge(feature_mean, axes, weights, target_mean, chosen.double().numpy(), r2.double().numpy())
 
 
 class BagOfWords:

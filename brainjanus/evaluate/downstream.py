@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Float
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.ridge import fit_ridge
 from brainjanus.data.dataset import Dataset
-from brainjanus.evaluate.baselines import ENCODER, PIXEL_SIDE, TEXT_FEATURES, BagOfWords, _small_pixels, fit_ridge
+from brainjanus.evaluate.baselines import ENCODER, PIXEL_SIDE, TEXT_FEATURES, BagOfWords, _small_pixels
 from brainjanus.evaluate.brain import voxel_scores
 from brainjanus.evaluate.captions import CaptionScorer
 from brainjanus.evaluate.image import feature_two_way, pixcorr_scores, two_way_scores

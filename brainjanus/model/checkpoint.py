@@ -3,6 +3,7 @@
     RUN/model.json                  configs, vocabulary, interface, provenance
         model.safetensors           the OmniModel
         tokenizers/brain.safetensors, image.safetensors, tokenizer.json; of Janus also vision.safetensors
+        drafts.safetensors      linear estimates between subjects, if there are any
         spaces/SUBJECT/         each subject's BrainSpace, and the units of its raw betas
 
 Safetensors and JSON only: nothing is ever unpickled.
@@ -24,6 +25,7 @@ from brainjanus.core.space import BrainSpace
 from brainjanus.core.units import Units
 from brainjanus.core.vocabulary import Vocabulary
 from brainjanus.core.weights import load_module, save_module
+from brainjanus.model.draft import Drafts
 from brainjanus.model.omni import Interface, OmniConfig, OmniModel
 from brainjanus.model.steps import accelerate
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
@@ -42,8 +44,8 @@ from brainjanus.tokenizers.vision import vision_encoder
 FORMAT, VERSION = "brainjanus-model", 3
 MIXED = "The files of two runs were mixed: copy the run again."
 KEYS = (
-    "brain_tokenizer", "num_sites", "image_tokenizer", "text_tokenizer", "vision", "omni", "interface", "spaces",
-    "provenance",
+    "brain_tokenizer", "num_sites", "image_tokenizer", "text_tokenizer", "vision", "omni", "interface", "drafts",
+    "spaces", "provenance",
 )  # fmt: skip
 OWN, JANUS = "own", "janus"  # kinds of tokenizers; JANUS is also the name of its understanding encoder
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -73,7 +75,8 @@ class Tokenizers:
 class Checkpoint:
     """What generation needs. provenance: dataset, fingerprint, seed, versions.
 
-    spaces, units: of each subject, so that requests need no dataset; none where they are not known.
+    spaces, units: of each subject, so that requests need no dataset; none where they are not known. drafts: linear
+    estimates of a response from another brain or a part of it.
     """
 
     tokenizers: Tokenizers
@@ -81,6 +84,7 @@ class Checkpoint:
     provenance: dict[str, Any]
     spaces: Mapping[str, BrainSpace] = field(default_factory=dict)
     units: Mapping[str, Units] = field(default_factory=dict)
+    drafts: Drafts | None = None
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; model.json comes last and tells that it is complete."""
@@ -94,6 +98,8 @@ class Checkpoint:
         if self.tokenizers.vision is not None:
             save_module(self.tokenizers.vision, folder / "tokenizers" / "vision.safetensors")
         save_module(self.model, folder / "model.safetensors")
+        if self.drafts is not None:
+            save_module(self.drafts, folder / "drafts.safetensors")
         for subject, space in self.spaces.items():
             space.save(folder / "spaces" / subject)
             self.units[subject].save(folder / "spaces" / subject)
@@ -107,6 +113,7 @@ class Checkpoint:
             "vision": to_dict(self.tokenizers.vision.config) if self.tokenizers.vision else None,
             "omni": to_dict(self.model.config),
             "interface": to_dict(self.model.interface),
+            "drafts": {"ranks": self.drafts.ranks, "pairs": self.drafts.pairs} if self.drafts else None,
             "spaces": list(self.spaces),
             "provenance": self.provenance | {"torch": torch.__version__, "python": platform.python_version()},
         }
@@ -116,10 +123,12 @@ class Checkpoint:
     def prepare(self, precision: str = "auto", acceleration: str = "none") -> "Checkpoint":
         """Lay the model out for generation, in place, once for all requests; before it is trained or saved, load again.
 
-        precision: "auto" is bfloat16 on a GPU, float16 weights for a large model on a CPU, else float32.
-        acceleration: none, compile or graphs (see model/steps.py).
+        precision: "auto" is bfloat16 on a GPU, float16 weights for a large model on a CPU, else float32; float32 also
+        where a CPU's steps are compiled, as compilers do not know those products. acceleration: none, compile or graphs
+        (see model/steps.py).
         """
-        self.model.prepare(precision)
+        compiled_here = acceleration == "compile" and self.model.embed_tokens.weight.device.type == "cpu"
+        self.model.prepare("float32" if precision == "auto" and compiled_here else precision)
         accelerate(self.model, acceleration)
         return self
 
@@ -166,10 +175,15 @@ class Checkpoint:
         load_module(model, folder / "model.safetensors", dtype=dtype_of(precision), device=device)
         tokenizers = Tokenizers(brain.to(device), image and image.to(device), text, vision and vision.to(device))
         check_one_run(tokenizers, model, folder)
+        drafts = None
+        if facts["drafts"] is not None:
+            drafts = Drafts(facts["drafts"]["ranks"], facts["drafts"]["pairs"])
+            load_module(drafts, folder / "drafts.safetensors")
+            drafts = drafts.to(device)
         spaces = {subject: BrainSpace.load(folder / "spaces" / subject) for subject in facts["spaces"]}
         units = {subject: Units.load(folder / "spaces" / subject) for subject in facts["spaces"]}
         check_spaces(brain, spaces, units, folder)
-        return cls(tokenizers, model, facts["provenance"], spaces, units)
+        return cls(tokenizers, model, facts["provenance"], spaces, units, drafts)
 
 
 def kind_of(tokenizer: object) -> str:

@@ -3,6 +3,9 @@
 A sequence is: begin, then for each condition its opening token and its content, then the opening token of the target
 and its codes. A block's content is codes, or vectors that take the place of codes: a frozen vision encoder's features,
 the patches of a response, or the brain tokenizer's latents before they are quantized.
+
+Names: text, image, brain:SUBJECT, and part:SUBJECT, a brain of which some sites are known; it may be a condition of the
+same subject's brain, which is then completed.
 """
 
 from collections.abc import Sequence
@@ -14,6 +17,9 @@ from torch import Tensor
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.vocabulary import Modality
+from brainjanus.tokenizers.brain import BrainTokenizer
+
+BRAINS = ("brain:", "part:")  # how the names of brains begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +28,9 @@ class Block:
 
     modality: text, image or brain. codes [b, k] or vectors [b, k, c]; exactly one is given.
     subject: whose brain (brain only). features: name of the encoder that the vectors come from (image and text).
-    dropped: rows whose content is withheld; None withholds nothing.
+    dropped: rows whose content is withheld; None withholds nothing. seen: which positions exist; the others fill up
+    shorter texts, nothing attends to them and they take no position; None: all exist. unmeasured: of a brain by its
+    sites: the share of each patch's sites that was filled in, not measured; None: all were measured.
     """
 
     modality: Modality
@@ -31,6 +39,8 @@ class Block:
     subject: str | None = None
     features: str | None = None
     dropped: Bool[Tensor, "b"] | None = None
+    seen: Bool[Tensor, "b k"] | None = None
+    unmeasured: Float[Tensor, "b k"] | None = None
 
     def __post_init__(self) -> None:
         assert (self.codes is None) != (self.vectors is None), "a block has codes or vectors"
@@ -59,7 +69,7 @@ class Block:
 class Task:
     """A set of conditions and a target: `Task(("image",), "brain:subj01")`.
 
-    Names are text, image, or brain:SUBJECT.
+    Names are text, image, brain:SUBJECT, or part:SUBJECT (a condition only).
     """
 
     conditions: tuple[str, ...]
@@ -67,10 +77,10 @@ class Task:
 
     def __post_init__(self) -> None:
         for name in (*self.conditions, self.target):
-            if name not in ("text", "image") and not name.startswith("brain:"):
+            if name not in ("text", "image") and not name.startswith(BRAINS if name != self.target else "brain:"):
                 raise UserError(
-                    f"task {self}: expected text, image or brain:SUBJECT (brain:subj01), got '{name}'. "
-                    "Name the subject of a brain."
+                    f"task {self}: expected text, image, brain:SUBJECT (brain:subj01) or, as a condition, "
+                    f"part:SUBJECT, got '{name}'. Name the subject of a brain."
                 )
         if self.target in self.conditions:
             raise UserError(f"task {self}: expected a target that is not among its conditions, got '{self.target}'.")
@@ -81,8 +91,7 @@ class Task:
     @property
     def subject(self) -> str | None:
         """The subject of the first brain that takes part, or None."""
-        brains = [name for name in (*self.conditions, self.target) if name.startswith("brain:")]
-        return brains[0].removeprefix("brain:") if brains else None
+        return next(filter(None, map(subject_of, (*self.conditions, self.target))), None)
 
     @property
     def direction(self) -> str:
@@ -93,9 +102,39 @@ class Task:
 def modality_of(name: str) -> Modality:
     """The modality of a condition's or target's name."""
     head = name.split(":")[0]
-    if head not in ("text", "image", "brain"):
-        raise UserError(f"'{name}': expected text, image or brain:SUBJECT. Correct the name.")
-    return head  # type: ignore[return-value]
+    if head not in ("text", "image", "brain", "part"):
+        raise UserError(f"'{name}': expected text, image, brain:SUBJECT or part:SUBJECT. Correct the name.")
+    return "brain" if head == "part" else head  # type: ignore[return-value]
+
+
+def subject_of(name: str) -> str | None:
+    """Whose brain a condition or target is; None for what is no brain."""
+    return name.partition(":")[2] if name.startswith(BRAINS) else None
+
+
+def brain_block(
+    tokenizer: BrainTokenizer,
+    values: Float[Tensor, "b v"],
+    subject: str,
+    brain_input: str,
+    unmeasured: Bool[Tensor, "b v"] | None = None,
+) -> Block:
+    """A response as a condition: its patches, its latents or its codes, as the model reads brains.
+
+    unmeasured: the sites that were filled in.
+    """
+    share = None
+    if unmeasured is not None:
+        share = tokenizer.patches(unmeasured.float(), subject).mean(dim=-1)
+    if brain_input == "sites":
+        return Block("brain", vectors=tokenizer.patches(values, subject), subject=subject, unmeasured=share)
+    latents = tokenizer.latents(values, subject)
+    if brain_input == "latents":
+        return Block("brain", vectors=latents, subject=subject, unmeasured=share)
+    codes = tokenizer.quantizer(latents).codes
+    if share is not None:
+        share = share.repeat_interleave(codes.shape[1] // share.shape[1], dim=1)
+    return Block("brain", codes=codes, subject=subject, unmeasured=share)
 
 
 def total_length(conditions: Sequence[Block], target_length: int) -> int:

@@ -7,7 +7,7 @@ hard codes of noisy responses are noisy labels, so the expectation is trained, n
 Source: BrainJanus (arXiv 2606.30319) for the tasks; Ho & Salimans 2022 for dropped conditions (guidance).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +21,8 @@ from brainjanus.core.errors import UserError
 from brainjanus.model.checkpoint import Tokenizers
 from brainjanus.model.lora import LoraConfig, save_lora
 from brainjanus.model.omni import OmniModel
-from brainjanus.model.sequence import Task
-from brainjanus.tokenizers.text import END
+from brainjanus.model.sequence import Task, subject_of
+from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.train.codes import Batch, Codes
 from brainjanus.train.fit import fit
 from brainjanus.train.optim import OptimConfig, autocast_dtype
@@ -30,7 +30,15 @@ from brainjanus.train.trained import Trained, keep, prepare, recompute, release
 
 
 def default_tasks() -> dict[str, float]:
-    return {"image->brain": 0.8, "text->brain": 1.0, "brain->image": 0.5, "brain->text": 2.3}
+    return {
+        "image->brain": 0.8,
+        "text->brain": 1.0,
+        "brain->image": 0.5,
+        "brain->text": 2.3,
+        "image+text->brain": 0.4,
+        "brain->brain": 0.25,
+        "part->brain": 0.3,
+    }
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,13 @@ class OmniTrainingConfig:
     ("lora", whose size `lora` says). recompute: keep less for the backward pass and compute it again there, in a third
     more time. tasks: how often each direction is drawn; several conditions are joined by '+'.
 
-    In a direction "brain" is each subject in turn; "brain:subj01" is that subject alone.
+    In a direction "brain" is each subject in turn (from brain to brain: each pair), "part" a part of the same brain;
+    "brain:subj01" is that subject alone.
     dropped: share of rows whose conditions are withheld. hidden: share of rows whose target is hidden (brains and
     pictures). expectation: weight of the squared error of their decoded expectation.
     """
 
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=2300, batch_size=64, learning_rate=4e-3))
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=2600, batch_size=64, learning_rate=4e-3))
     trained: Trained = "full"
     lora: LoraConfig = field(default_factory=LoraConfig)
     recompute: bool = False
@@ -87,25 +96,23 @@ def expand_tasks(tasks: Mapping[str, float], subjects: tuple[str, ...], availabl
             continue
         left, target = direction.split("->")
         names = [*filter(None, left.split("+")), target]
-        explicit = [name.removeprefix("brain:") for name in names if name.startswith("brain:")]
+        explicit = [subject for subject in map(subject_of, names) if subject]
         unknown = [subject for subject in explicit if subject not in subjects]
         if unknown:
             raise UserError(
                 f"task '{direction}': expected one of the subjects {', '.join(subjects)}, got '{unknown[0]}'. "
                 "Correct the task."
             )
-        if "brain" in names and names.count("brain") + len(explicit) > 1:
+        if "brain" in names and (explicit or names[:-1].count("brain") > 1):
             raise UserError(
                 f"task '{direction}': expected the names of the subjects of its brains ({', '.join(subjects)}), got "
                 "'brain', which may be any. Name them all, as in brain:subj01->brain:subj02."
             )
-        if not {name for name in names if not name.startswith("brain:")} <= available | {"brain"}:
+        if not {name for name in names if subject_of(name) is None} <= available | {"brain", "part"}:
             continue
-        whose = subjects if "brain" in names else ("",)  # a task without an unnamed brain is one task
-        for subject in whose:
-            named = [f"brain:{subject}" if name == "brain" else name for name in names]
-            task = Task(tuple(named[:-1]), named[-1])
-            expanded[task] = expanded.get(task, 0.0) + weight / len(whose)
+        tasks_here = list(named_tasks(names, subjects))
+        for task in tasks_here:
+            expanded[task] = expanded.get(task, 0.0) + weight / len(tasks_here)
     if not expanded:
         raise UserError(
             f"tasks: expected at least one of {', '.join(tasks)} that the data has the modalities for, got data with "
@@ -114,11 +121,21 @@ def expand_tasks(tasks: Mapping[str, float], subjects: tuple[str, ...], availabl
     return expanded
 
 
+def named_tasks(names: Sequence[str], subjects: Sequence[str]) -> Iterator[Task]:
+    """The tasks that a direction stands for: `brain` is each subject, `part` a part of the target's (or of each) brain;
+    from `brain` to `brain` are all pairs of different subjects."""
+    between = "brain" in names[:-1] and names[-1] == "brain"
+    for subject in subjects if {"brain", "part"} & set(names) else ("",):
+        for other in [s for s in subjects if s != subject] if between else [subject]:
+            given = [f"brain:{other}" if n == "brain" else f"part:{subject}" if n == "part" else n for n in names[:-1]]
+            yield Task(tuple(given), f"brain:{subject}" if names[-1] == "brain" else names[-1])
+
+
 def step_losses(
     model: OmniModel, tokenizers: Tokenizers, batch: Batch, generator: torch.Generator, config: OmniTrainingConfig
 ) -> Losses:
     """Likelihood and expectation of one batch, with conditions and targets withheld at random."""
-    conditions, target, continuous = batch
+    conditions, target, continuous, beyond, judged = batch
     rows, modality = target.batch, target.modality
     dropped = torch.rand(rows, generator=generator) < config.dropped
     conditions = [replace(block, dropped=dropped) for block in conditions]
@@ -127,7 +144,7 @@ def step_losses(
     logits = model(conditions, target, hidden[:, None].expand(-1, target.length)).float()
     assert target.codes is not None
     nats = F.cross_entropy(logits.transpose(1, 2), target.codes, reduction="none")
-    seen = target_mask(target.codes) if modality == "text" else torch.ones_like(nats)
+    seen = target_mask(target.codes, model.interface.text_end) if modality == "text" else torch.ones_like(nats)
     likelihood = (nats * seen).sum() / seen.sum()
     if not hidden.any() or config.expectation.get(modality, 0) == 0:
         return Losses(likelihood, likelihood, None)
@@ -135,17 +152,19 @@ def step_losses(
     probabilities = logits[hidden].softmax(dim=-1)
     if target.subject is not None:
         expected = tokenizers.brain.decode_probabilities(probabilities, target.subject)
+        if beyond is not None:  # of a row without conditions there is no draft
+            expected = expected + beyond[hidden] * ~dropped[hidden, None]
     else:
         assert tokenizers.image is not None
         expected = tokenizers.image.decode_vectors(probabilities @ tokenizers.image.quantizer.codebook)
-    error = F.mse_loss(expected.float(), continuous[hidden])
+    squared = (expected.float() - continuous[hidden]).square()
+    error = squared.mean() if judged is None else squared[judged[hidden]].mean()
     return Losses(likelihood + config.expectation[modality] * error, likelihood, error)
 
 
-def target_mask(codes: Int[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-    """1 up to and with the first END of each text, 0 behind it."""
-    ended = (codes == END).int().cumsum(dim=1)
-    return (ended - (codes == END).int() == 0).float()
+def target_mask(codes: Int[Tensor, "b l"], end: int = END) -> Float[Tensor, "b l"]:
+    """1 up to and with the first end of each text, 0 behind it."""
+    return up_to_end(codes, end).float()
 
 
 def fit_omni(
@@ -168,13 +187,13 @@ def fit_omni(
             named[f"mse/{task.direction}"] = losses.expectation
         return named
 
-    held = model.embed_tokens.weight
-    prepare(model, config.trained, config.lora, autocast_dtype(config.optim.precision, held.device), seed)
+    device, held = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
+    prepare(model, config.trained, config.lora, autocast_dtype(config.optim.precision, device), seed)
     if config.recompute:
         recompute(model.decoder.layers)
     fit(model, losses_of, config.optim, stage="omni", folder=folder, seed=seed)
     if config.trained == "lora":
         save_lora(model.decoder, config.lora, folder / "lora.safetensors")
     keep(model.decoder.layers)
-    release(model, held.dtype)
+    release(model, held)
     return model

@@ -5,8 +5,9 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeCV
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.ridge import fit_ridge
 from brainjanus.evaluate import baselines
-from brainjanus.evaluate.baselines import BagOfWords, fit_ridge, linear_baseline
+from brainjanus.evaluate.baselines import BagOfWords, linear_baseline
 
 RNG = np.random.default_rng(0)
 

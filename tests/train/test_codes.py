@@ -20,6 +20,7 @@ from brainjanus.tokenizers.text import END, TextTokenizer, TextTokenizerConfig
 from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train import codes as module
 from brainjanus.train.codes import encode_split, features_of, pick, rows_of_groups, stored, training_rows
+from brainjanus.train.draft import solve_drafts
 from brainjanus.train.tokenizer import Repeats, solve_axes
 
 QUANTIZER = QuantizerConfig(num_codes=8, dim=4)
@@ -95,12 +96,9 @@ def test_rows_are_single_trials_then_averages(study):
         np.testing.assert_array_equal(values[row], study.responses("s2", np.array([trial]))[0])
 
 
-def test_codes_and_latents_are_the_tokenizers(study, tokenizers, codes):
+def test_codes_are_the_tokenizers(study, tokenizers, codes):
     for subject, brain in codes.brains.items():
         assert torch.equal(brain.codes.long(), tokenizers.brain.encode(brain.values, subject))
-        torch.testing.assert_close(
-            brain.latents.float(), tokenizers.brain.latents(brain.values, subject), atol=1e-3, rtol=0
-        )
     pixels = torch.from_numpy(study.images(codes.ids)).permute(0, 3, 1, 2)
     assert torch.equal(codes.pixels, pixels)
     assert torch.equal(codes.picture_codes.long(), tokenizers.image.encode(pixels / 255))
@@ -176,16 +174,84 @@ def test_a_batch_is_decided_by_its_generator(codes):
 
 
 def test_two_brains_are_paired_by_stimulus(codes):
-    shared = torch.isin(codes.brains["s1"].stimulus, codes.brains["s2"].stimulus)
-    kept = codes.brains["s1"]._replace(
-        **{name: getattr(codes.brains["s1"], name)[shared] for name in codes.brains["s1"]._fields}
-    )
-    both = replace(codes, brains={"s1": kept, "s2": codes.brains["s2"]})
-    batch = draw(both, Task(("brain:s1", "brain:s2"), "text"), size=20)
+    batch = draw(codes, Task(("brain:s1", "brain:s2"), "text"), size=200)
     stimuli = stimuli_of(codes, batch.conditions[0], "s1")
     assert torch.equal(stimuli, stimuli_of(codes, batch.conditions[1], "s2"))
+    shared = set(codes.brains["s1"].stimulus.tolist()) & set(codes.brains["s2"].stimulus.tolist())
+    assert set(stimuli.tolist()) == shared, "all that both saw, and nothing else"
     with pytest.raises(UserError, match=r"subject s2: expected a response to 's0..', which another subject saw"):
-        draw(codes, Task(("brain:s1", "brain:s2"), "text"))
+        draw(codes, Task(("brain:s1",), "brain:s2"))
+    apart = codes.brains["s1"]._replace(stimulus=torch.full_like(codes.brains["s1"].stimulus, 63))
+    seen = codes.brains["s2"].stimulus
+    none = replace(codes, brains={"s1": apart, "s2": codes.brains["s2"]._replace(stimulus=seen.clamp_max(62))})
+    with pytest.raises(UserError, match=r"expected training stimuli that s1 and s2 saw, got none"):
+        draw(none, Task(("brain:s1", "brain:s2"), "text"))
+
+
+# --- drafts
+
+
+@pytest.fixture(scope="module")
+def drafted(study, codes):
+    regions = {subject: torch.from_numpy(np.stack([*study.space(subject).rois.values()])) for subject in ("s1",)}
+    return replace(codes, solved=solve_drafts(study, codes.descriptions()), regions=regions)
+
+
+def test_a_part_of_a_brain_is_filled_in_out_of_fold(tokenizers, drafted):
+    batch = draw(drafted, Task(("part:s1",), "brain:s1"))
+    (part,) = batch.conditions
+    filled = tokenizers.brain.sites_of("s1").join(part.vectors)
+    hidden = batch.judged
+    assert torch.equal(filled[~hidden], batch.continuous[~hidden])
+    shares = tokenizers.brain.patches(hidden.float(), "s1").mean(dim=-1)
+    torch.testing.assert_close(part.unmeasured, shares)
+    assert len(hidden.unique(dim=0)) == 1 and 0 < int(hidden[0].sum()) < hidden.shape[1]
+    known = batch.continuous.masked_fill(hidden, float("nan"))
+    brain = drafted.brains["s1"]
+    stimuli = torch.stack([brain.stimulus[(brain.values == row).all(dim=1)][0] for row in batch.continuous])
+    for row in range(8):
+        fold = drafted.solved.folds[int(drafted.solved.fold[stimuli[row]])]
+        torch.testing.assert_close(filled[row : row + 1], fold.drafts.complete(known[row : row + 1], "s1"))
+    draft = tokenizers.brain.decode_latents(tokenizers.brain.latents(filled, "s1"), "s1")
+    torch.testing.assert_close(batch.beyond, filled - draft)
+
+
+def test_a_brain_comes_with_the_draft_of_another(tokenizers, drafted):
+    batch = draw(drafted, Task(("brain:s1",), "brain:s2"))
+    brain, draft = batch.conditions
+    assert (brain.subject, draft.subject, brain.unmeasured) == ("s1", "s2", None)
+    assert bool((draft.unmeasured[:, :-1] == 1).all())
+    assert batch.judged is None
+    assert batch.beyond.shape == batch.continuous.shape == (64, 28)
+
+
+def test_what_was_never_measured_is_expected_and_has_noise(drafted):
+    stimuli = drafted._draw_stimuli(Task(("brain:s1",), "brain:s2"), 200, torch.Generator().manual_seed(0))
+    unseen = ~torch.isin(stimuli, drafted.brains["s2"].stimulus)
+    assert 0 < int(unseen.sum()) < 200
+    values, codes, expected = drafted._draw("s2", stimuli, torch.Generator().manual_seed(0))
+    assert torch.equal(values[~unseen], expected[~unseen])
+    noise = values[unseen] - expected[unseen]
+    left_over = drafted.solved.residuals["s2"]
+    distance = (noise[:, None] - left_over).abs().amax(dim=2).amin(dim=1)
+    assert float(distance.max()) < 1e-4, "each is what a measured response leaves over"
+    assert torch.equal(codes[unseen], drafted.tokenizer.encode(values[unseen], "s2"))
+
+
+@pytest.mark.parametrize("regions", [True, False])
+def test_parts_are_of_every_size(regions):
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    masks = torch.arange(90)[None] // 15 == torch.arange(6)[:, None]
+    masks = torch.nn.functional.pad(masks, (0, 10)) if regions else None
+    generator = torch.Generator().manual_seed(1)
+    known = torch.stack([module.draw_part(order, masks, generator) for _ in range(300)])
+    count = known.sum(dim=1)
+    assert count.min() >= 1 and count.max() < 100
+    assert count.float().std() > 15
+    whole = torch.stack([known[:, mask].float().mean(dim=1) for mask in masks]) if regions else None
+    if whole is not None:
+        of_regions = ((whole == 0) | (whole == 1)).all(dim=0).float().mean()
+        assert float(of_regions) == pytest.approx(module.REGIONS, abs=0.15)
 
 
 def test_codes_of_large_codebooks_keep_their_sign(codes):

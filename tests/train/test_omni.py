@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from brainjanus.core.errors import UserError
 from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.sequence import Block, Task
+from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train.codes import Batch, BrainRows, Codes
 from brainjanus.train.omni import OmniTrainingConfig, expand_tasks, fit_omni, step_losses, target_mask
@@ -146,10 +147,27 @@ def test_a_named_subject_adds_to_its_share():
     assert tasks == {Task(("brain:a",), "text"): 1.5, Task(("brain:b",), "text"): 0.5}
 
 
-@pytest.mark.parametrize("direction", ["brain->brain", "brain:a->brain", "brain+image->brain", "brain+brain->text"])
+@pytest.mark.parametrize("direction", ["brain:a->brain", "brain:a+brain->text", "brain+brain->text"])
 def test_two_brains_have_to_be_named(direction):
     with pytest.raises(UserError, match=r"expected the names of the subjects of its brains \(a, b\), got 'brain'"):
         expand_tasks({direction: 1.0}, ("a", "b"), {"image", "text"})
+
+
+def test_between_brains_are_all_pairs_of_subjects():
+    pairs = {Task((f"brain:{a}", "image"), f"brain:{b}"): 0.5 for a in "abc" for b in "abc" if a != b}
+    assert expand_tasks({"brain+image->brain": 3.0}, ("a", "b", "c"), {"image"}) == pairs
+    assert list(expand_tasks({"brain->brain": 1.0, "image->brain": 1.0}, ("a",), {"image"})) == [
+        Task(("image",), "brain:a")
+    ]
+
+
+def test_a_part_is_one_of_the_target_s_brain():
+    assert expand_tasks({"part->brain": 1.0, "part+text->image": 2.0}, ("a", "b"), {"image", "text"}) == {
+        Task(("part:a",), "brain:a"): 0.5,
+        Task(("part:b",), "brain:b"): 0.5,
+        Task(("part:a", "text"), "image"): 1.0,
+        Task(("part:b", "text"), "image"): 1.0,
+    }
 
 
 def test_says_which_subjects_there_are():
@@ -180,7 +198,7 @@ def planted(checkpoint, classes=6):
     generator = torch.Generator().manual_seed(0)
     brain, which = checkpoint.tokenizers.brain, torch.arange(classes)
     codes = which[:, None].expand(-1, 3)
-    rows = BrainRows(which, which < 0, brain.decode(codes, "a"), codes, brain.quantizer.codebook[codes])
+    rows = BrainRows(which, which < 0, brain.decode(codes, "a"), codes)
     captions = checkpoint.tokenizers.text.encode(["a red cup", "a blue one", "one", "cup", "red", "blue"])
     return Codes(
         tuple("abcdef"), None, None, [], captions, [i[None] for i in which],
@@ -199,7 +217,7 @@ def test_a_planted_mapping_is_learnt(make_checkpoint, tmp_path):
     fit_omni(model, tokenizers, codes, config, tmp_path, seed=0)
     brain = codes.brains["a"]
     target = Block("brain", codes=brain.codes, subject="a")
-    given = [Block("text", codes=codes.caption_codes)]
+    given = [Block("text", codes=codes.caption_codes, seen=up_to_end(codes.caption_codes, END))]
     with torch.no_grad():
         for hidden in (torch.zeros(6, 3, dtype=torch.bool), torch.ones(6, 3, dtype=torch.bool)):
             nats = F.cross_entropy(model(given, target, hidden).flatten(0, 1), brain.codes.flatten())
