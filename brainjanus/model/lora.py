@@ -92,6 +92,7 @@ def add_lora(decoder: nn.Module, config: LoraConfig, seed: int = 0) -> list[str]
     decoder.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     names = [name for name, _ in decoder.named_modules() if name.rpartition(".")[2] in config.modules]
+    assert all(getattr(module, "joined", None) is None for module in decoder.modules()), "it is laid out for generation"
     for name in names:
         linear = decoder.get_submodule(name)
         assert isinstance(linear, nn.Linear), f"{name} is adapted already"

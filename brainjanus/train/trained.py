@@ -31,6 +31,8 @@ def prepare(
     published in bfloat16.
     """
     adapt(model, trained, lora, seed)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.float() if buffer.is_floating_point() else buffer.data
     for name, parameter in model.named_parameters():
         half = is_frozen_matrix(name, parameter) and not loses(parameter.data, dtype)
         parameter.data = parameter.data.to(dtype if half else torch.float32)

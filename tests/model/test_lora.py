@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.linear import pack
 from brainjanus.model.decoder import Decoder, DecoderConfig
 from brainjanus.model.lora import PROJECTIONS, LoraConfig, LoraLinear, add_lora, load_lora, merge_lora, save_lora
 
@@ -144,3 +145,11 @@ def test_says_that_it_fits_another_decoder(tmp_path):
 def test_says_what_is_wrong(settings, message):
     with pytest.raises(UserError, match=message):
         LoraConfig(**settings)
+
+
+def test_a_decoder_that_is_laid_out_for_generation_is_not_adapted():
+    """Its joined products would go on as if nothing had been added."""
+    net = decoder()
+    pack(net, "float32")
+    with pytest.raises(AssertionError, match="laid out for generation"):
+        add_lora(net, CONFIG)

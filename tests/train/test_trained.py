@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from brainjanus.core.errors import UserError
+from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.model.lora import LoraConfig, load_lora, merge_lora
 from brainjanus.model.sequence import Block
 from brainjanus.tokenizers.vision import wavelet
@@ -138,6 +139,19 @@ def test_the_adapter_file_and_the_merged_model_agree(make_checkpoint, tmp_path):
         assert torch.equal(base.decoder.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("trained", ["lora", "brain"])
+def test_a_finished_run_is_a_plain_checkpoint(make_checkpoint, tmp_path, trained):
+    checkpoint = make_checkpoint()
+    fit_omni(
+        checkpoint.model, checkpoint.tokenizers, planted(checkpoint), config_of(trained), tmp_path / "stage", seed=0
+    )
+    checkpoint.save(tmp_path / "run")
+    loaded = Checkpoint.load(tmp_path / "run", precision="float32").model
+    assert loaded.state_dict().keys() == make_checkpoint().model.state_dict().keys()
+    for name, value in checkpoint.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize("trained", MODES)
 def test_prepared_and_released_at_once_it_is_what_it_was(make_checkpoint, trained):
     checkpoint, model = make_checkpoint(), make_checkpoint().model
@@ -165,16 +179,20 @@ def test_frozen_matrices_are_held_in_half_where_no_bit_is_lost(make_checkpoint):
     assert torch.equal(model.decoder.layers[0].mlp.up_proj.weight, before)
 
 
-def test_a_model_in_bfloat16_trains_in_float32_and_is_given_back_as_it_was(make_checkpoint, tmp_path):
+@pytest.mark.parametrize("trained", MODES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_in_bfloat16_trains_in_float32_and_is_given_back_as_it_was(
+    make_checkpoint, tmp_path, trained, precision
+):
     checkpoint = make_checkpoint()
     checkpoint.model.bfloat16()
-    optim = OptimConfig(steps=2, batch_size=4, precision="bfloat16", log_every=1)
+    optim = OptimConfig(steps=2, batch_size=4, precision=precision, log_every=1)
     model = fit_omni(
-        checkpoint.model, checkpoint.tokenizers, planted(checkpoint), config_of("lora", optim=optim), tmp_path, seed=0
+        checkpoint.model, checkpoint.tokenizers, planted(checkpoint), config_of(trained, optim=optim), tmp_path, seed=0
     )
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {value.dtype for value in model.state_dict().values()} == {torch.bfloat16}
     state = load_file(tmp_path / "state" / "model.safetensors")
-    assert state["embed_tokens.rows"].dtype == torch.float32
+    assert {value.dtype for value in state.values()} == {torch.float32}
 
 
 def test_trained_rows_are_looked_up_and_alone_have_gradients():
