@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,16 +34,18 @@ class Claim:
         return facts
 
 
-def arguments(description: str, **folders: str) -> argparse.Namespace:
+def arguments(description: str, *, flags: Mapping[str, str] | None = None, **folders: str) -> argparse.Namespace:
     """--quick, --out FILE.json, and --work FOLDER for datasets and runs, from which a stopped benchmark goes on.
 
-    folders: further ones that may be named, with what they are for.
+    folders: further ones that may be named; flags: further switches; each with what it is for.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller numbers: to see that it runs; bars may fail")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the records")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks"), help="folder for datasets and runs")
     parser.add_argument("--seed", type=int, default=0)
+    for name, purpose in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=purpose)
     for name, purpose in folders.items():
         parser.add_argument(f"--{name}", type=Path, help=purpose)
     return parser.parse_args()

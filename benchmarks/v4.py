@@ -4,6 +4,7 @@ Features come from the frozen MobileNetV2 that lies beside the recordings. Split
 python benchmarks/v4.py --out benchmarks/results/v4.json [--seed 1] [--quick]
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from records import REAL_DATA, Claim, arguments, write
 
-from brainjanus import Dataset, PrepareConfig, Run, prepare
+from brainjanus import Dataset, PrepareConfig, Run, RunConfig, prepare
 from brainjanus.recipes import neurons
 
 SPEC = Path(__file__).parents[1] / "examples" / "v4_cowley.toml"
@@ -29,15 +30,14 @@ def features(work: Path) -> None:
             subprocess.run([sys.executable, tool, archive, target], check=True)
 
 
-def main() -> None:
-    args = arguments(__doc__)
+def prepared(args: argparse.Namespace) -> tuple[Dataset, RunConfig, Path]:
+    """The dataset, the settings of its model, and the folder of its run."""
     work = args.work.resolve()
     features(work)
     os.environ |= {"BRAINJANUS_REAL_DATA": str(REAL_DATA.resolve()), "BRAINJANUS_WORK": str(work)}
     path = work / f"v4-{args.seed}"
     if not path.exists():
         prepare(replace(PrepareConfig.load(SPEC), seed=args.seed), path)
-    dataset = Dataset.open(path)
     config = neurons(args.seed, "mobilenet")
     if args.quick:
         config = replace(
@@ -46,7 +46,12 @@ def main() -> None:
             image_training=replace(config.image_training, steps=100),
             training=replace(config.training, optim=replace(config.training.optim, steps=100)),
         )
-    out = work / f"v4-{'quick-' if args.quick else ''}{args.seed}-run"
+    return Dataset.open(path), config, work / f"v4-{'quick-' if args.quick else ''}{args.seed}-run"
+
+
+def main() -> None:
+    args = arguments(__doc__)
+    dataset, config, out = prepared(args)
     Run.train(dataset, out, config).evaluate(dataset, out / "scores", seed=args.seed)
     records = json.loads((out / "scores" / "scores.json").read_text())
     claims = []

@@ -117,8 +117,8 @@ def neurons(seed: int = 0, features: str = "wavelet") -> RunConfig:
         brain_training=OptimConfig(steps=500, batch_size=128, learning_rate=2e-3),
         omni=OmniConfig(image_input=features),
         training=OmniTrainingConfig(
-            optim=OptimConfig(steps=2000, batch_size=48, learning_rate=3e-3, weight_decay=0.1),
-            tasks={"image->brain": 1.0, "brain->image": 1.0},
+            optim=OptimConfig(steps=2400, batch_size=48, learning_rate=3e-3, weight_decay=0.1),
+            tasks={"image->brain": 1.0, "brain->image": 1.0, "brain->brain": 0.2, "part->brain": 0.2},
         ),
     )
 

@@ -32,7 +32,8 @@ from brainjanus.evaluate.extras import Extras
 from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
 from brainjanus.evaluate.report import write_report
 from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, summary
-from brainjanus.generate import GenerationConfig, generate
+from brainjanus.generate import Generated, GenerationConfig, estimate, generate, score_candidates
+from brainjanus.generate import score as log_p
 from brainjanus.model.checkpoint import JANUS, Checkpoint, Tokenizers, interface_of
 from brainjanus.model.janus import JanusFolder, janus_model, janus_tokenizers, omni_config, open_janus
 from brainjanus.model.omni import OmniModel
@@ -72,15 +73,41 @@ class Run(NamedTuple):
         return cls(Path(out), train(dataset, out, config, tokenizer=tokenizer))
 
     @classmethod
-    def open(cls, path: Path | str) -> "Run":
-        """Read a finished run. Raises UserError if it is missing, unfinished or damaged."""
-        return cls(Path(path), Checkpoint.load(path))
+    def open(
+        cls,
+        path: Path | str,
+        *,
+        precision: str = "auto",
+        device: torch.device | str = "cpu",
+        acceleration: str = "none",
+    ) -> "Run":
+        """Read a finished run, to ask it. Raises UserError if it is missing, unfinished or damaged.
+
+        precision, acceleration: see `Checkpoint.prepare`.
+        """
+        return cls(Path(path), Checkpoint.load(path, device=device).prepare(precision, acceleration))
 
     def generate(
         self, conditions: Mapping[str, object], target: str, config: GenerationConfig | None = None
     ) -> torch.Tensor | list[str]:
         """One output per row of the conditions; see `brainjanus.generate.generate`."""
         return generate(self.checkpoint, conditions, target, config)
+
+    def estimate(
+        self, conditions: Mapping[str, object], target: str, config: GenerationConfig | None = None
+    ) -> Generated:
+        """The same with the standard error of a mean, or all samples; see `brainjanus.generate.estimate`."""
+        return estimate(self.checkpoint, conditions, target, config)
+
+    def score(self, conditions: Mapping[str, object], target: str, rows: object) -> torch.Tensor:
+        """log p(row | its conditions), in nats; see `brainjanus.generate.score`."""
+        return log_p(self.checkpoint, conditions, target, rows)
+
+    def score_candidates(
+        self, conditions: Mapping[str, object], target: str, candidates: object, *, one_pass: bool = False
+    ) -> torch.Tensor:
+        """log p of every candidate under every row; see `brainjanus.generate.score_candidates`."""
+        return score_candidates(self.checkpoint, conditions, target, candidates, one_pass=one_pass)
 
     def evaluate(self, dataset: Dataset | Path | str, out: Path | str, *, seed: int = 0) -> list[Record]:
         """Score all directions on the test split; writes scores.json and report.html into `out`."""
