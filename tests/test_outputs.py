@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -374,6 +375,24 @@ def test_a_run_that_is_no_run_is_refused(tiny_run, tmp_path, capsys):
     (run / "model.json").write_text(json.dumps(facts))  # its weights are missing, as if cut short
     assert cli.main(["generate", str(run), *asked]) == 2
     assert "expected saved weights, got" in capsys.readouterr().err
+
+
+def test_a_request_longer_than_the_context_is_refused(tiny_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    facts = json.loads((run / "model.json").read_text())
+    facts["omni"]["decoder"]["max_position_embeddings"] = 8
+    (run / "model.json").write_text(json.dumps(facts))
+    asked = ["--text", "red left", "--brain", "s2:trial:3", "--to", "brain:s1", "--out", str(tmp_path / "out")]
+    assert cli.main(["generate", str(run), *asked]) == 2
+    assert "expected at most 8 positions, got" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_several_processes_the_first_alone_writes(answer, monkeypatch):
+    monkeypatch.setattr(outputs, "is_first", lambda: False)
+    made = answer("text", brain=("s1:trial:3",))
+    assert made.told == [] and not made.folder.exists()
 
 
 def test_an_existing_folder_is_not_touched(tiny_run, tmp_path, capsys):
