@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from brainjanus import run as module
+from brainjanus.cli import main
 from brainjanus.core import weights
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
@@ -17,13 +20,15 @@ from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset, Stimuli, Subject
 from brainjanus.data.write import write_dataset
 from brainjanus.generate import GenerationConfig, generate
-from brainjanus.model.checkpoint import Checkpoint
+from brainjanus.model.checkpoint import JANUS, Checkpoint
 from brainjanus.model.decoder import DecoderConfig
+from brainjanus.model.janus import janus_tokenizers, load_janus, open_janus
 from brainjanus.model.omni import OmniConfig
+from brainjanus.model.sequence import Task
 from brainjanus.recipes import TokenizerRunConfig
 from brainjanus.run import LEAST_STIMULI, Run, RunConfig, condition, directions_of, evaluate, predict, train
 from brainjanus.tokenize import train_tokenizer
-from brainjanus.tokenizers.brain import BrainTokenizerConfig
+from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.folder import load_tokenizer
 from brainjanus.tokenizers.image import ImageTokenizerConfig
 from brainjanus.tokenizers.patch import PatchConfig
@@ -31,6 +36,7 @@ from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
 from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train import omni, tokenizer
+from brainjanus.train.codes import encode_split
 from brainjanus.train.omni import OmniTrainingConfig, default_tasks
 from brainjanus.train.optim import OptimConfig
 
@@ -53,7 +59,7 @@ def tiny(steps=(60, 40, 120)) -> RunConfig:
         image_training=image,
         text_tokenizer=TextTokenizerConfig(num_codes=270),
         omni=OmniConfig(decoder),
-        training=OmniTrainingConfig(joint, {**default_tasks(), "brain->text": 2.0}),
+        training=OmniTrainingConfig(joint, tasks={**default_tasks(), "brain->text": 2.0}),
     )
 
 
@@ -499,3 +505,112 @@ def test_too_few_stimuli_to_score_are_refused_before_training(study, tmp_path, m
 def test_the_least_numbers_are_what_the_scores_need():
     """Correlation across stimuli needs two; the linear baseline's penalty needs three."""
     assert LEAST_STIMULI == {"train": 3, "test": 2}
+
+
+# --- on the weights of Janus
+
+
+def on_janus(folder, trained="full", image_input=JANUS) -> RunConfig:
+    optim = replace(SHORT.training.optim, optimizer="adamw", steps=2)
+    tasks = {"image->brain": 1.0, "brain->text": 1.0, "text->brain": 1.0, "brain->image": 1.0}
+    training = replace(SHORT.training, optim=optim, trained=trained, tasks=tasks, expectation={"brain": 2.0})
+    return replace(
+        SHORT, janus=str(folder), janus_tokens=4, omni=OmniConfig(image_input=image_input), training=training
+    )
+
+
+@pytest.mark.parametrize("trained", ["full", "lora", "brain"])
+def test_a_run_starts_from_janus(study, janus_folder, tmp_path, trained):
+    """Its sizes, its tokenizers, its weights; trained, saved, read back with the same predictions in all directions."""
+    out = tmp_path / "run"
+    config = on_janus(janus_folder, trained)
+    made = train(study, out, config)
+    assert RunConfig.load(out / "config.json").omni.decoder.hidden_size == 32
+    assert made.model.interface.features == {JANUS: (4, 24)}
+    assert made.model.vocabulary.text == 300 and made.model.interface.text_end == 1
+    assert made.model.interface.text_codes < 30  # as long as the longest caption
+    before = load_janus(janus_folder).model
+    one, other = (model.decoder.layers[0].mlp.up_proj.weight for model in (made.model, before))
+    moved = not torch.equal(one, other)
+    assert moved == (trained != "brain")
+    assert not (out / "stages" / "image").exists()
+    loaded = Checkpoint.load(out)
+    ids = study.split_ids("test")[:2]
+    for given, target in ((("image", "text"), "brain:s1"), (("brain:s1",), "text"), (("brain:s2",), "image")):
+        shown = {name: condition(loaded, study, name, ids) for name in given}
+        guided = GenerationConfig(estimate="sample", guidance=2.0)
+        one, other = (generate(checkpoint, shown, target, guided) for checkpoint in (made, loaded))
+        assert one == other if target == "text" else torch.equal(one, other)
+    assert train(study, out, config).model.config == loaded.model.config  # finished: read, not trained again
+
+
+def test_a_run_from_janus_may_read_pictures_by_any_encoder(study, janus_folder, tmp_path):
+    made = train(study, tmp_path / "run", on_janus(janus_folder, "brain", "wavelet"))
+    assert set(made.model.interface.features) == {JANUS, "wavelet"}
+    standardise = made.model.aligners["features:wavelet"][0]
+    assert not torch.equal(standardise.std, torch.ones_like(standardise.std))
+    assert torch.equal(made.model.aligners[f"features:{JANUS}"][0].std, torch.ones(24))
+
+
+def test_says_that_a_run_needs_janus_or_pictures_of_its_size(study, janus_folder, tmp_path):
+    with pytest.raises(UserError, match=r"omni.image_input 'janus': expected Janus-Pro.* got none. Give --janus"):
+        train(study, tmp_path / "run", replace(SHORT, omni=OmniConfig(SHORT.omni.decoder, image_input=JANUS)))
+    larger = shutil.copytree(janus_folder, tmp_path / "larger")
+    facts = json.loads((larger / "config.json").read_text())
+    facts["vision_config"] |= {"image_size": 32, "num_image_tokens": 64}
+    (larger / "config.json").write_text(json.dumps(facts))
+    tensors = {name: value.clone() for name, value in load_file(larger / "model.safetensors").items()}
+    tensors["model.vision_model.embeddings.position_embedding.weight"] = torch.zeros(64, 24)
+    save_file(tensors, larger / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"32 pixels a side, as Janus takes them, got 16. Prepare the dataset"):
+        train(study, tmp_path / "run", on_janus(larger))
+    assert not (tmp_path / "run").exists()
+
+
+def test_janus_is_trained_on_prompts_and_on_answers_that_end_as_its_own(study, janus_folder, tmp_path):
+    orders = {subject: torch.arange(study.space(subject).num_sites) for subject in study.subjects}
+    brain = BrainTokenizer(SHORT.brain_tokenizer, orders).eval().requires_grad_(False)
+    tokenizers = janus_tokenizers(open_janus(janus_folder, text_length=20), brain)
+    codes = encode_split(study, tokenizers, "train", [JANUS], tmp_path)
+    config, text = OmniConfig(image_input=JANUS), tokenizers.text
+    batch = codes.batch(Task(("text", "image"), "brain:s1"), 6, torch.Generator().manual_seed(0), config)
+    words, picture = batch.conditions[:2]
+    user, assistant = text.turn("<|User|>")[0], text.turn("<|Assistant|>")[0]
+    assert (words.codes[:, 0] == user).all() and (words.codes == assistant).any(dim=1).all()
+    assert words.seen.any(dim=0).all(), "no longer than the longest prompt of the batch"
+    assert picture.features == JANUS and picture.vectors.shape == (6, 16, 24)
+    target = codes.batch(Task(("brain:s1",), "text"), 6, torch.Generator().manual_seed(0), config).target.codes
+    assert (target == text.end).any(dim=1).all()
+    said = {text.decode(row[None])[0] for row in target}
+    assert said <= {caption for stimulus in study.split_ids("train") for caption in study.captions(stimulus)}
+    (kept,) = tmp_path.glob("features-train-*.safetensors")
+    first = kept.stat().st_mtime_ns
+    again = encode_split(study, tokenizers, "train", [JANUS], tmp_path)
+    assert torch.equal(again.features[JANUS], codes.features[JANUS]) and kept.stat().st_mtime_ns == first
+
+
+def test_the_command_line_trains_a_recipe_of_nsd_on_janus(study, janus_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    few = ["--brain-training.steps", "2", "--brain-training.batch-size", "8", "--training.optim.steps", "2"]
+    few += ["--training.optim.batch-size", "4", "--brain-tokenizer.patch-size", "8", "--janus-tokens", "4"]
+    given = ["train", str(study.path), "--out", str(out), "--recipe", "nsd-1b", "--janus", str(janus_folder), *few]
+    assert main(given) == 0, capsys.readouterr().err
+    config = RunConfig.load(out / "config.json")
+    assert config.janus == str(janus_folder) and config.omni.decoder.hidden_size == 32
+    assert config.training.optim.optimizer == "adamw"
+    assert main(["train", str(study.path), "--out", str(tmp_path / "none"), "--recipe", "nsd-1b"]) == 2
+    assert "Give --janus, its folder" in capsys.readouterr().err
+
+
+def test_a_dataset_may_lack_what_janus_knows(study, janus_folder, tmp_path):
+    """Pictures without captions: trained and scored are the directions that there are stimuli for."""
+    ids = study.stimulus_ids
+    pictures = write_dataset(
+        tmp_path / "pictures", name="pictures", modality="fMRI", zscore="all",
+        subjects=[Subject(study.space("s1"), study.responses("s1"), study.trials("s1"))],
+        stimuli=Stimuli(ids, study.images(ids)),
+    )  # fmt: skip
+    run = train(pictures, tmp_path / "run", on_janus(janus_folder, "brain"))
+    assert run.tokenizers.text is not None
+    records = evaluate(tmp_path / "run", pictures, tmp_path / "scores").records
+    assert {record.direction for record in records} == {"brain->image", "image->brain"}
