@@ -64,7 +64,7 @@ def test_the_cache_is_allocated_for_the_whole_request(checkpoint, monkeypatch, s
     made, empty = [], torch.empty
     monkeypatch.setattr(torch, "empty", lambda *args, **named: made.append(args) or empty(*args, **named))
     sample(checkpoint.model, [image()], goal("brain"), SAMPLE, uniform(2, samples, 3))
-    assert len([args for args in made if len(args[0]) == 6]) == allocations
+    assert len([args for args in made if len(args[0]) == 5]) == allocations
 
 
 def test_a_text_stops_when_all_have_ended(checkpoint, entered, monkeypatch):

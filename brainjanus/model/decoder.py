@@ -63,9 +63,9 @@ class Cache:
 
     def __init__(self, config: DecoderConfig, batch: int, length: int, like: Tensor):
         check_length(config, length)
-        shape = (config.num_hidden_layers, 2, batch, config.num_key_value_heads, length, config.head_dim)
+        shape = (config.num_hidden_layers, batch, 2 * config.num_key_value_heads, length, config.head_dim)
         self.tensors = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.layers = [(layer[0], layer[1]) for layer in self.tensors]
+        self.layers = self.tensors.unbind()
         self.rotary = rotary(config, torch.arange(length, device=like.device), like.dtype)
         self.config, self.filled = config, 0
         self.seen: Tensor | None = None  # [b, length]; None: all that is filled
@@ -74,11 +74,11 @@ class Cache:
 
     @property
     def batch(self) -> int:
-        return self.tensors.shape[2]
+        return self.tensors.shape[1]
 
     @property
     def length(self) -> int:
-        return self.tensors.shape[4]
+        return self.tensors.shape[3]
 
     def hide(self, seen: Bool[Tensor, "b l"]) -> None:
         """Of the first L positions, which are seen; all that come later are."""
@@ -87,18 +87,14 @@ class Cache:
         self.seen[:, : seen.shape[1]] = seen
         self.next = seen.sum(dim=1)
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values [b, h, l, d] behind the filled part; return all that is stored."""
-        stored_keys, stored_values = self.layers[layer]
+    def append(self, layer: int, both: Float[Tensor, "b h l e"]) -> Float[Tensor, "b h m e"]:
+        """Store keys and, behind them along H, values after the filled part; return all that is stored."""
+        stored = self.layers[layer]
         if self.column is not None:
-            stored_keys.index_copy_(2, self.column, keys)
-            stored_values.index_copy_(2, self.column, values)
-            return stored_keys, stored_values
-        positions = keys.shape[2]
-        stored_keys.narrow(2, self.filled, positions).copy_(keys)
-        stored_values.narrow(2, self.filled, positions).copy_(values)
-        end = self.filled + positions
-        return stored_keys.narrow(2, 0, end), stored_values.narrow(2, 0, end)
+            return stored.index_copy_(2, self.column, both)
+        positions = both.shape[2]
+        stored.narrow(2, self.filled, positions).copy_(both)
+        return stored.narrow(2, 0, self.filled + positions)
 
     def step(self) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         """Rotation (cos, sin) of the position that comes next, and the bias of what it sees."""
@@ -132,8 +128,8 @@ class Cache:
         if times == 1 and length <= self.length:
             return self
         copy = Cache(self.config, self.batch * times, length, like=self.tensors)
-        prefix = self.tensors[:, :, :, :, : self.filled]
-        copy.tensors[:, :, :, :, : self.filled].unflatten(2, (self.batch, times)).copy_(prefix.unsqueeze(3))
+        prefix = self.tensors[:, :, :, : self.filled]
+        copy.tensors[:, :, :, : self.filled].unflatten(1, (self.batch, times)).copy_(prefix.unsqueeze(2))
         if self.seen is not None:
             copy.hide(self.seen[:, : self.filled].repeat_interleave(times, dim=0))
         copy.filled = self.filled
@@ -141,7 +137,7 @@ class Cache:
 
     def make_static(self) -> None:
         """From here on, read everything at each step. What is not filled is hidden by a bias, and must be finite."""
-        self.tensors[:, :, :, :, self.filled :] = 0
+        self.tensors[:, :, :, self.filled :] = 0
         self.column = torch.tensor([self.filled], device=self.tensors.device)
 
 
@@ -152,6 +148,12 @@ class Decoder(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    @property
+    def packed(self) -> bool:
+        """Whether queries, keys and values come out of one product."""
+        first = self.layers[0].get_submodule("self_attn")
+        return isinstance(first, Attention) and first.joined is not None
 
     def forward(
         self, x: Float[Tensor, "b l d"], cache: Cache | None = None, seen: Bool[Tensor, "b l"] | None = None
@@ -178,6 +180,8 @@ class Decoder(nn.Module):
             bias = bias_of(causally(seen), x.dtype)
             if cache:
                 cache.hide(seen)
+        if self.packed:
+            rotation = for_all_heads(self.config, rotation)
         for index, layer in enumerate(self.layers):
             x = layer(x, rotation, bias, index, cache)
         if cache:
@@ -222,19 +226,19 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], bias: Tensor | None, index: int, cache: Cache | None
     ) -> Tensor:
-        if self.joined is not None:  # queries and keys are rotated in one go
-            both = self.joined(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
-            turned = rotate(both[:, :, : self.heads + self.kv_heads], rotation)
-            q, k = turned[:, :, : self.heads], turned[:, :, self.heads :]
-            v = both[:, :, self.heads + self.kv_heads :]
+        if self.joined is not None:  # one rotation, one copy into the cache
+            all_heads = self.joined(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
+            all_heads = rotate(all_heads, rotation).transpose(1, 2)
+            q, both = all_heads[:, : self.heads], all_heads[:, self.heads :]
+            k, v = (cache.append(index, both) if cache else both).chunk(2, dim=1)
         else:
-            q = rotate(self.q_proj(x).unflatten(-1, (self.heads, -1)), rotation)
-            k = rotate(self.k_proj(x).unflatten(-1, (self.kv_heads, -1)), rotation)
-            v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if cache:
-            k, v = cache.append(index, k, v)
-        out = attention(q, k.to(v.dtype), v, causal=q.shape[2] > 1 and bias is None, bias=bias)
+            q = rotate(self.q_proj(x).unflatten(-1, (self.heads, -1)), rotation).transpose(1, 2)
+            k = rotate(self.k_proj(x).unflatten(-1, (self.kv_heads, -1)), rotation).transpose(1, 2)
+            v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+            k = k.to(v.dtype)
+            if cache:
+                k, v = cache.append(index, torch.cat([k, v], dim=1)).chunk(2, dim=1)
+        out = attention(q, k, v, causal=q.shape[2] > 1 and bias is None, bias=bias)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -275,9 +279,17 @@ def rotary(config: DecoderConfig, positions: Int[Tensor, "*l"], dtype: torch.dty
     return torch.cat([angles.cos()] * 2, dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
+def for_all_heads(config: DecoderConfig, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """A rotation [*l, 1, e] as one [*l, h, e] for queries and keys, and behind them values, which stay as they are."""
+    turned, kept = config.num_attention_heads + config.num_key_value_heads, config.num_key_value_heads
+    cos, sin = (x.expand(*x.shape[:-2], turned, -1) for x in rotation)
+    still = cos.new_ones(*cos.shape[:-2], kept, cos.shape[-1])
+    return torch.cat([cos, still], dim=-2), torch.cat([sin, torch.zeros_like(still)], dim=-2)
+
+
 def rotate(x: Float[Tensor, "b l h e"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "b l h e"]:
     cos, sin = rotation
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def causally(seen: Bool[Tensor, "b l"]) -> Bool[Tensor, "b 1 l l"]:

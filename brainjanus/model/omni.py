@@ -253,10 +253,10 @@ class OmniModel(nn.Module):
                     f"features '{block.features}': expected those the model was trained on "
                     f"({known}). Prepare the dataset with the same vision encoder."
                 )
-            return self.aligners[name](block.content.to(self.embed_tokens.weight.dtype))
+            return self.aligners[name](block.content.to(self.brain_codebook.dtype))
         if block.modality == "text":
             return self.embed_tokens(self.vocabulary.to_tokens(block.content, "text"))
-        vectors = block.vectors if block.vectors is None else block.vectors.to(self.embed_tokens.weight.dtype)
+        vectors = block.vectors if block.vectors is None else block.vectors.to(self.brain_codebook.dtype)
         if block.codes is not None:
             vectors = getattr(self, f"{block.modality}_codebook")[block.codes]
         if block.modality == "brain" and block.vectors is not None and self.config.brain_input == "sites":

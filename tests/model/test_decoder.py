@@ -124,7 +124,7 @@ def test_a_static_step_is_a_step(x, kv_heads):
         cache = Cache(decoder.config, 2, 20, like=x)
         decoder(x[:, :5], cache)
         if static:
-            cache.tensors[:, :, :, :, 5:] = float("nan")  # as memory may be that was never written
+            cache.tensors[:, :, :, 5:] = float("nan")  # as memory may be that was never written
             cache.make_static()
         steps.append(torch.cat([decoder(x[:, i : i + 1], cache) for i in range(5, 9)], dim=1))
     torch.testing.assert_close(steps[1], steps[0], atol=1e-5, rtol=1e-4)
