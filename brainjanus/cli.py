@@ -362,6 +362,7 @@ def generate(argv: list[str]) -> str:
         top_p: Draw from the fewest codes that hold this probability only.
         guidance: Above 1 the conditions weigh more (classifier-free guidance).
         seed: Of all random draws.
+        trial_noise: Samples of a brain get the noise of single trials, too, so that they scatter as repeats do.
         precision: Of the weights. Auto is bfloat16 on a GPU, float16 for a large model on a CPU, else float32.
         device: cpu or cuda.
         acceleration: compile and graphs take a while to begin with, and are faster then (graphs: on a GPU).
@@ -386,6 +387,7 @@ def generate(argv: list[str]) -> str:
         top_p: float = 1.0,
         guidance: float = 1.0,
         seed: int = 0,
+        trial_noise: bool = False,
         precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         device: str = "cpu",
         acceleration: Literal["none", "compile", "graphs"] = "none",
@@ -417,7 +419,7 @@ def generate(argv: list[str]) -> str:
                 precision=precision,
                 device=device,
                 acceleration=acceleration,
-                config=GenerationConfig(estimate, samples, temperature, top_k, top_p, guidance, seed),
+                config=GenerationConfig(estimate, samples, temperature, top_k, top_p, guidance, seed, trial_noise),
             )
         with together():
             answer = generate_files(asked, out, repeated=repeated)

@@ -33,7 +33,8 @@ BY_ROW = ("codes", "vectors", "dropped", "seen", "unmeasured")  # what a block h
 class GenerationConfig:
     """estimate: "sample" or "mean" (brains and pictures). num_samples: samples that a mean is averaged over; 0 is one
     pass without samples. temperature: 0 takes the likeliest code. top_k: 0 keeps all codes. top_p: 1 keeps all.
-    guidance: 1 is none; above 1 what the conditions say is exaggerated. seed: same seed, same samples.
+    guidance: 1 is none; above 1 what the conditions say is exaggerated. seed: same seed, same samples. trial_noise:
+    samples of a brain get what codes leave out of single trials, so that they scatter as repeats do.
     """
 
     estimate: Literal["sample", "mean"] = "mean"
@@ -43,6 +44,7 @@ class GenerationConfig:
     top_p: float = 1.0
     guidance: float = 1.0
     seed: int = 0
+    trial_noise: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -54,6 +56,8 @@ class GenerationConfig:
             problems.append(f"temperature and guidance must be at least 0, got {self.temperature} and {self.guidance}")
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p must lie in (0, 1], got {self.top_p}")
+        if self.trial_noise and self.estimate != "sample":
+            problems.append("trial_noise is of samples: estimate must be sample, got mean")
         if problems:
             raise UserError("generation: " + "; ".join(problems) + ". Correct these options.")
 
@@ -71,7 +75,7 @@ class Generated(NamedTuple):
     samples: Tensor | list[list[str]] | None = None
 
 
-class Request(NamedTuple):
+class Asked(NamedTuple):
     """Conditions as blocks, and the target with room for its codes.
 
     beyond: what the codes of a brain cannot hold of the draft that the conditions give. known: the responses of the
@@ -83,9 +87,9 @@ class Request(NamedTuple):
     beyond: Float[Tensor, "b v"] | None = None
     known: Float[Tensor, "b v"] | None = None
 
-    def rows(self, rows: slice) -> "Request":
+    def rows(self, rows: slice) -> "Asked":
         beyond, known = (None if x is None else x[rows] for x in (self.beyond, self.known))
-        return Request([rows_of(block, rows) for block in self.conditions], rows_of(self.target, rows), beyond, known)
+        return Asked([rows_of(block, rows) for block in self.conditions], rows_of(self.target, rows), beyond, known)
 
 
 # B rows, S samples, K codes of the target, N codebook entries, D length of a codebook vector, V sites
@@ -110,7 +114,7 @@ def estimate(
     Raises UserError if a condition does not fit the model.
     """
     config = config or GenerationConfig()
-    request = request_of(checkpoint, conditions, target)
+    request = asked_of(checkpoint, conditions, target)
     whole = request.target
     mean = config.estimate == "mean" and whole.modality != "text"
     samples = max(1, config.num_samples)
@@ -121,15 +125,22 @@ def estimate(
     with progress(f"{'+'.join(conditions) or 'nothing'}->{target}", len(own)) as advance:
         for start in own[::rows_at_once]:
             rows = slice(start, min(start + rows_at_once, own.stop))
-            parts.append(estimate_rows(checkpoint, request.rows(rows), config, uniform[rows], mean=mean))
+            numbers = range(rows.start, rows.stop)
+            parts.append(estimate_rows(checkpoint, request.rows(rows), config, uniform[rows], numbers, mean=mean))
             advance(rows.stop - own.start, None)
     return joined(gathered(parts))
 
 
 def estimate_rows(
-    checkpoint: Checkpoint, request: Request, config: GenerationConfig, uniform: Float[Tensor, "b s k"], *, mean: bool
+    checkpoint: Checkpoint,
+    request: Asked,
+    config: GenerationConfig,
+    uniform: Float[Tensor, "b s k"],
+    numbers: Sequence[int],
+    *,
+    mean: bool,
 ) -> Generated:
-    """`estimate` of a few rows, in one batch."""
+    """`estimate` of a few rows, in one batch. numbers: which rows of the whole request they are."""
     conditions, goal = request.conditions, request.target
     if mean and config.num_samples == 0:
         return Generated(decode(checkpoint, request, marginal(checkpoint.model, conditions, goal, config.guidance)))
@@ -148,6 +159,10 @@ def estimate_rows(
         return Generated([row[0] for row in captions], samples=captions)
     codebook = codebook_of(checkpoint, goal)
     drawn = torch.stack([decode_vectors(checkpoint, request, codebook[c]) for c in codes.unbind(dim=1)], dim=1)
+    if config.trial_noise and goal.subject is not None:
+        seeds = [(config.seed * 1_000_003 + number) % 2**63 for number in numbers]
+        noise = drafts_of(checkpoint, "trial_noise").scatter(goal.subject).draw(drawn.shape[1], seeds).cpu()
+        drawn = drawn + (noise if request.known is None else noise * request.known.isnan()[:, None].cpu())
     return Generated(drawn[:, 0], samples=drawn)
 
 
@@ -254,7 +269,7 @@ def score(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str,
     Raises UserError if a condition or the target does not fit the model.
     """
     goal = condition_block(checkpoint, target, rows, as_codes=True)
-    request = request_of(checkpoint, conditions, target, goal)
+    request = asked_of(checkpoint, conditions, target, goal)
     parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, goal.batch, ROWS_AT_ONCE)]
     return torch.cat([nats_of(checkpoint.model, *request.rows(part)[:2]) for part in parts])
 
@@ -275,7 +290,7 @@ def score_candidates(
     one_pass: each code on its own (the marginals), one pass a row for all candidates (brains and pictures).
     """
     options = condition_block(checkpoint, target, candidates, as_codes=True)
-    request = request_of(checkpoint, conditions, target)
+    request = asked_of(checkpoint, conditions, target)
     rows = request.target.batch
     assert options.codes is not None
     table = torch.empty(rows, options.batch)
@@ -305,9 +320,9 @@ def nats_of(model: OmniModel, conditions: Sequence[Block], target: Block) -> Flo
     return log_p.sum(dim=1).cpu()
 
 
-def request_of(
+def asked_of(
     checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, goal: Block | None = None
-) -> Request:
+) -> Asked:
     """Conditions as blocks, with the draft of a brain. goal: the target's codes, where they are known.
 
     Raises UserError if a condition does not fit the model, or rows do not pair.
@@ -338,19 +353,19 @@ def request_of(
     if goal.modality == "brain" and given and checkpoint.drafts is not None:
         draft = draft_of(checkpoint.drafts, given, subject)
     if draft is None:
-        return Request(list(blocks.values()), goal)
+        return Asked(list(blocks.values()), goal)
     known = given.get(f"part:{subject}")
     shown = list(blocks.values())
     if known is None:
         shown.append(draft_block(tokenizer, draft, subject, brain_input))
-    return Request(shown, goal, beyond_codes(tokenizer, draft, subject), known)
+    return Asked(shown, goal, beyond_codes(tokenizer, draft, subject), known)
 
 
 def drafts_of(checkpoint: Checkpoint, name: str) -> Drafts:
     if checkpoint.drafts is None:
         raise UserError(
-            f"{name}: expected a model with linear drafts, by which a part of a brain is completed, got one without. "
-            "Train it again with this version."
+            f"{name}: expected a model with linear drafts, which know how the sites of a brain go together, got one "
+            "without. Train it again with this version."
         )
     return checkpoint.drafts
 
@@ -507,12 +522,12 @@ def codebook_of(checkpoint: Checkpoint, target: Block) -> Float[Tensor, "n d"]:
     return tokenizers.image.quantizer.codebook
 
 
-def decode(checkpoint: Checkpoint, request: Request, probabilities: Float[Tensor, "b k n"]) -> Tensor:
+def decode(checkpoint: Checkpoint, request: Asked, probabilities: Float[Tensor, "b k n"]) -> Tensor:
     """Distributions over codes as the expected responses [b, v] or pictures [b, h, w, 3]."""
     return decode_vectors(checkpoint, request, probabilities @ codebook_of(checkpoint, request.target))
 
 
-def decode_vectors(checkpoint: Checkpoint, request: Request, vectors: Float[Tensor, "b k d"]) -> Tensor:
+def decode_vectors(checkpoint: Checkpoint, request: Asked, vectors: Float[Tensor, "b k d"]) -> Tensor:
     """Codebook vectors, or means of them, as responses [b, v], with what they cannot hold, or pictures [b, h, w, 3]."""
     tokenizers, subject = checkpoint.tokenizers, request.target.subject
     if subject is None:

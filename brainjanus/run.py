@@ -164,6 +164,8 @@ def train(
     features = [name for name, tokenizer in inputs if tokenizer is not None and name != "codes"]
     codes = encode_split(dataset, replace(tokenizers, image=image, text=text), "train", features, out / "codes")
     solved = solve_drafts(dataset, codes.descriptions(), config.seed)
+    for subject in solved.whole.drafts.ranks:
+        solved.whole.drafts.scatter(subject).solve(codes.residuals(subject).numpy())
     codes = replace(codes, solved=solved)
     sizes = {name: (values.shape[1], values.shape[2]) for name, values in codes.features.items()}
     torch.manual_seed(config.seed)

@@ -609,12 +609,12 @@ def test_what_codes_cannot_hold_of_the_draft_is_added(drafted):
 def test_another_brain_brings_its_draft_as_a_condition(drafted):
     """Without a map there is none, and the brain alone is read."""
     a, b = torch.randn(4, 10), torch.randn(4, 8)
-    request = module.request_of(drafted, {"brain:a": a, "image": conditions()["image"]}, "brain:b")
+    request = module.asked_of(drafted, {"brain:a": a, "image": conditions()["image"]}, "brain:b")
     assert [block.subject for block in request.conditions] == ["a", None, "b"]
     assert request.known is None
     draft = drafted.drafts.carried(a, "a", "b")
     torch.testing.assert_close(drafted.tokenizers.brain.sites_of("b").join(request.conditions[2].vectors), draft)
-    back = module.request_of(drafted, {"brain:b": b}, "brain:a")
+    back = module.asked_of(drafted, {"brain:b": b}, "brain:a")
     assert len(back.conditions) == 1 and back.beyond is None
 
 
@@ -664,3 +664,34 @@ def test_says_what_is_wrong_with_a_part(drafted, given, message):
 def test_a_model_without_drafts_completes_nothing(checkpoint):
     with pytest.raises(UserError, match="part:a: expected a model with linear drafts"):
         generate(checkpoint, {"part:a": part()}, "image")
+
+
+# --- the noise of trials
+
+
+def test_samples_with_the_noise_of_trials_scatter_more_and_mean_the_same(drafted):
+    given = {"image": conditions(rows=2)["image"]}
+    config = GenerationConfig(estimate="sample", num_samples=400)
+    plain = estimate(drafted, given, "brain:a", config).samples
+    noisy = estimate(drafted, given, "brain:a", replace(config, trial_noise=True)).samples
+    noise = (noisy - plain).flatten(0, 1)
+    scatter = drafted.drafts.scatter("a")
+    wanted = (scatter.axes.square().sum(dim=0) + scatter.spread.square()).sqrt()
+    torch.testing.assert_close(noise.std(dim=0), wanted, rtol=0.15, atol=0.0)
+    assert float((noise.mean(dim=0) / wanted).abs().max()) < 0.2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ROWS_AT_ONCE", 1)
+        alone = estimate(drafted, given, "brain:a", replace(config, num_samples=3, trial_noise=True)).samples
+    together = estimate(drafted, given, "brain:a", replace(config, num_samples=3, trial_noise=True)).samples
+    torch.testing.assert_close(alone, together)
+
+
+def test_what_is_known_gets_no_noise(drafted):
+    config = GenerationConfig(estimate="sample", num_samples=2, trial_noise=True)
+    made = estimate(drafted, {"part:a": part()}, "brain:a", config).samples
+    assert torch.equal(made[:, 1, :4], part()[:, :4])
+
+
+def test_a_mean_has_no_noise_of_trials(checkpoint):
+    with pytest.raises(UserError, match="trial_noise is of samples: estimate must be sample"):
+        GenerationConfig(trial_noise=True)

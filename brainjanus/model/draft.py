@@ -4,7 +4,8 @@ Enters: responses with NaN where a site was not measured. Leaves: the response t
 subject (what is known stays), or of another subject.
 
 Each subject has a Gaussian of few dimensions, x = mean + z axes + noise with z ~ N(0, I): what is known of a response
-tells z, and z tells the rest. From one subject to another z is carried over by a linear map.
+tells z, and z tells the rest. From one subject to another z is carried over by a linear map. And each subject has a
+scatter: what a single trial has beside what the codes of its stimulus say, again of few dimensions and noise by site.
 Source: Tipping & Bishop 1999 (probabilistic principal components; the rest given a part is its conditional mean).
 Differs: the rank and the noise are chosen by hiding a part of left-out responses.
 """
@@ -23,6 +24,7 @@ from brainjanus.tokenizers.brain import BrainTokenizer
 
 RANKS = (4, 8, 16, 32, 64, 128, 256)
 NOISES = (1.0, 2.0, 4.0, 8.0)  # in units of the variance of a site that the axes leave over
+SCATTERED = 32  # dimensions in which single trials scatter together
 SPARE, ROUNDS = 32, 4  # of the randomised decomposition (Halko et al. 2011): more axes than asked for, power iterations
 
 
@@ -80,8 +82,37 @@ class Carry(nn.Module):
         return z @ self.weight + self.offset
 
 
+class Scatter(nn.Module):
+    """What single trials of one subject have beside what codes say of their stimulus: a Gaussian around nothing."""
+
+    axes: Tensor
+    spread: Tensor
+
+    def __init__(self, num_sites: int):
+        super().__init__()
+        self.register_buffer("axes", torch.zeros(min(SCATTERED, num_sites), num_sites))
+        self.register_buffer("spread", torch.zeros(num_sites))  # standard deviation of a site beside the axes
+
+    def solve(self, residuals: Float[np.ndarray, "t v"]) -> None:
+        """residuals: of single trials."""
+        _, axes = principal(residuals, len(self.axes))
+        self.axes.zero_()[: len(axes)].copy_(torch.from_numpy(axes))
+        left_over = torch.from_numpy(residuals.var(axis=0)) - self.axes.square().sum(dim=0)
+        self.spread.copy_(left_over.clamp_min(0).sqrt())
+
+    def draw(self, samples: int, seeds: Sequence[int]) -> Float[Tensor, "b s v"]:
+        """So many draws for each seed."""
+        rows = []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            z = torch.randn(samples, len(self.axes), generator=generator).to(self.axes.device)
+            own = torch.randn(samples, len(self.spread), generator=generator).to(self.axes.device)
+            rows.append(z @ self.axes + own * self.spread)
+        return torch.stack(rows)
+
+
 class Drafts(nn.Module):
-    """All linear estimates between the subjects of a model.
+    """All linear estimates between the subjects of a model, and how their trials scatter.
 
     ranks: subject -> (sites, dimensions). pairs: (from, to) that there is a map for.
     """
@@ -90,6 +121,7 @@ class Drafts(nn.Module):
         super().__init__()
         self.ranks, self.pairs = {s: tuple(rank) for s, rank in ranks.items()}, tuple(tuple(pair) for pair in pairs)
         self.gaussians = nn.ModuleDict({f"brain:{s}": Gaussian(*rank) for s, rank in self.ranks.items()})
+        self.scatters = nn.ModuleDict({f"brain:{s}": Scatter(rank[0]) for s, rank in self.ranks.items()})
         self.carries = nn.ModuleDict(
             {f"brain:{a}->{b}": Carry(self.ranks[a][1], self.ranks[b][1]) for a, b in self.pairs}
         )
@@ -102,6 +134,12 @@ class Drafts(nn.Module):
             )
         found = self.gaussians[f"brain:{subject}"]
         assert isinstance(found, Gaussian)
+        return found
+
+    def scatter(self, subject: str) -> Scatter:
+        self.gaussian(subject)
+        found = self.scatters[f"brain:{subject}"]
+        assert isinstance(found, Scatter)
         return found
 
     def complete(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b v"]:

@@ -36,6 +36,7 @@ from brainjanus.train.draft import Solved, descriptions_of
 ENCODE_BATCH = 32
 REGIONS = 0.5  # how often a part of a brain is some of its regions; otherwise some stretches of cortex
 STRETCHES = 64  # that a brain is cut into
+MOST_RESIDUALS = 6000  # trials that tell how trials scatter
 WIDEST, SMALL_PICTURE = 8192, 16  # numbers of a stimulus's features above which places are averaged; pixels a side
 AVERAGES = 0.8  # how often a repeated stimulus is shown by its average; otherwise by one of its single trials
 
@@ -160,6 +161,16 @@ class Codes:
             said.scatter_(1, self.caption_codes.long(), 1.0)
             kinds.append(torch.stack([said[rows].mean(dim=0) for rows in self.captions_of]))
         return descriptions_of(kinds)
+
+    @torch.no_grad()
+    def residuals(self, subject: str, most: int = MOST_RESIDUALS) -> Float[Tensor, "t v"]:
+        """What at most so many single trials have beside what is decoded from the codes of their stimulus's average."""
+        brain, rows = self.brains[subject], self._rows_of_stimuli[subject]
+        trials = rows.trials[:: max(1, -(-len(rows.trials) // most))]
+        average = rows.average[brain.stimulus[trials]]
+        told = brain.codes[torch.where(average >= 0, average, trials)].long()
+        decoded = [self.tokenizer.decode(part, subject) for part in told.split(ENCODE_BATCH)]
+        return brain.values[trials].float() - torch.cat(decoded)
 
     def _draw_stimuli(self, task: Task, size: int, generator: torch.Generator) -> Int[Tensor, "b"]:
         """Stimuli that every brain among the conditions saw, or the target's subject, where there is none."""

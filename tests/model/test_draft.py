@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from brainjanus.core.errors import UserError
-from brainjanus.model.draft import Carry, Drafts, Gaussian, beyond_codes, chosen, draft_of, fit_gaussian, principal
+from brainjanus.model.draft import (
+    Carry,
+    Drafts,
+    Gaussian,
+    Scatter,
+    beyond_codes,
+    chosen,
+    draft_of,
+    fit_gaussian,
+    principal,
+)
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.patch import PatchConfig
 
@@ -132,3 +142,24 @@ def test_a_model_that_agrees_with_the_draft_returns_it():
     with torch.no_grad():
         decoded = tokenizer.decode_latents(tokenizer.latents(x, "a"), "a")
         torch.testing.assert_close(decoded + beyond_codes(tokenizer, x, "a"), x)
+
+
+def test_scatter_has_the_covariance_that_it_was_solved_from():
+    rng = np.random.default_rng(0)
+    spread = rng.uniform(0.2, 2, 20)
+    common = rng.standard_normal((3, 20))
+    residuals = rng.standard_normal((4000, 3)) @ common + spread * rng.standard_normal((4000, 20))
+    scatter = Scatter(20)
+    scatter.solve(residuals.astype(np.float32))
+    drawn = scatter.draw(400, range(10)).flatten(0, 1).numpy()
+    wanted = common.T @ common + np.diag(spread**2)
+    np.testing.assert_allclose(np.cov(drawn.T), wanted, atol=0.15 * wanted.max())
+    np.testing.assert_allclose(drawn.std(axis=0), np.sqrt(np.diag(wanted)), rtol=0.08)
+
+
+def test_a_draw_of_scatter_depends_on_its_seed_alone():
+    scatter = Scatter(6)
+    scatter.solve(np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32))
+    both = scatter.draw(2, [7, 8])
+    assert torch.equal(both[1:], scatter.draw(2, [8]))
+    assert not torch.equal(both[0], both[1])
