@@ -548,7 +548,8 @@ def rows_of(block: Block, rows: slice) -> Block:
 def repeated(block: Block, times: int) -> Block:
     """The same rows, so many times."""
     there = [field for field in BY_ROW if getattr(block, field) is not None]
-    return replace(block, **{field: torch.cat([getattr(block, field)] * times) for field in there})
+    many: dict[str, Any] = {field: torch.cat([getattr(block, field)] * times) for field in there}
+    return replace(block, **many)
 
 
 def stack(first: Block, second: Block) -> Block:

@@ -4,6 +4,7 @@ A truth is a NamedTuple of arrays with `stimulus_ids`, the rows of its `response
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ def save_truth(path: Path, truth: Any) -> None:
     save_file(arrays, path, metadata={"stimulus_ids": json.dumps(truth.stimulus_ids)})
 
 
-def load_truth(kind: type[T], out: Path | str, subject: str) -> T:
+def load_truth(kind: Callable[..., T], out: Path | str, subject: str) -> T:
     """What the simulation in `out` knows of one subject, as the `kind` that it wrote. Raises UserError without one."""
     path = Path(out) / "truth" / f"{subject}.safetensors"
     if not path.is_file():

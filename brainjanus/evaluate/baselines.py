@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Shaped
 
 from brainjanus.core.errors import UserError
-from brainjanus.core.ridge import fit_ridge
+from brainjanus.core.ridge import Ridge, fit_ridge
 from brainjanus.data.dataset import Averages, Dataset
 from brainjanus.evaluate.captions import constant_caption
 from brainjanus.evaluate.record import Direction
