@@ -166,9 +166,10 @@ def speed(work: Path, *, quick: bool) -> list[Claim]:
         for name, what, bar in (("same", "float32", 1.0), ("default", f"our default ({half})", 2.0)):
             claims.append(Claim(f"batch {batch}: {what}", per_second[name], "tokens/s", *reference, bar))
         if recorded is not None:
+            whole = {name: value.clone() for name, value in theirs.state_dict().items()}
             theirs.to(torch.bfloat16)
             in_half = in_turns({"theirs": functions["theirs"]}, repeats)["theirs"]
-            theirs.float()
+            theirs.float().load_state_dict(whole)  # not as bfloat16 has rounded them
             reference = "transformers, bfloat16", batch * tokens / in_half.seconds
             name = f"batch {batch}: bfloat16, recorded"
             claims.append(Claim(name, per_second["recorded"], "tokens/s", *reference, 4.0))

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.processes import gathered, share
@@ -26,6 +26,8 @@ from brainjanus.model.sequence import Block, brain_block, modality_of, subject_o
 from brainjanus.model.steps import Steps
 
 ROWS_AT_ONCE = 256  # sequences in one batch, samples and guidance counted
+WORK_BYTES = 4 * 2**30  # that their keys and values, or their logits, may take; fewer sequences are computed at once
+PICTURES_AT_ONCE = 64  # that are decoded from their codes in one batch
 BY_ROW = ("codes", "vectors", "dropped", "seen", "unmeasured")  # what a block has for each of its rows
 
 
@@ -54,6 +56,8 @@ class GenerationConfig:
             problems.append(f"num_samples and top_k must be at least 0, got {self.num_samples} and {self.top_k}")
         if self.temperature < 0 or self.guidance < 0:
             problems.append(f"temperature and guidance must be at least 0, got {self.temperature} and {self.guidance}")
+        if not 0 <= self.seed < 2**63:
+            problems.append(f"seed must lie in [0, 2**63), got {self.seed}")
         if not 0 < self.top_p <= 1:
             problems.append(f"top_p must lie in (0, 1], got {self.top_p}")
         if self.trial_noise and self.estimate != "sample":
@@ -115,10 +119,12 @@ def estimate(
     """
     config = config or GenerationConfig()
     request = asked_of(checkpoint, conditions, target)
+    if request.beyond is not None:  # without guidance nothing is shown, not even what codes cannot hold
+        request = request._replace(beyond=request.beyond * min(1.0, config.guidance))
     whole = request.target
     mean = config.estimate == "mean" and whole.modality != "text"
     samples = max(1, config.num_samples)
-    rows_at_once = max(1, ROWS_AT_ONCE // (samples * (1 if config.guidance == 1 else 2)))
+    rows_at_once = max(1, at_once(checkpoint.model, request, config) // samples)
     uniform = torch.rand(whole.batch, samples, whole.length, generator=torch.Generator().manual_seed(config.seed))
     parts: list[Generated] = []
     own = share(whole.batch)
@@ -145,7 +151,12 @@ def estimate_rows(
     if mean and config.num_samples == 0:
         return Generated(decode(checkpoint, request, marginal(checkpoint.model, conditions, goal, config.guidance)))
     codebook = codebook_of(checkpoint, goal) if mean else None
-    codes, vectors = sample(checkpoint.model, conditions, goal, config, uniform, codebook)
+    few = uniform.split(at_once(checkpoint.model, request, config), dim=1)
+    sampled = [sample(checkpoint.model, conditions, goal, config, some, codebook) for some in few]
+    codes = torch.cat([one.codes for one in sampled], dim=1)
+    vectors = (
+        None if codebook is None else torch.cat([one.vectors for one in sampled if one.vectors is not None], dim=1)
+    )
     if vectors is not None:
         values = decode_vectors(checkpoint, request, vectors.mean(dim=1))
         error = None
@@ -166,6 +177,15 @@ def estimate_rows(
     return Generated(drawn[:, 0], samples=drawn)
 
 
+def at_once(model: OmniModel, request: Asked, config: GenerationConfig) -> int:
+    """How many sequences are computed in one batch: as many as WORK_BYTES hold the keys, values and logits of."""
+    decoder, length = model.config.decoder, total_length(request.conditions, request.target.length)
+    cache = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * length
+    logits = 3 * request.target.length * getattr(model.vocabulary, request.target.modality)  # and their softmax
+    sequences = min(ROWS_AT_ONCE, WORK_BYTES // (4 * max(cache, logits)))
+    return max(1, sequences // (1 if config.guidance == 1 else 2))
+
+
 def joined(parts: Sequence[Generated]) -> Generated:
     """The rows of all parts."""
 
@@ -181,12 +201,18 @@ def marginal(
     model: OmniModel, conditions: Sequence[Block], target: Block, guidance: float = 1.0
 ) -> Float[Tensor, "b k n"]:
     """p(code k | conditions) for each k by itself, in one pass with all codes of the target hidden."""
-    hidden = torch.ones(target.content.shape[:2], dtype=torch.bool)
+    return marginal_logits(model, conditions, target, guidance).softmax(dim=-1)
+
+
+def marginal_logits(
+    model: OmniModel, conditions: Sequence[Block], target: Block, guidance: float = 1.0
+) -> Float[Tensor, "b k n"]:
+    hidden = torch.ones(target.content.shape[:2], dtype=torch.bool, device=target.content.device)
     logits = model(conditions, target, hidden).float()
     if guidance != 1:
         without = model([block.withheld() for block in conditions], target, hidden).float()
         logits = without + guidance * (logits - without)
-    return logits.softmax(dim=-1)
+    return logits
 
 
 class Sampled(NamedTuple):
@@ -270,7 +296,8 @@ def score(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str,
     """
     goal = condition_block(checkpoint, target, rows, as_codes=True)
     request = asked_of(checkpoint, conditions, target, goal)
-    parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, goal.batch, ROWS_AT_ONCE)]
+    many = at_once(checkpoint.model, request, GenerationConfig())
+    parts = [slice(start, start + many) for start in range(0, goal.batch, many)]
     return torch.cat([nats_of(checkpoint.model, *request.rows(part)[:2]) for part in parts])
 
 
@@ -293,20 +320,21 @@ def score_candidates(
     request = asked_of(checkpoint, conditions, target)
     rows = request.target.batch
     assert options.codes is not None
-    table = torch.empty(rows, options.batch)
-    with progress(f"{'+'.join(conditions) or 'nothing'}->{target}, {options.batch} candidates", rows) as advance:
-        for row in range(rows):
+    many, own = at_once(checkpoint.model, request, GenerationConfig()), share(rows)
+    table: list[Tensor] = []
+    with progress(f"{'+'.join(conditions) or 'nothing'}->{target}, {options.batch} candidates", len(own)) as advance:
+        for row in own:
             one = request.rows(slice(row, row + 1))
             if one_pass:
-                log_p = marginal(checkpoint.model, one.conditions, one.target).log()[0]
-                table[row] = log_p[torch.arange(options.length, device=log_p.device), options.codes].sum(dim=1)
+                log_p = marginal_logits(checkpoint.model, one.conditions, one.target).log_softmax(dim=-1)[0]
+                table.append(log_p[torch.arange(options.length, device=log_p.device), options.codes].sum(dim=1).cpu())
             else:
-                for start in range(0, options.batch, ROWS_AT_ONCE):
-                    part = rows_of(options, slice(start, start + ROWS_AT_ONCE))
-                    shown = [repeated(block, part.batch) for block in one.conditions]
-                    table[row, start : start + part.batch] = nats_of(checkpoint.model, shown, part)
-            advance(row + 1, None)
-    return table
+                parts = [rows_of(options, slice(start, start + many)) for start in range(0, options.batch, many)]
+                shown = [[repeated(block, part.batch) for block in one.conditions] for part in parts]
+                nats = [nats_of(checkpoint.model, *both) for both in zip(shown, parts, strict=True)]
+                table.append(torch.cat(nats))
+            advance(len(table), None)
+    return torch.stack(gathered(table))
 
 
 def nats_of(model: OmniModel, conditions: Sequence[Block], target: Block) -> Float[Tensor, "b"]:
@@ -320,9 +348,7 @@ def nats_of(model: OmniModel, conditions: Sequence[Block], target: Block) -> Flo
     return log_p.sum(dim=1).cpu()
 
 
-def asked_of(
-    checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, goal: Block | None = None
-) -> Asked:
+def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, goal: Block | None = None) -> Asked:
     """Conditions as blocks, with the draft of a brain. goal: the target's codes, where they are known.
 
     Raises UserError if a condition does not fit the model, or rows do not pair.
@@ -331,6 +357,12 @@ def asked_of(
         raise UserError(
             f"generation: expected a target that is not among the conditions, got '{target}'. "
             "Leave it out of the conditions, or choose another target."
+        )
+    unnamed = [name for name in (*conditions, target) if name in ("brain", "part")]
+    if unnamed:
+        raise UserError(
+            f"generation: expected the subject of a brain ({', '.join(checkpoint.tokenizers.brain.subjects)}), got "
+            f"'{unnamed[0]}'. Name it: {unnamed[0]}:SUBJECT."
         )
     require(checkpoint, target)
     tokenizer, brain_input = checkpoint.tokenizers.brain, checkpoint.model.config.brain_input
@@ -413,16 +445,17 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
         subject, values = str(subject_of(name)), responses_in(checkpoint, name, rows)
         return brain_block(tokenizers.brain, values, subject, "codes" if as_codes else config.brain_input)
     require(checkpoint, name)
+    device = device_of(checkpoint)
     encoder = config.text_input if modality == "text" else config.image_input
     by_codes = as_codes or encoder == "codes"
     if modality == "text":
         if by_codes:
             assert tokenizers.text is not None
             if as_codes:
-                return Block("text", codes=tokenizers.text.encode(captions_in(rows)))
+                return Block("text", codes=tokenizers.text.encode(captions_in(rows)).to(device))
             prompt = tokenizers.text.prompt(captions_in(rows))
             padded = config.text_opening or not bool(prompt.seen.all())
-            return Block("text", codes=prompt.codes, seen=prompt.seen if padded else None)
+            return Block("text", codes=prompt.codes.to(device), seen=prompt.seen.to(device) if padded else None)
         if isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows)):
             raise UserError(
                 f"text: expected the features '{encoder}', through which this model reads text, got words. "
@@ -435,8 +468,9 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
     pixels = pixels_in(given)
     if by_codes:
         assert tokenizers.image is not None
-        return Block("image", codes=tokenizers.image.encode(pixels))
-    seen = tokenizers.encoder(encoder)(pixels)
+        return Block("image", codes=tokenizers.image.encode(pixels.to(device)))
+    encode = tokenizers.encoder(encoder)
+    seen = encode(pixels.to(device) if isinstance(encode, nn.Module) else pixels)  # fixed rules compute on the CPU
     return Block("image", vectors=feature_rows(checkpoint, seen, "image", encoder), features=encoder)
 
 
@@ -466,11 +500,12 @@ def captions_in(rows: object) -> list[str]:
 def pixels_in(pictures: Tensor) -> Float[Tensor, "b 3 h w"]:
     """Pictures [b, h, w, 3], uint8 or floats in [0, 1] as `generate` returns them, as floats in [0, 1]."""
     floats = pictures.is_floating_point() and bool(((pictures >= 0) & (pictures <= 1)).all())
+    ranged = pictures.is_floating_point() and pictures.numel() > 0
     if pictures.dim() != 4 or pictures.shape[-1] != 3 or not (floats or pictures.dtype == torch.uint8):
         raise UserError(
             "image: expected pictures [b, h, w, 3], uint8 or floats in [0, 1], got "
             f"{str(pictures.dtype).removeprefix('torch.')} {list(pictures.shape)}"
-            f"{f' from {float(pictures.min()):.3g} to {float(pictures.max()):.3g}' if pictures.numel() else ''}. "
+            f"{f' from {float(pictures.min()):.3g} to {float(pictures.max()):.3g}' if ranged else ''}. "
             "A single picture is given as an array of one row; features cannot be scored."
         )
     return pictures.permute(0, 3, 1, 2).float() / (1 if floats else 255)
@@ -486,7 +521,12 @@ def feature_rows(checkpoint: Checkpoint, rows: object, name: str, encoder: str) 
             f"{name}: expected {form}, as the model was trained on, got the shape {list(features.shape)}. "
             "Compute them with the encoder and the settings of the training data."
         )
-    return features
+    if not features.isfinite().all():
+        raise UserError(
+            f"{name}: expected finite features, got NaN or infinity in row "
+            f"{int((~features.isfinite()).flatten(1).any(dim=1).nonzero()[0])}. Compute them again, or leave it out."
+        )
+    return features.to(device_of(checkpoint))
 
 
 def target_block(checkpoint: Checkpoint, name: str, batch: int) -> Block:
@@ -498,7 +538,8 @@ def target_block(checkpoint: Checkpoint, name: str, batch: int) -> Block:
         length = checkpoint.tokenizers.brain.num_codes(subject)
     else:
         length = getattr(checkpoint.model.interface, f"{modality}_codes")
-    return Block(modality, codes=torch.zeros(batch, length, dtype=torch.long), subject=subject)
+    codes = torch.zeros(batch, length, dtype=torch.long, device=device_of(checkpoint))
+    return Block(modality, codes=codes, subject=subject)
 
 
 def require(checkpoint: Checkpoint, name: str) -> None:
@@ -532,7 +573,8 @@ def decode_vectors(checkpoint: Checkpoint, request: Asked, vectors: Float[Tensor
     tokenizers, subject = checkpoint.tokenizers, request.target.subject
     if subject is None:
         assert tokenizers.image is not None
-        return tokenizers.image.decode_vectors(vectors).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+        pictures = [tokenizers.image.decode_vectors(part) for part in vectors.split(PICTURES_AT_ONCE)]
+        return torch.cat(pictures).clamp(0, 1).permute(0, 2, 3, 1).cpu()
     values = tokenizers.brain.decode_vectors(vectors, subject)
     if request.beyond is not None:
         values = values + request.beyond
@@ -554,5 +596,6 @@ def repeated(block: Block, times: int) -> Block:
 
 def stack(first: Block, second: Block) -> Block:
     """The rows of two blocks that differ in what they withhold."""
-    dropped = [torch.zeros(b.batch, dtype=torch.bool) if b.dropped is None else b.dropped for b in (first, second)]
+    nothing = torch.zeros(first.batch, dtype=torch.bool, device=first.content.device)
+    dropped = [nothing if block.dropped is None else block.dropped for block in (first, second)]
     return replace(repeated(first, 2), dropped=torch.cat(dropped))

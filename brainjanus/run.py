@@ -218,6 +218,11 @@ def every_caption(dataset: Dataset) -> list[str]:
 
 def check_fits(dataset: Dataset, config: RunConfig, janus: JanusFolder | None = None) -> list[str]:
     """Say what is wrong with a dataset or its settings before anything is trained; returns the training captions."""
+    if config.training.trained != "full" and janus is None:
+        raise UserError(
+            f"training.trained: expected full for a model that starts anew, got {config.training.trained}, "
+            "which would leave a random decoder as it is. Give the weights that it starts from (--janus), or train all."
+        )
     ids = dataset.split_ids("train")
     captioned = any(dataset.captions(stimulus) for stimulus in ids)
     captions = [caption for group in captions_of_each(dataset, ids) for caption in group] if captioned else []

@@ -1,5 +1,6 @@
 """Generation: estimates against enumeration, and what a row may and may not depend on."""
 
+import copy
 from dataclasses import replace
 from itertools import product
 
@@ -489,6 +490,7 @@ def test_says_what_cannot_be_scored(checkpoint):
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\], got 0.0"),
         ({"top_p": 1.1}, r"top_p must lie in \(0, 1\], got 1.1"),
         ({"top_p": 0.0, "top_k": -1}, "top_k must .*; top_p must"),
+        ({"seed": -1}, r"seed must lie in \[0, 2\*\*63\), got -1"),
     ],
 )
 def test_says_which_option_is_wrong(config, message):
@@ -695,3 +697,45 @@ def test_what_is_known_gets_no_noise(drafted):
 def test_a_mean_has_no_noise_of_trials(checkpoint):
     with pytest.raises(UserError, match="trial_noise is of samples: estimate must be sample"):
         GenerationConfig(trial_noise=True)
+
+
+@pytest.mark.parametrize("config", [{"num_samples": 3}, {"estimate": "sample", "num_samples": 3, "guidance": 2.0}, {}])
+def test_what_memory_holds_at_once_does_not_matter(checkpoint, config):
+    config = GenerationConfig(**config)
+    request = module.asked_of(checkpoint, conditions("image"), "image")
+    assert module.at_once(checkpoint.model, request, config) == 256 // (1 if config.guidance == 1 else 2)
+    whole = estimate(checkpoint, conditions("image"), "image", config)
+    table = score_candidates(checkpoint, conditions(), "brain:a", torch.ones(3, 10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "WORK_BYTES", 1)
+        assert module.at_once(checkpoint.model, request, config) == 1
+        parts = estimate(checkpoint, conditions("image"), "image", config)
+        torch.testing.assert_close(score_candidates(checkpoint, conditions(), "brain:a", torch.ones(3, 10)), table)
+    torch.testing.assert_close(parts.values, whole.values)
+    assert (parts.standard_error is None) == (config.num_samples == 0 or config.estimate == "sample")
+    assert parts.samples is None or parts.samples.shape == whole.samples.shape
+
+
+def test_features_with_nan_are_refused(checkpoint):
+    features = torch.zeros(2, *checkpoint.model.interface.features["wavelet"])
+    features[1, 0, 0] = float("nan")
+    with pytest.raises(UserError, match="image: expected finite features, got NaN or infinity in row 1"):
+        generate(checkpoint, {"image": features}, "text")
+
+
+@pytest.mark.parametrize("name", ["brain", "part"])
+def test_a_brain_has_to_be_somebody_s(checkpoint, name):
+    with pytest.raises(UserError, match=rf"expected the subject of a brain \(a, b\), got '{name}'"):
+        generate(checkpoint, {name: torch.zeros(1, 10)}, "image")
+
+
+def test_without_guidance_not_even_the_draft_is_shown(drafted):
+    none = GenerationConfig(guidance=0.0)
+    one, other = (generate(drafted, {"brain:a": x}, "brain:b", none) for x in (torch.ones(1, 10), -torch.ones(1, 10)))
+    torch.testing.assert_close(one, other)
+
+
+def test_likelihoods_of_one_pass_are_finite_however_unlikely(checkpoint):
+    sure = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
+    sure.model.heads["brain"].weight.mul_(1e4)
+    assert score_candidates(sure, conditions(), "brain:a", torch.randn(5, 10), one_pass=True).isfinite().all()

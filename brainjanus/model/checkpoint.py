@@ -161,6 +161,17 @@ class Checkpoint:
                 f"{folder / 'model.json'}: expected the keys {', '.join(KEYS)}, got none called {', '.join(missing)}. "
                 "The file was edited or damaged: copy the run again."
             )
+        try:
+            return cls._read(facts, folder, precision, device)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{folder / 'model.json'}: expected what a trained run says of itself, got something else "
+                f"({type(error).__name__}: {error}). The file was edited or damaged: copy the run again."
+            ) from error
+
+    @classmethod
+    def _read(cls, facts: dict[str, Any], folder: Path, precision: str, device: torch.device | str) -> "Checkpoint":
+        """What model.json speaks of."""
         orders = {subject: torch.arange(sites) for subject, sites in facts["num_sites"].items()}
         brain = BrainTokenizer(from_dict(BrainTokenizerConfig, facts["brain_tokenizer"]), orders)
         load_module(brain, folder / "tokenizers" / "brain.safetensors")
@@ -180,6 +191,10 @@ class Checkpoint:
             drafts = Drafts(facts["drafts"]["ranks"], facts["drafts"]["pairs"])
             load_module(drafts, folder / "drafts.safetensors")
             drafts = drafts.to(device)
+            if {subject: rank[0] for subject, rank in drafts.ranks.items()} != facts["num_sites"]:
+                raise UserError(
+                    f"{folder / 'drafts.safetensors'}: expected drafts of the run's subjects, got others. {MIXED}"
+                )
         spaces = {subject: BrainSpace.load(folder / "spaces" / subject) for subject in facts["spaces"]}
         units = {subject: Units.load(folder / "spaces" / subject) for subject in facts["spaces"]}
         check_spaces(brain, spaces, units, folder)

@@ -10,7 +10,8 @@ Source: Tipping & Bishop 1999 (probabilistic principal components; the rest give
 Differs: the rank and the noise are chosen by hiding a part of left-out responses.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -226,12 +227,22 @@ def gaussian_of(
     return found
 
 
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """For a decomposition that starts at random: the same start whatever was drawn before, and nothing drawn after."""
+    state = torch.random.get_rng_state()
+    torch.default_generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)
+
+
 def principal(responses: Float[np.ndarray, "n v"], most: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean [v] and at most `most` principal axes [m, v], each as long as responses spread along it."""
     mean = responses.mean(axis=0, dtype=np.float64).astype(np.float32)
     x = torch.from_numpy((responses - mean).astype(np.float32))
     count = min(most, *x.shape)
-    with torch.random.fork_rng(devices=[]):  # a random start of its own: the same axes whatever was drawn before
-        torch.manual_seed(0)
+    with own_randomness():
         _, singular, rows = torch.svd_lowrank(x, q=min(count + SPARE, *x.shape), niter=ROUNDS)
     return mean, (rows.T[:count] * (singular[:count] / len(x) ** 0.5)[:, None]).numpy()

@@ -314,9 +314,14 @@ class OmniModel(nn.Module):
         """Lay the weights out for generation, in place. precision: auto, float32, bfloat16 or float16 (see `resolve`).
 
         In float16 on a CPU only the weights of the decoder and of the heads are rounded; in half precision otherwise
-        the decoder and the heads compute in it, too. What enters them and the logits stay in float32.
+        the decoder, the heads and the embeddings of words compute in it, too.
         """
         device = self.embed_tokens.weight.device
+        if self.decoder.packed:
+            raise UserError(
+                "model: expected one that is not laid out for generation yet, got one that is. Load it again, or use "
+                "it as it is."
+            )
         precision = resolve(precision, sum(p.numel() for p in self.parameters()), device)
         if precision == "float16" and device.type == "cpu":  # from whatever they were saved in, layer by layer
             pack(self.decoder, precision)

@@ -64,14 +64,14 @@ def recorded(model: OmniModel, cache: Cache, target: Block, previous: Tensor) ->
     counts = [count for count in (cache.column, cache.next) if count is not None]
     begin = [count.clone() for count in counts]
     fixed_place, fixed_previous = torch.ones(1, dtype=torch.long, device=previous.device), previous.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream = torch.cuda.Stream(previous.device)
+    stream.wait_stream(torch.cuda.current_stream(previous.device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
             model.step(cache, target, fixed_place, fixed_previous)
             for count, first in zip(counts, begin, strict=True):
                 count.copy_(first)
-    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.current_stream(previous.device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         logits = model.step(cache, target, fixed_place, fixed_previous)

@@ -36,6 +36,7 @@ from brainjanus.train.draft import Solved, descriptions_of
 ENCODE_BATCH = 32
 REGIONS = 0.5  # how often a part of a brain is some of its regions; otherwise some stretches of cortex
 STRETCHES = 64  # that a brain is cut into
+MOST_PIECES = 2000  # codes of captions that encoding models read
 MOST_RESIDUALS = 6000  # trials that tell how trials scatter
 WIDEST, SMALL_PICTURE = 8192, 16  # numbers of a stimulus's features above which places are averaged; pixels a side
 AVERAGES = 0.8  # how often a repeated stimulus is shown by its average; otherwise by one of its single trials
@@ -157,10 +158,22 @@ class Codes:
             small = F.adaptive_avg_pool2d(self.pixels.float() / 255, SMALL_PICTURE).flatten(1)
             kinds.append(torch.stack([small[rows].mean(dim=0) for rows in self.pictures_of]))
         if self.caption_codes is not None:
-            said = torch.zeros(len(self.caption_codes), int(self.caption_codes.max()) + 1)
-            said.scatter_(1, self.caption_codes.long(), 1.0)
-            kinds.append(torch.stack([said[rows].mean(dim=0) for rows in self.captions_of]))
+            kinds.append(self._said())
         return descriptions_of(kinds)
+
+    def _said(self) -> Float[Tensor, "n p"]:
+        """The share of each stimulus's captions that have each of the MOST_PIECES most frequent codes."""
+        assert self.caption_codes is not None
+        codes = self.caption_codes.long()
+        known, count = codes.unique(return_counts=True)
+        known = known[count.argsort(descending=True, stable=True)[:MOST_PIECES]]
+        column = torch.full((int(codes.max()) + 1,), len(known))
+        column[known] = torch.arange(len(known))
+        said = torch.zeros(len(self.captions_of), len(known) + 1)  # the last column holds the others
+        for row, mine in enumerate(self.captions_of):
+            for caption in codes[mine]:
+                said[row, column[caption].unique()] += 1 / len(mine)
+        return said[:, :-1]
 
     @torch.no_grad()
     def residuals(self, subject: str, most: int = MOST_RESIDUALS) -> Float[Tensor, "t v"]:
@@ -172,23 +185,30 @@ class Codes:
         decoded = [self.tokenizer.decode(part, subject) for part in told.split(ENCODE_BATCH)]
         return brain.values[trials].float() - torch.cat(decoded)
 
-    def _draw_stimuli(self, task: Task, size: int, generator: torch.Generator) -> Int[Tensor, "b"]:
-        """Stimuli that every brain among the conditions saw, or the target's subject, where there is none."""
+    def stimuli_of(self, task: Task) -> Int[Tensor, "n"]:
+        """Stimuli that every brain among the conditions saw, or the target's subject, where there is none; a target's
+        subject that responses cannot be expected of has to have seen them, too."""
         brains = [subject for subject in map(subject_of, task.conditions) if subject is not None]
+        target = subject_of(task.target)
+        if brains and target is not None and not (self.solved and self.solved.expects(target)):
+            brains.append(target)  # what was not measured cannot be expected either
         brains = brains or [subject for subject in [subject_of(task.target)] if subject is not None]
         if not brains:
-            return torch.randint(len(self.ids), (size,), generator=generator)
+            return torch.arange(len(self.ids))
         saw = torch.stack([self._rows_of_stimuli[subject].num_trials > 0 for subject in brains]).all(dim=0)
-        seen = saw.nonzero()[:, 0]
+        return saw.nonzero()[:, 0]
+
+    def _draw_stimuli(self, task: Task, size: int, generator: torch.Generator) -> Int[Tensor, "b"]:
+        seen = self.stimuli_of(task)
         if not len(seen):
             raise UserError(
-                f"task {task}: expected training stimuli that {' and '.join(brains)} saw, got none. Several brains can "
-                "be read at once only where they were shown the same stimuli: leave this task out."
+                f"task {task}: expected training stimuli that all of its brains saw, got none. Brains can be paired "
+                "only where they were shown the same stimuli: leave this task out."
             )
         return seen[torch.randint(len(seen), (size,), generator=generator)]
 
     def _draw(self, subject: str, stimuli: Int[Tensor, "b"], generator: torch.Generator) -> Drawn:
-        """Responses of this subject. Raises UserError where it saw nothing and nothing can be expected."""
+        """Responses of this subject; where it did not see a stimulus, expected ones with noise of their own."""
         brain, rows = self.brains[subject], self._rows_of_stimuli[subject]
         num_trials, average = rows.num_trials[stimuli], rows.average[stimuli]
         averaged = torch.rand(len(stimuli), generator=generator) < AVERAGES
@@ -199,13 +219,7 @@ class Codes:
         unseen = num_trials == 0
         if not bool(unseen.any()):
             return Drawn(values, codes, values)
-        if self.solved is None or not self.solved.expects(subject):
-            missing = self.ids[int(stimuli[unseen][0])]
-            raise UserError(
-                f"subject {subject}: expected a response to '{missing}', which another subject saw, got none. "
-                "Brain-to-brain tasks need training stimuli that were shown to both subjects, or pictures or captions "
-                "by which responses can be expected."
-            )
+        assert self.solved is not None, "stimuli that nobody can tell of are not drawn"
         expected = values.clone()
         expected[unseen] = self.solved.expected(subject, stimuli[unseen])
         values[unseen] = expected[unseen] + self.solved.left_over(subject, int(unseen.sum()), generator)
@@ -218,7 +232,7 @@ class Codes:
         if not name.startswith("part:"):
             return brain_block(self.tokenizer, values, subject, config.brain_input)
         if self.solved is None:
-            raise UserError(f"task {name}: expected linear drafts, got none. Train with `drafts`, or leave it out.")
+            raise UserError(f"task {name}: expected linear drafts to fill in the rest, got none. Leave it out.")
         filled = self.solved.at(stimuli).complete(values, subject)
         return brain_block(self.tokenizer, filled, subject, config.brain_input, values.isnan())
 
@@ -257,7 +271,7 @@ class Codes:
 def draw_part(
     order: Int[Tensor, "v"], regions: Bool[Tensor, "r v"] | None, generator: torch.Generator
 ) -> Bool[Tensor, "v"]:
-    """Which sites are known: some regions, or some stretches of the cortical order; at least one site, never all."""
+    """Which sites are known: some regions, or some stretches of the cortical order; never all, and not none of many."""
     num_sites = len(order)
     share, coin, outside = torch.rand(3, generator=generator).tolist()
     known = torch.zeros(num_sites, dtype=torch.bool)

@@ -18,7 +18,7 @@ from torch import Tensor
 from brainjanus.core.progress import progress
 from brainjanus.core.ridge import Ridge, fit_ridge
 from brainjanus.data.dataset import Dataset
-from brainjanus.model.draft import Carry, Drafts, chosen, fit_gaussian
+from brainjanus.model.draft import Carry, Drafts, chosen, fit_gaussian, own_randomness
 
 FOLDS = 4
 LEAST, LEAST_PAIRS = 3, 12  # stimuli that a linear map is fitted to; that two subjects have to share without encoders
@@ -89,7 +89,8 @@ class OutOfFold(NamedTuple):
         for number in self.fold.unique().tolist():
             rows = self.fold == number
             drafted = self.solved.folds[number].drafts.carried(values[rows], subject, other)
-            assert drafted is not None, "pairs are those of every fold"
+            if drafted is None:  # so few pairs that a fold has none left
+                return None
             out[rows] = drafted
         return out
 
@@ -134,6 +135,8 @@ def solve(
     gaussians, encoders, latents = {}, {}, {}
     for subject, rows in seen.items():
         keep = used[rows]
+        if keep.sum() < LEAST:  # too few to leave any out
+            keep = np.ones_like(keep)
         gaussians[subject] = fit_gaussian(means[subject][keep], *choices[subject])
         z = gaussians[subject].latents(torch.from_numpy(means[subject])).numpy()
         enough = table is not None and keep.sum() >= LEAST
@@ -190,7 +193,6 @@ def descriptions_of(kinds: Sequence[Float[Tensor, "n _"]]) -> Float[Tensor, "n f
         return None
     table = torch.cat(scaled, dim=1)
     count = min(MOST_DESCRIBED, *table.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with own_randomness():
         left, singular, _ = torch.svd_lowrank(table, q=count)
     return left * singular

@@ -7,6 +7,7 @@ hard codes of noisy responses are noisy labels, so the expectation is trained, n
 Source: BrainJanus (arXiv 2606.30319) for the tasks; Ho & Salimans 2022 for dropped conditions (guidance).
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -167,12 +168,21 @@ def target_mask(codes: Int[Tensor, "b l"], end: int = END) -> Float[Tensor, "b l
     return up_to_end(codes, end).float()
 
 
+def drawable(codes: Codes, task: Task) -> bool:
+    """Whether there are stimuli for a task; that there are none between two brains is said, and the task left out."""
+    if len(codes.stimuli_of(task)):
+        return True
+    print(f"{task}: left out, as no training stimulus was shown to all of these brains", file=sys.stderr)
+    return False
+
+
 def fit_omni(
     model: OmniModel, tokenizers: Tokenizers, codes: Codes, config: OmniTrainingConfig, folder: Path, seed: int
 ) -> OmniModel:
     """Train on one tokenized split."""
     available = {n for n, c in (("image", codes.picture_codes), ("text", codes.caption_codes)) if c is not None}
     tasks = expand_tasks(config.tasks, tuple(codes.brains), available)
+    tasks = {task: weight for task, weight in tasks.items() if drawable(codes, task)}
     names, weights = list(tasks), torch.tensor(list(tasks.values()))
     for tokenizer in (tokenizers.brain, tokenizers.image):
         if tokenizer is not None:
@@ -180,7 +190,8 @@ def fit_omni(
 
     def losses_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         task = names[int(torch.multinomial(weights, 1, generator=generator))]
-        batch = codes.batch(task, config.optim.batch_size, generator, model.config)
+        with torch.autocast(device.type, enabled=False):  # drafts are solved and made in float32
+            batch = codes.batch(task, config.optim.batch_size, generator, model.config)
         losses = step_losses(model, tokenizers, batch, generator, config)
         named = {"loss": losses.total, f"nats/{task.direction}": losses.likelihood}
         if losses.expectation is not None:

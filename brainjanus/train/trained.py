@@ -64,8 +64,10 @@ def release(model: OmniModel, dtype: torch.dtype = torch.float32) -> None:
 
 
 def is_brain(name: str) -> bool:
-    """Whether a parameter is the brain's: what reads, places, aligns, points at and predicts its codes."""
-    return ".brain" in name  # heads.brain.weight, places.brain:subj01
+    """Whether a parameter is the brain's (what reads, places, aligns, points at and predicts its codes), or that of
+    features which Janus does not know, and so as new as the brain."""
+    new_features = ".features:" in name and ".features:janus" not in name
+    return ".brain" in name or new_features  # heads.brain.weight, places.brain:subj01
 
 
 def brain_rows(model: OmniModel) -> list[int]:

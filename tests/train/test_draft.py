@@ -124,3 +124,27 @@ def test_kinds_of_descriptions_weigh_the_same():
     parts = [x / x.square().sum(dim=1).mean().sqrt() for x in parts]
     torch.testing.assert_close(distances, torch.cdist(torch.cat(parts, 1), torch.cat(parts, 1)), atol=2e-3, rtol=1e-2)
     assert descriptions_of([]) is None
+
+
+@pytest.mark.parametrize("count", [3, 4, 6])
+def test_a_few_stimuli_are_enough(tmp_path, count):
+    rng = np.random.default_rng(0)
+    ids = [*(f"s{i}" for i in range(2 * count)), "test"]
+    facts = rng.standard_normal((len(ids), 1, 2)).astype(np.float32)
+    subjects = []
+    for name, first in (("a", 0), ("b", count)):
+        zeros = np.zeros(count + 1, int)
+        shown = [*ids[first : first + count], "test"]
+        trials = Trials(shown, zeros, zeros, zeros, ["train"] * count + ["test"])
+        subjects.append(Subject(BrainSpace(name, 7), rng.standard_normal((count + 1, 7)).astype(np.float32), trials))
+    dataset = write_dataset(
+        tmp_path / "few", name="few", modality="fMRI", subjects=subjects, stimuli=Stimuli(ids, features={"f": facts}),
+        zscore="none",
+    )  # fmt: skip
+    for descriptions in (None, descriptions_of([torch.from_numpy(facts[:-1, 0])])):
+        solved = solve_drafts(dataset, descriptions)
+        values = torch.randn(count, 7).masked_fill(torch.arange(7) < 3, float("nan"))
+        stimuli = torch.arange(count)
+        assert solved.at(stimuli).complete(values, "a").isfinite().all()
+        carried = solved.at(stimuli).carried(values, "a", "b")
+        assert carried is None or carried.isfinite().all()
