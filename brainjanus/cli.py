@@ -372,11 +372,11 @@ def generate(argv: list[str]) -> str:
 
     def run(
         run: Positional[Annotated[Path | None, arg(metavar="[RUN]")]] = None,
-        to: str = "",
+        to: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         brain: tuple[str, ...] = (),
         image: tuple[str, ...] = (),
         text: tuple[str, ...] = (),
-        rois: str = "",
+        rois: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
         candidates: tuple[str, ...] = (),
         out: Path | None = None,
         dataset: Path | None = None,
@@ -407,11 +407,11 @@ def generate(argv: list[str]) -> str:
             repeated = None
             asked = Request(
                 run=default_run(run).resolve(),
-                to=words(to),
+                to=words(",".join(to)),
                 brain=brain,
                 text=text,
                 image=image,
-                rois=words(rois),
+                rois=words(",".join(rois)),
                 candidates=candidates,
                 dataset=None if dataset is None else dataset.resolve(),
                 folder=Path.cwd(),
@@ -499,9 +499,7 @@ def memory(argv: list[str]) -> str:
     from brainjanus.recipes import RunConfig, named
 
     recipes = ("nsd-1b", "nsd-7b")
-    name = argv[0] if argv and not argv[0].startswith("-") else recipes[0]
-    if name not in recipes:
-        raise UserError(f"memory: expected one of {', '.join(recipes)}, got '{name}'. Name one of these recipes.")
+    name = next((word for word in argv if word in recipes), recipes[0])  # its settings are the defaults of the options
     base, nsd = named(name), Study()
 
     def run(
@@ -512,6 +510,8 @@ def memory(argv: list[str]) -> str:
     ) -> str:
         from brainjanus.tables import print_memory
 
+        if recipe != name:
+            raise UserError(f"memory: expected one of {', '.join(recipes)}, got '{recipe}'. Name one of these recipes.")
         print_memory(janus_table(options, study, samples), f"{recipe}, computed, GB at the peak")
         return ""
 

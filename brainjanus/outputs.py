@@ -3,12 +3,13 @@
     OUT/request.json            what was asked, what it was taken for, what answered it: enough to ask it again
     text    captions.json       {row: caption}; {row: [caption, ...]} of several samples
     image   pictures/ROW.png    ROW-00.png, ROW-01.png, ... of several samples, and all of them in samples.png
-    brain   responses.safetensors   "responses" [rows, sites], z-scored; "standard_error" of a mean over samples;
-                                "samples" [rows, samples, sites] of several; the same as .npy if asked for
+    brain   responses.safetensors   "responses" [rows, sites], z-scored, as its metadata say; "standard_error" of a mean
+                                over samples; "samples" [rows, samples, sites] of several; the same as .npy if asked for
             rows.json           the rows' names
-            responses.nii.gz    [x, y, z, rows] where the subject's space is a volume
-            responses_hemi-L.func.gii, ..._hemi-R...    one array a row where it is a surface
-            responses.png       the first rows, drawn on the cortex
+            responses.nii.gz    [x, y, z, rows] where the subject's space is a volume; of several samples also
+                                samples-00.nii.gz, samples-01.nii.gz, ...
+            responses_hemi-L.func.gii, ..._hemi-R...    one array a row where it is a surface; samples as above
+            responses.png       the first rows and samples, drawn on the cortex
     ranking scores.tsv, scores.json     log p of each candidate, and its share among them
 
 Of several targets, each has a folder of its own. Rows are stimulus ids, trials, names of picture files, or numbers. No
@@ -17,6 +18,7 @@ two rows share a name; in ROW, what is no letter, digit, '.' or '-' becomes '_'.
 
 import csv
 import json
+import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -41,6 +43,7 @@ from brainjanus.evaluate.cortex import draw_maps
 from brainjanus.generate import Generated, estimate, score_candidates
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.request import (
+    ZSCORED,
     Format,
     Repeated,
     Request,
@@ -56,6 +59,7 @@ MOST_SHOWN = 20  # rows told on the terminal
 MOST_DRAWN = 6  # rows drawn on the cortex
 MOST_ON_SHEET = 24  # rows of a sheet of pictures
 TILE = 128  # pixels a side of a picture on it
+NILEARN = "it needs nilearn, which brings the surface; pip install 'brainjanus[cortex]'"
 MAPS: dict[str, Format] = {"volume": "nifti", "surface": "gifti"}
 
 
@@ -84,7 +88,7 @@ def generate_files(request: Request, out: Path | None = None, *, repeated: Repea
     repeated: the file that the request is taken from: the answer has to be the same.
     Raises UserError for what does not fit; nothing is written then.
     """
-    if out is not None and out.exists():
+    if out is not None and os.path.exists(out):
         raise UserError(
             f"{out}: expected a new folder for what is generated, got one that exists. Choose another --out."
         )
@@ -136,16 +140,23 @@ def folder_of(target: Target, made: Mapping[Target, Generated]) -> str:
 
 def loaded(request: Request) -> Checkpoint:
     """The model that is asked, laid out for generation. Raises UserError for a device that is not there."""
-    try:
-        there = torch.device(request.device).type != "cuda" or torch.cuda.is_available()
-    except RuntimeError:
-        there = False
-    if not there:
+    if not is_usable(request.device):
         raise UserError(
-            f"--device: expected cpu, or cuda where there is a GPU that torch can use, got '{request.device}'. "
-            "Leave --device out, or install torch for this GPU."
+            f"--device: expected cpu, or cuda where there is a GPU that torch can use ({torch.cuda.device_count()} "
+            f"here, counted from cuda:0), got '{request.device}'. Leave --device out, or install torch for this GPU."
         )
     return Checkpoint.load(request.run, device=request.device).prepare(request.precision, request.acceleration)
+
+
+def is_usable(name: str) -> bool:
+    """Whether a device is there, and of a kind that requests are answered on."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return False
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    return device.type == "cpu" and not device.index
 
 
 def free_folder(request: Request) -> Path:
@@ -257,26 +268,37 @@ def write_brain(
     kind = str(space.geometry.get("type"))
     wanted = request.formats or ("safetensors", "png", *([MAPS[kind]] if kind in MAPS else []))
     if "safetensors" in wanted:
-        save_file(arrays, folder / "responses.safetensors")
-    for name, values in arrays.items():
-        if "npy" in wanted:
+        save_file(arrays, folder / "responses.safetensors", metadata=ZSCORED)
+    if "npy" in wanted:
+        for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values)
-        if name != "samples" and "nifti" in wanted:
+    samples = arrays.pop("samples", None)
+    several = {} if samples is None else {f"samples-{s:02d}": samples[:, s] for s in range(samples.shape[1])}
+    for name, values in (arrays | several).items():
+        if "nifti" in wanted:
             save_nifti(folder / f"{name}.nii.gz", values, space)
-        if name != "samples" and "gifti" in wanted:
+        if "gifti" in wanted:
             save_gifti(folder, name, values, space, rows)
     if "png" not in wanted:
         return []
-    if kind == "surface" and find_spec("nilearn") is None:
-        return [
-            "responses.png was not drawn: it needs nilearn, which brings the surface; pip install 'brainjanus[cortex]'"
-        ]
+    if not can_draw(space):
+        return [f"responses.png was not drawn: {NILEARN}"]
+    if samples is None:
+        maps = dict(zip(rows, arrays["responses"], strict=True))
+    else:
+        maps = {f"{row}, {s}": map_ for row, of in zip(rows, samples, strict=True) for s, map_ in enumerate(of)}
+    maps = dict(list(maps.items())[:MOST_DRAWN])
     kinds = {"mean": "expected", "sample": "plausible"}
-    maps = dict(zip(rows[:MOST_DRAWN], arrays["responses"][:MOST_DRAWN], strict=True))
-    (folder / "responses.png").write_bytes(
-        draw_maps(space, maps, label=f"{kinds[request.config.estimate]} response (z)")
-    )
+    try:
+        drawn = draw_maps(space, maps, label=f"{kinds[request.config.estimate]} response (z)")
+    except Exception as error:  # the answer is there, and is worth more than a picture of it
+        return [f"responses.png was not drawn: {type(error).__name__} ({error})"]
+    (folder / "responses.png").write_bytes(drawn)
     return []
+
+
+def can_draw(space: BrainSpace) -> bool:
+    return space.geometry.get("type") != "surface" or find_spec("nilearn") is not None
 
 
 def save_nifti(path: Path, values: Float[np.ndarray, "n v"], space: BrainSpace) -> None:
@@ -303,7 +325,7 @@ def save_gifti(
 
 
 def check_formats(formats: Sequence[Format], target: Target, checkpoint: Checkpoint) -> None:
-    """Raises UserError for a form that a subject's space does not have."""
+    """Raises UserError for a form that a subject's space does not have, or that cannot be made here."""
     if not target.name.startswith("brain:"):
         return
     space = checkpoint.spaces[target.name.removeprefix("brain:")]
@@ -314,6 +336,8 @@ def check_formats(formats: Sequence[Format], target: Target, checkpoint: Checkpo
             f"--format {wrong[0]}: expected a form that the brain of {space.subject} has ({', '.join(possible)}), got "
             f"{space.kind} with a space of type '{kind}'. Choose from these."
         )
+    if "png" in formats and not can_draw(space):
+        raise UserError(f"--format png: expected a brain that can be drawn, got {space.subject}'s surface: {NILEARN}.")
 
 
 def shown(target: Target, generated: Generated, rows: Sequence[str], folder: Path) -> list[str]:

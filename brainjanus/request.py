@@ -3,7 +3,8 @@
 A condition is one or more of:
     brain   [SUBJECT:]WHAT; WHAT is trial:N (row N of the subject's trials.tsv, counted from 0), stimulus:ID (the mean
             over its repeats), a split (test, val, train: the mean response to each of its stimuli), or FILE[:KEY], an
-            array [rows, sites] of raw betas, or a NIfTI image on the subject's grid
+            array [rows, sites] of raw betas (z-scored ones if it is a safetensors file that says so, as those that
+            `generate` writes), or a NIfTI image of them on the subject's grid
     image   a picture file, FILE[:KEY] (an array of pictures, or of the features that the model reads), stimulus:ID, or
             stimuli:SPLIT
     text    a sentence, stimulus:ID, or stimuli:SPLIT; FILE[:KEY] where the model reads text as features
@@ -14,6 +15,7 @@ The dataset is opened only for trials and stimuli. What is left to a default (wh
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,22 +25,28 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Shaped
+from safetensors import safe_open
 
 from brainjanus.core.config import from_dict, read_json, to_dict
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
+from brainjanus.core.units import Units
 from brainjanus.data.dataset import SPLITS, Dataset, checksum, listed
-from brainjanus.data.readers.arrays import is_array, read_array, split_source
+from brainjanus.data.readers.arrays import is_array, read_array, reading, split_source
 from brainjanus.data.readers.nifti import is_nifti, read_betas
 from brainjanus.data.readers.pictures import decode, fit
 from brainjanus.data.readers.predictions import only_array, volume_in
 from brainjanus.generate import GenerationConfig, require
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.run import check_same_data, condition, dataset_of
+from brainjanus.train.codes import captions_of_each
 
 FORMAT, VERSION = "brainjanus-request", 1
 KEYWORDS = ("trial", "stimulus", "stimuli")
 REST = "brain:rest"
+ZSCORED = {"units": "zscored"}  # what a safetensors file says of responses that are no raw betas
+SAMPLING = {"temperature": "--temperature", "top_k": "--top-k", "top_p": "--top-p"}
+ESTIMATE = {"estimate": "--estimate", "num_samples": "--samples", "guidance": "--guidance"}
 Format = Literal["safetensors", "npy", "nifti", "gifti", "png"]
 
 
@@ -83,6 +91,30 @@ class Request:
                 f"--candidates: expected one target that they are candidates for, got {', '.join(self.to)}. "
                 "Rank them for one target after the other."
             )
+        self.check_heeded()
+
+    def check_heeded(self) -> None:
+        """Raises UserError for options that the answer would not heed."""
+        brain, asked = any(target.startswith("brain") for target in self.to), ", ".join(self.to)
+        config, unheeded = self.config, []
+        if self.candidates:
+            unheeded = [*self.changed(ESTIMATE | SAMPLING), *(["--format"] if self.formats else [])]
+            why, remedy = "nothing to be drawn or shaped, got --candidates, which are ranked", "leave --candidates out"
+        elif self.formats and not brain:
+            unheeded, why, remedy = ["--format"], f"a brain among the targets, got {asked}", "ask for a brain"
+        elif config.trial_noise and not brain:
+            unheeded, why, remedy = ["--trial-noise"], f"a brain among the targets, got {asked}", "ask for a brain"
+        elif config.estimate == "mean" and not config.num_samples and "text" not in self.to:
+            unheeded = self.changed(SAMPLING)
+            why = f"samples to be drawn, got {asked} as a mean in one pass"
+            remedy = "add --samples N, or --estimate sample"
+        if unheeded:
+            raise UserError(f"{', '.join(unheeded)}: expected {why}. Leave {' and '.join(unheeded)} out, or {remedy}.")
+
+    def changed(self, options: Mapping[str, str]) -> list[str]:
+        """Those of the options that are not as they are by default."""
+        usual = GenerationConfig()
+        return [option for name, option in options.items() if getattr(self.config, name) != getattr(usual, name)]
 
 
 class Repeated(NamedTuple):
@@ -133,6 +165,12 @@ def load_request(file: Path) -> Repeated:
         raise UserError(
             f"{file}: expected format '{FORMAT}', version {VERSION}, got {got}. "
             "Give the request.json that `brainjanus generate` wrote."
+        )
+    kinds = {"model": str, "sources": dict}
+    if absent := [key for key, kind in kinds.items() if not isinstance(facts.get(key), kind)]:
+        raise UserError(
+            f"{file}: expected what answered the request ('model', 'sources'), got no {' and no '.join(absent)}. "
+            "Was it written by hand, or cut? Give a whole request.json, or ask anew."
         )
     return Repeated(file, from_dict(Request, facts["asked"], where=str(file)), facts["model"], facts["sources"])
 
@@ -231,7 +269,7 @@ class Reader:
         head, colon, rest = spec.partition(":")
         if colon and head in self.subjects and (is_keyword(rest) or head not in KEYWORDS):
             return head, rest
-        there = colon and not self.path(spec)[0].exists() and self.path(rest)[0].exists()
+        there = colon and not os.path.exists(self.path(spec)[0]) and os.path.exists(self.path(rest)[0])
         if colon and not is_keyword(spec) and (is_keyword(rest) or there):
             raise UserError(
                 f"{option} {spec}: expected one of the subjects that the model was trained on "
@@ -321,13 +359,24 @@ class Reader:
         path, key = split_source(source)
         return self.request.folder / path, key
 
-    def brain(self, subject: str, what: str, spec: str, needed: Bool[np.ndarray, "v"] | None = None) -> Given:
-        """Responses of one subject, z-scored. needed: sites that a file has to hold numbers of; default: all."""
+    def brain(
+        self,
+        subject: str,
+        what: str,
+        spec: str,
+        needed: Bool[np.ndarray, "v"] | None = None,
+        *,
+        candidate: bool = False,
+    ) -> Given:
+        """Responses of one subject, z-scored. needed: sites that a file has to hold numbers of; default: all.
+
+        candidate: they are to be ranked; a split is then what this subject saw, whatever others are given.
+        """
         kind, _, rest = what.partition(":")
         facts: dict[str, Any] = {"given": spec, "subject": subject}
         split = what if what in SPLITS else rest if kind == "stimuli" else None
         if split is not None:
-            ids = self.ids_of(split, spec)
+            ids = self.ids_of(split, spec, subject if candidate else None)
             values = condition(self.checkpoint, self.dataset, f"brain:{subject}", ids, split)
             return given_rows(values, ids, ids, facts)
         if kind == "trial" and is_keyword(what):
@@ -346,7 +395,10 @@ class Reader:
             raw = read_betas([source], volume_in(source, space))
         else:
             raw = np.asarray(read_array(only_array(source)))
-        values = self.checkpoint.units[subject].zscored(raw, space, source, needed)
+        units = self.checkpoint.units[subject]
+        if says_zscored(path):
+            units, facts = Units(np.zeros(space.num_sites), np.ones(space.num_sites)), facts | ZSCORED
+        values = units.zscored(raw, space, source, needed)
         return given_rows(values, [None] * len(values), [None] * len(values), facts | of_file(path))
 
     def trial(self, subject: str, number: str, facts: dict[str, Any]) -> Given:
@@ -371,24 +423,31 @@ class Reader:
         mean = self.dataset.responses(subject, rows).mean(axis=0, dtype=np.float64).astype(np.float32)
         return given_rows(mean[None], [stimulus], [stimulus], facts | {"repeats": len(rows)})
 
-    def image(self, what: str) -> Given:
-        """Pictures, or the features that the model reads."""
-        if (stimuli := self.stimuli("image", what)) is not None:
+    def image(self, what: str, *, candidate: bool = False) -> Given:
+        """Pictures, or the features that the model reads of a condition."""
+        if (stimuli := self.stimuli("image", what, candidate=candidate)) is not None:
             return stimuli
         path, key = self.path(what)
         if is_array(what):
             return features(f"{path}:{key}" if key else str(path), what)
-        if not path.is_file():
+        if not os.path.isfile(path):
             hint = f" For the stimuli of a split, write stimuli:{what}." if what in SPLITS else ""
             raise UserError(f"--image {what}: expected a picture file, got none at this path. Correct the path.{hint}")
         tokenizer = self.checkpoint.tokenizers.image
         assert tokenizer is not None  # required above
-        picture = fit(decode(str(path), path.read_bytes()), tokenizer.config.image_size)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"--image {what}: expected a picture file that can be read, got '{error.strerror}'. Change its "
+                "permissions, or copy it to another place."
+            ) from error
+        picture = fit(decode(str(path), content), tokenizer.config.image_size)
         return given_rows(picture[None], [what], [None], {"given": what} | of_file(path))
 
-    def text(self, what: str) -> Given:
-        """Sentences, or the features that the model reads."""
-        if (stimuli := self.stimuli("text", what)) is not None:
+    def text(self, what: str, *, candidate: bool = False) -> Given:
+        """Sentences, or the features that the model reads of a condition."""
+        if (stimuli := self.stimuli("text", what, candidate=candidate)) is not None:
             return stimuli
         if what in SPLITS:
             raise UserError(
@@ -397,26 +456,36 @@ class Reader:
             )
         if not what.strip():
             raise UserError("--text: expected a sentence, got an empty one. Say what is seen, or leave --text out.")
-        if is_array(what) and self.checkpoint.model.config.text_input != "codes":
+        if is_array(what) and not candidate and self.checkpoint.model.config.text_input != "codes":
             path, key = self.path(what)
             return features(f"{path}:{key}" if key else str(path), what)
         return Given([what], [None], [None], [{"given": what}])
 
-    def stimuli(self, modality: str, what: str) -> Given | None:
-        """Pictures or captions of stimulus:ID or stimuli:SPLIT; None for anything else."""
+    def stimuli(self, modality: str, what: str, *, candidate: bool) -> Given | None:
+        """Pictures or captions of stimulus:ID or stimuli:SPLIT; None for anything else.
+
+        candidate: what is ranked are pictures and words themselves, whatever the model reads them by as a condition.
+        """
         kind, _, rest = what.partition(":")
         if not is_keyword(what) or kind == "trial" or what in SPLITS:
             return None
         ids = [rest] if kind == "stimulus" else self.ids_of(rest, f"--{modality} {what}")
-        values: Any = condition(self.checkpoint, self.dataset, modality, ids)
+        values: Any
+        if not candidate:
+            values = condition(self.checkpoint, self.dataset, modality, ids)
+        elif modality == "image":
+            values = self.dataset.images(ids)
+        else:
+            values = [captions[0] for captions in captions_of_each(self.dataset, ids)]
         return given_rows(values if isinstance(values, list) else np.asarray(values), ids, ids, {"given": what})
 
-    def ids_of(self, split: str, asked: str) -> list[str]:
-        """The stimuli of a split that all given subjects saw, sorted; of the only target, if no brain is given."""
+    def ids_of(self, split: str, asked: str, whose: str | None = None) -> list[str]:
+        """The stimuli of a split that `whose` saw, sorted. Default: that all given subjects saw; if no brain is given,
+        the only target's."""
         if split not in SPLITS:
             raise UserError(f"{asked}: expected one of {', '.join(SPLITS)}, got '{split}'. Name one of these.")
         brains = list(self.brains) or [t.name.removeprefix("brain:") for t in self.targets if "brain" in t.name]
-        subjects = brains if self.brains or len(brains) == 1 else []
+        subjects = [whose] if whose is not None else brains if self.brains or len(brains) == 1 else []
         seen = [set(self.dataset.trials(subject).stimuli(split)) for subject in subjects]
         ids = sorted(set.intersection(*seen)) if seen else list(self.dataset.split_ids(split))
         if not ids:
@@ -436,9 +505,9 @@ class Reader:
             )
         option = "--candidates"
         if target.name == "text":
-            return joined([self.text(what) for what in self.request.candidates], option)
+            return joined([self.text(what, candidate=True) for what in self.request.candidates], option)
         if target.name == "image":
-            return joined([self.image(what) for what in self.request.candidates], option)
+            return joined([self.image(what, candidate=True) for what in self.request.candidates], option)
         subject = target.name.removeprefix("brain:")
         rows = []
         for spec in self.request.candidates:
@@ -448,7 +517,7 @@ class Reader:
                     f"{option} {spec}: expected responses of {subject}, the target, got {whose}'s. "
                     f"Give {subject}'s, or --to brain:{whose}."
                 )
-            rows.append(self.brain(subject, what, spec))
+            rows.append(self.brain(subject, what, spec, candidate=True))
         return joined(rows, option)
 
 
@@ -472,6 +541,14 @@ def given_rows(values: Any, names: Sequence[str | None], stimuli: Sequence[str |
     facts = facts | {"rows": len(names)}
     known = [stimulus for stimulus in stimuli if stimulus is not None]
     return Given(values, list(names), list(stimuli), [facts | ({"stimuli": known} if known else {})])
+
+
+def says_zscored(path: Path) -> bool:
+    """Whether a file says that its responses are z-scored already."""
+    if path.suffix.lower() != ".safetensors":
+        return False
+    with reading(path, "a .safetensors file"), safe_open(path, framework="numpy") as tensors:
+        return ZSCORED.items() <= (tensors.metadata() or {}).items()
 
 
 def of_file(path: Path) -> dict[str, str]:
@@ -504,7 +581,7 @@ def joined(parts: Sequence[Given], option: str) -> Given:
 
 
 def paired(given: Mapping[str, Given]) -> tuple[dict[str, object], list[str]]:
-    """Conditions with as many rows each, and a name for every row.
+    """Conditions with as many rows each, and a name for every row: those of the first condition whose rows have names.
 
     Raises UserError if the numbers of rows differ, other than a single one that goes with all, or if rows of the
     dataset that would be paired belong to different stimuli.
@@ -521,7 +598,7 @@ def paired(given: Mapping[str, Given]) -> tuple[dict[str, object], list[str]]:
     many = {name: rows for name, rows in given.items() if sizes[name] == most}
     if most > 1:
         check_same_stimuli(many)
-    first = next(iter(many.values()))
+    first = next((rows for rows in many.values() if any(rows.names)), next(iter(many.values())))
     names = [name or f"{row:04d}" for row, name in enumerate(first.names)]
     conditions: dict[str, object] = {}
     for name, rows in given.items():

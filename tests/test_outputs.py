@@ -25,6 +25,7 @@ from brainjanus.outputs import (
     check_names,
     draw_sheet,
     generate_files,
+    is_usable,
     picture_name,
     write_brain,
     write_captions,
@@ -158,7 +159,8 @@ def test_a_request_says_what_was_asked_and_what_answered(answer, tiny_run, tmp_p
     made = answer("text", brain=("trial:3",), config=SAMPLES)
     facts = json.loads((made.folder / "request.json").read_text())
     assert facts["asked"]["config"] == {
-        "estimate": "sample", "num_samples": 3, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0, "seed": 5
+        "estimate": "sample", "num_samples": 3, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 1.0,
+        "seed": 5, "trial_noise": False,
     }  # fmt: skip
     assert facts["asked"]["run"] == str(tiny_run)
     assert facts["rows"] == ["s1-trial-3"]
@@ -219,6 +221,30 @@ def test_sentences_are_called_by_their_words_and_arrays_by_their_numbers():
 # --------------------------------------------------------------------------------------------------------------- files
 
 
+def test_every_sample_of_a_volume_has_a_file_and_is_drawn(asking, tmp_path, monkeypatch):
+    space = BrainSpace("a", 3, geometry=VOLUME, index=np.array([0, 3, 7]))
+    samples = torch.arange(12.0).view(2, 2, 3)
+    drawn = {}
+    monkeypatch.setattr(outputs, "draw_maps", lambda space, maps, label: drawn.update(maps) or b"")
+    asked = replace(asking, formats=("nifti", "png"))
+    assert write_brain(tmp_path, Generated(samples[:, 0], None, samples), ["x", "y"], space, asked) == []
+    files = ["responses.nii.gz", "responses.png", "rows.json", "samples-00.nii.gz", "samples-01.nii.gz"]
+    assert files_in(tmp_path) == files
+    second = nibabel.load(tmp_path / "samples-01.nii.gz").get_fdata()
+    assert second[1, 1, 1].tolist() == samples[:, 1, 2].tolist()
+    assert {name: values.tolist() for name, values in drawn.items()} == {
+        f"{row}, {s}": samples[r, s].tolist() for r, row in enumerate("xy") for s in range(2)
+    }
+
+
+def test_every_sample_of_a_surface_has_files(asking, tmp_path):
+    space = BrainSpace("a", 3, "vertices", geometry=SURFACE, index=np.array([1, 3, 6]))
+    samples = torch.arange(6.0).view(1, 2, 3)
+    write_brain(tmp_path, Generated(samples[:, 0], None, samples), ["x"], space, replace(asking, formats=("gifti",)))
+    left = nibabel.load(tmp_path / "samples-01_hemi-L.func.gii")
+    np.testing.assert_array_equal(left.darrays[0].data, [np.nan, 3, np.nan, 4])
+
+
 def test_a_volume_is_written_as_nifti(asking, tmp_path):
     space = BrainSpace("a", 3, geometry=VOLUME, index=np.array([0, 3, 7]))
     generated = Generated(torch.arange(6.0).view(2, 3), torch.ones(2, 3), None)
@@ -250,6 +276,44 @@ def test_a_surface_without_nilearn_is_written_and_it_is_said_that_it_was_not_dra
     assert remark.startswith("responses.png was not drawn: it needs nilearn")
     assert "responses.png" not in files_in(tmp_path)
     assert "responses.safetensors" in files_in(tmp_path)
+
+
+def test_png_of_a_surface_without_nilearn_is_refused_before_anything_is_generated(make_checkpoint, monkeypatch):
+    monkeypatch.setattr(outputs, "find_spec", lambda name: None)
+    space = BrainSpace("a", 3, "vertices", geometry=SURFACE, index=np.array([1, 3, 6]))
+    checkpoint = replace(make_checkpoint(modalities=False), spaces={"a": space})
+    with pytest.raises(UserError, match=r"--format png: .* it needs nilearn, .* pip install 'brainjanus\[cortex\]'"):
+        check_formats(["png"], Target("brain", "brain:a"), checkpoint)
+    check_formats(["gifti"], Target("brain", "brain:a"), checkpoint)
+
+
+def test_an_answer_outlives_a_failing_drawing(asking, tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr(outputs, "draw_maps", failing)
+    (remark,) = write_brain(tmp_path, Generated(torch.zeros(1, 5), None, None), ["x"], BrainSpace("a", 5), asking)
+    assert remark == "responses.png was not drawn: RuntimeError (no display)"
+    assert files_in(tmp_path) == ["responses.safetensors", "rows.json"]
+
+
+def test_what_was_generated_is_given_back_as_it_is(answer, tiny_run, tmp_path):
+    from brainjanus.model.checkpoint import Checkpoint
+    from brainjanus.request import resolve
+
+    made = answer("brain:s2", text=("red left",), formats=("safetensors",))
+    again = Request(tiny_run, ("text",), brain=("s2:out/responses.safetensors",), folder=tmp_path)
+    found = resolve(again, Checkpoint.load(tiny_run))
+    expected = load_file(made.folder / "responses.safetensors")["responses"]
+    np.testing.assert_array_equal(found.conditions["brain:s2"], expected)
+    assert found.sources["brain:s2"][0]["units"] == "zscored"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", "cuda", "cuda:1", "cuda:2", "cpu:1", "meta", "mps", "gpu"])
+def test_devices_that_answer_requests(monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert is_usable(device) == (device in ("cpu", "cpu:0", "cuda", "cuda:1"))
 
 
 def test_a_brain_is_drawn(asking, tmp_path):
@@ -350,6 +414,10 @@ def test_a_ranking_is_printed(tiny_run, tmp_path, capsys):
         (["--text", "red", "--to", "image", "--temperature", "-1"], "temperature and guidance must be at least 0"),
         (["--text", "red", "--to", "brain:s1", "--format", "gifti"], "--format gifti: expected a form that the brain"),
         (["--text", "red", "--to", "brain:s1", "--device", "tpu"], "--device: expected cpu, or cuda where there is a"),
+        (["--text", "red", "--to", "brain:s1", "--device", "meta"], "--device: expected cpu, or cuda where there is a"),
+        (["--image", "x" * 300 + ".png", "--to", "text"], "expected a picture file, got none at this path"),
+        (["--image", "x" * 300 + ".npy", "--to", "text"], "expected a file, got none there"),
+        (["--brain", "s1:" + "x" * 300 + ".npy", "--to", "text"], "expected a file, got none there"),
         (["--text", "red"], "--to: expected at least one target, got none"),
         (["--image", "stimuli:test", "--text", "a", "b", "--to", "brain:s1"], "got image 16, text 2"),
     ],
@@ -359,6 +427,39 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(tiny_run, tmp_path, ca
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("brainjanus: ") and sentence in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_may_not_be_read_is_refused(tiny_run, tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "x.png"
+    Image.new("RGB", (4, 4)).save(picture)
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    asked = ["--image", str(picture), "--to", "text", "--out", str(tmp_path / "out")]
+    assert cli.main(["generate", str(tiny_run), *asked]) == 2
+    assert "expected a picture file that can be read, got 'Permission denied'" in capsys.readouterr().err
+
+
+def test_a_name_of_the_answer_that_is_too_long_is_refused(tiny_run, tmp_path, capsys):
+    assert cli.main(["generate", str(tiny_run), "--to", "text", "--out", str(tmp_path / ("x" * 300))]) == 2
+    assert "expected a place that can be written to, got 'File name too long'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("again", [["--to", "text", "--to", "image"], ["--to", "text,image"]])
+def test_targets_that_are_named_one_by_one_are_all_answered(tiny_run, tmp_path, again):
+    asked = ["--brain", "s1:trial:3", *again, "--out", str(tmp_path / "out")]
+    assert cli.main(["generate", str(tiny_run), *asked]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["image", "request.json", "text"]
+
+
+def test_regions_that_are_named_one_by_one_are_all_given(tiny_run, tmp_path, monkeypatch):
+    asked = []
+    answer = Answer(tmp_path, [], [], [])
+    monkeypatch.setattr(outputs, "generate_files", lambda request, out, repeated: asked.append(request) or answer)
+    cli.main(["generate", str(tiny_run), "--brain", "test", "--rois", "V1", "--rois", "V2,V3", "--to", "brain:rest"])
+    assert asked[0].rois == ("V1", "V2", "V3")
 
 
 def test_a_run_that_is_no_run_is_refused(tiny_run, tmp_path, capsys):

@@ -131,6 +131,19 @@ def test_raw_betas_of_a_file_need_no_dataset(ask, tmp_path, monkeypatch):
     assert len(found.sources["brain:a"][0]["sha256"]) == 64
 
 
+def test_a_safetensors_file_that_says_so_is_zscored_already(ask, tmp_path):
+    from safetensors.numpy import save_file
+
+    given = {"responses": np.full((2, 10), 9.0, np.float32)}
+    save_file(given, tmp_path / "raw.safetensors")
+    save_file(given, tmp_path / "done.safetensors", metadata={"units": "zscored"})
+    np.testing.assert_array_equal(ask(brain=("a:raw.safetensors",)).conditions["brain:a"], np.full((2, 10), 2.0))
+    np.testing.assert_array_equal(ask(brain=("a:done.safetensors",)).conditions["brain:a"], given["responses"])
+    save_file({"responses": np.full((2, 9), 1.0)}, tmp_path / "done.safetensors", metadata={"units": "zscored"})
+    with pytest.raises(UserError, match=r"expected numbers \[rows, 10 sites of a\], .* got float64 \[2, 9\]"):
+        ask(brain=("a:done.safetensors",))
+
+
 def test_a_nifti_is_read_through_the_mask_of_the_subject(ask, tmp_path):
     import nibabel
 
@@ -176,6 +189,21 @@ def test_one_sentence_goes_with_all_pictures(ask, tmp_path):
     assert found.rows == ["x.png", "y.png"]
 
 
+def test_rows_are_called_as_those_of_the_first_condition_with_names(ask, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 10)))
+    files = tuple(picture(tmp_path / f"{name}.png") for name in "xy")
+    assert ask(image=files, brain=("a:x.npy",)).rows == ["x.png", "y.png"]
+    np.save(tmp_path / "p.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    assert ask(image=("p.npy",), brain=("a:x.npy",)).rows == ["0000", "0001"]
+
+
+def test_trials_name_the_rows_of_an_array_that_is_given_with_them(ask_run, tmp_path, trained):
+    tokens = trained.model.interface.features["wavelet"]
+    np.save(tmp_path / "x.npy", np.zeros((2, *tokens), np.float32))
+    found = ask_run(image=("x.npy",), brain=("s1:trial:3", "s1:trial:4"))
+    assert found.rows == ["s1-trial-3", "s1-trial-4"]
+
+
 def test_nothing_given_is_one_row(ask):
     found = ask("image,text")
     assert (found.conditions, found.rows) == ({}, ["0000"])
@@ -192,6 +220,28 @@ def test_nothing_given_is_one_row(ask):
 def test_targets(ask, tmp_path, to, names):
     np.save(tmp_path / "x.npy", np.zeros((1, 10)))
     assert [target.name for target in ask(to, brain=("a:x.npy",)).targets] == names
+
+
+def test_candidates_of_the_dataset_are_pictures_and_words_whatever_the_model_reads(ask_run, study, trained):
+    assert trained.model.config.image_input == "wavelet"
+    found = ask_run("image", brain=("s1:trial:3",), candidates=("stimulus:s000", "stimulus:s065")).candidates
+    np.testing.assert_array_equal(found.values, study.images(["s000", "s065"]))
+    ids = study.averages("s1", "test").stimulus_ids
+    found = ask_run("text", brain=("s1:trial:3",), candidates=("stimuli:test",)).candidates
+    assert found.values == [study.captions(stimulus)[0] for stimulus in ids]
+
+
+def test_candidates_of_the_dataset_are_words_where_text_is_read_as_features(checkpoint, study, tmp_path):
+    known = replace(checkpoint, provenance={"fingerprint": study.fingerprint})
+    known.model.config = replace(known.model.config, text_input="words")
+    asked = Request(tmp_path, ("text",), dataset=study.path, candidates=("stimulus:s000",))
+    assert resolve(asked, known).candidates.values == [study.captions("s000")[0]]
+
+
+def test_candidates_of_a_split_are_what_the_target_saw(ask_run, study):
+    mine = sorted(study.trials("s2").stimuli("train"))
+    found = ask_run("brain:s2", brain=("s1:trial:3",), candidates=("train",)).candidates
+    assert found.names == mine and not set(mine) <= set(study.trials("s1").stimuli("train"))
 
 
 def test_candidates_are_read_as_the_target_is(ask, tmp_path):
@@ -295,6 +345,57 @@ def test_a_request_of_another_version_is_refused(tmp_path):
     (tmp_path / "r.json").write_text('{"format": "brainjanus-request", "version": 0}')
     with pytest.raises(UserError, match=r"r.json: expected format 'brainjanus-request', version 1, got .*'version': 0"):
         load_request(tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("absent", ["model", "sources"])
+def test_a_request_that_does_not_say_what_answered_it_is_refused(tmp_path, absent):
+    facts = {"format": "brainjanus-request", "version": 1, "asked": {}, "model": "0", "sources": {}}
+    del facts[absent]
+    (tmp_path / "r.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=rf"r.json: expected what answered the request .* got no {absent}\."):
+        load_request(tmp_path / "r.json")
+
+
+DRAWN = GenerationConfig(temperature=0.5, top_k=3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"to": "text", "formats": ("npy",)}, "--format: expected a brain among the targets, got text"),
+        ({"to": "brain:b", "formats": ("npy",), "candidates": ("x",)}, "--format: expected nothing to be drawn"),
+        ({"to": "text", "candidates": ("x",), "config": DRAWN}, "--temperature, --top-k: expected nothing to be drawn"),
+        ({"to": "text", "candidates": ("x",), "config": GenerationConfig(guidance=2.0)}, "--guidance: expected noth"),
+        ({"to": "text", "candidates": ("x",), "config": GenerationConfig("sample", 3)}, "--estimate, --samples: exp"),
+        (
+            {"to": "image,brain:b", "config": DRAWN},
+            "--temperature, --top-k: .* got image, brain:b as a mean in",
+        ),
+        ({"to": "brain", "config": GenerationConfig(top_p=0.5)}, "--top-p: expected samples to be drawn, got brain as"),
+        (
+            {"to": "image", "config": GenerationConfig("sample", trial_noise=True)},
+            "--trial-noise: expected a brain among the targets, got image",
+        ),
+    ],
+)
+def test_options_that_would_not_be_heeded_are_refused(asked, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Request(Path("run"), words(asked.pop("to")), **asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"to": "brain,text", "formats": ("npy",)},
+        {"to": "image,text", "config": DRAWN},  # of the captions
+        {"to": "image", "config": replace(DRAWN, num_samples=4)},
+        {"to": "image", "config": replace(DRAWN, estimate="sample")},
+        {"to": "brain:rest", "config": GenerationConfig("sample", trial_noise=True)},
+        {"to": "text", "candidates": ("x",), "config": GenerationConfig(seed=3)},
+    ],
+)
+def test_options_that_are_heeded_are_taken(asked):
+    Request(Path("run"), words(asked.pop("to")), **asked)
 
 
 @pytest.mark.parametrize(

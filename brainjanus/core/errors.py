@@ -70,7 +70,7 @@ def reported(target: Path) -> Iterator[None]:
                 f"{target}: expected room to write it, got a full disk ({os.strerror(number)}). Nothing was left "
                 "half-written. Free some space or choose another --out, then run the same command again."
             ) from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
             raise UserError(
                 f"{target}: expected a place that can be written to, got '{os.strerror(number)}'. "
                 "Choose another --out or change its permissions."

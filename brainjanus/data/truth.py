@@ -4,13 +4,14 @@ A truth is a NamedTuple of arrays with `stimulus_ids`, the rows of its `response
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from brainjanus.core.errors import UserError
@@ -32,9 +33,22 @@ def load_truth(kind: Callable[..., T], out: Path | str, subject: str) -> T:
             f"{path}: expected the truth of {subject}, got no such file. Only simulated studies have one; give the "
             "folder that `brainjanus simulate` wrote to and a subject of its dataset."
         )
-    with safe_open(path, framework="np") as file:
+    with opened(path) as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         return kind(**arrays, stimulus_ids=json.loads(file.metadata()["stimulus_ids"]))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A truth's file. Raises UserError if it is damaged, or misses something that is looked for in it."""
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: expected the truth of a simulated subject, got '{error}'. "
+            "The file is damaged or of another kind: simulate the study again, or copy the file again."
+        ) from error
 
 
 def noise_free(
@@ -55,7 +69,7 @@ def noise_free(
                 f"{path}: expected the noise-free responses of {subject}, got no such file. Only simulated studies "
                 "have them: give the `truth` folder of this one, or leave it out."
             )
-        with safe_open(path, framework="np") as file:
+        with opened(path) as file:
             responses = file.get_tensor("responses")
             row_of = {name: row for row, name in enumerate(json.loads(file.metadata()["stimulus_ids"]))}
         ids = dataset.averages(subject, split).stimulus_ids

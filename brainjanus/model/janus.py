@@ -492,7 +492,7 @@ def save_janus(checkpoint: Checkpoint, folder: Path | str) -> None:
     if learnt:
         raise UserError(
             f"{folder}: expected a model whose pictures have no places of their own, as in Janus, got trained "
-            f"{', '.join(learnt)}. Train with --omni.image-places False to export it."
+            f"{', '.join(learnt)}. Train with --omni.no-image-places to export it."
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: expected a new or an empty folder, got one with something in it. Choose another.")

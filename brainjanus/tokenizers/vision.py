@@ -115,6 +115,7 @@ class TransformersEncoder(nn.Module):
 def transformers_encoder(name: str) -> TransformersEncoder:
     """A vision model by its folder or its name on a hub, with at most N tokens if @N is behind it.
 
+    Weights come from safetensors files alone: nothing is unpickled.
     Raises UserError if it is none, if `transformers` is not installed, and if weights are missing.
     """
     source, _, most = name.partition("@")
@@ -124,9 +125,9 @@ def transformers_encoder(name: str) -> TransformersEncoder:
     from transformers import AutoModel
 
     try:
-        model, report = AutoModel.from_pretrained(source, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(source, use_safetensors=True, output_loading_info=True)
         settings = read_json(settings_file(source))
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files, no network, no such name: the library has many kinds
         raise UserError(
             f"vision encoder '{LIBRARY}{source}': expected a vision model of transformers with its "
             f"preprocessor_config.json, in a folder or on the hub, got '{first_line(error)}'. Check its name."

@@ -5,6 +5,7 @@ with dots into MATLAB structs ("roistack.betas"). Leaves: a NumPy array in the o
 shows. Nothing is ever unpickled.
 """
 
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ def reading(path: Path, expected: str) -> Iterator[None]:
 
 def check_not_empty(path: Path) -> None:
     """Raises UserError if there is no such file, or nothing in it."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name that is too long for the system has no file either
         raise UserError(
             f"{path}: expected a file, got none there. Correct the path; a spec's are relative to its folder."
         )
