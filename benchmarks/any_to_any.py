@@ -277,6 +277,12 @@ def draw(spread: np.ndarray, truth: np.ndarray, path: Path, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
+def plain(claim: Claim) -> Claim:
+    """With Python's numbers, which JSON can hold, in place of NumPy's."""
+    known = claim.reference_value
+    return replace(claim, value=float(claim.value), reference_value=None if known is None else float(known))
+
+
 def main() -> None:
     args = arguments(__doc__, flags={"v4": "macaque V4 in place of the simulated cortex"})
     most, paired = (60 if args.quick else None), {}
@@ -306,7 +312,7 @@ def main() -> None:
     claims += more + identification(held)
     if len(spread):
         draw(spread, truth, args.out.with_suffix(".png"), "V4, neurons" if args.v4 else "simulated cortex, sites")
-    write([replace(claim, value=float(claim.value)) for claim in claims], args.out)
+    write([plain(claim) for claim in claims], args.out)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Claim:
     def record(self) -> dict:
         ratio = None if self.reference_value is None else self.value / self.reference_value
         figure = self.value if ratio is None else ratio
-        holds = None if self.bar is None else figure <= self.bar if self.at_most else figure >= self.bar
+        holds = None if self.bar is None else bool(figure <= self.bar if self.at_most else figure >= self.bar)
         facts = asdict(self) | {"ratio": ratio, "holds": holds}
         del facts["at_most"]
         return facts

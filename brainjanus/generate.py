@@ -82,18 +82,21 @@ class Generated(NamedTuple):
 class Asked(NamedTuple):
     """Conditions as blocks, and the target with room for its codes.
 
-    beyond: what the codes of a brain cannot hold of the draft that the conditions give. known: the responses of the
-    target that are given, NaN at all other sites.
+    draft: of a brain, where the conditions give one. beyond: what its codes cannot hold of it. trust: how much of what
+    the model adds to it is believed in a mean. known: the responses of the target that are given, NaN elsewhere.
     """
 
     conditions: list[Block]
     target: Block
+    draft: Float[Tensor, "b v"] | None = None
     beyond: Float[Tensor, "b v"] | None = None
+    trust: float = 1.0
     known: Float[Tensor, "b v"] | None = None
 
     def rows(self, rows: slice) -> "Asked":
-        beyond, known = (None if x is None else x[rows] for x in (self.beyond, self.known))
-        return Asked([rows_of(block, rows) for block in self.conditions], rows_of(self.target, rows), beyond, known)
+        own = {name: x[rows] for name in ("draft", "beyond", "known") if (x := getattr(self, name)) is not None}
+        shown = [rows_of(block, rows) for block in self.conditions]
+        return self._replace(conditions=shown, target=rows_of(self.target, rows), **own)
 
 
 # B rows, S samples, K codes of the target, N codebook entries, D length of a codebook vector, V sites
@@ -120,7 +123,9 @@ def estimate(
     config = config or GenerationConfig()
     request = asked_of(checkpoint, conditions, target)
     if request.beyond is not None:  # without guidance nothing is shown, not even what codes cannot hold
-        request = request._replace(beyond=request.beyond * min(1.0, config.guidance))
+        share_of_draft = min(1.0, config.guidance)
+        trust = 1 - share_of_draft * (1 - request.trust) if config.estimate == "mean" else 1.0
+        request = request._replace(beyond=request.beyond * share_of_draft, trust=trust)
     whole = request.target
     mean = config.estimate == "mean" and whole.modality != "text"
     samples = max(1, config.num_samples)
@@ -390,7 +395,10 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
     shown = list(blocks.values())
     if known is None:
         shown.append(draft_block(tokenizer, draft, subject, brain_input))
-    return Asked(shown, goal, beyond_codes(tokenizer, draft, subject), known)
+    assert checkpoint.drafts is not None
+    trust = checkpoint.drafts.trust(subject)
+    believed = float(trust.brain if known is None else trust.part)
+    return Asked(shown, goal, draft, beyond_codes(tokenizer, draft, subject), believed, known)
 
 
 def drafts_of(checkpoint: Checkpoint, name: str) -> Drafts:
@@ -576,8 +584,8 @@ def decode_vectors(checkpoint: Checkpoint, request: Asked, vectors: Float[Tensor
         pictures = [tokenizers.image.decode_vectors(part) for part in vectors.split(PICTURES_AT_ONCE)]
         return torch.cat(pictures).clamp(0, 1).permute(0, 2, 3, 1).cpu()
     values = tokenizers.brain.decode_vectors(vectors, subject)
-    if request.beyond is not None:
-        values = values + request.beyond
+    if request.beyond is not None and request.draft is not None:
+        values = request.trust * (values + request.beyond) + (1 - request.trust) * request.draft
     if request.known is not None:
         values = torch.where(request.known.isnan(), values, request.known)
     return values.cpu()

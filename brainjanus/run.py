@@ -46,7 +46,7 @@ from brainjanus.tokenizers.text import TextTokenizer
 from brainjanus.tokenizers.vision import ENCODERS, can_encode
 from brainjanus.train.codes import captions_of_each, encode_split, features_of
 from brainjanus.train.draft import solve_drafts
-from brainjanus.train.omni import expand_tasks, fit_omni
+from brainjanus.train.omni import expand_tasks, fit_omni, weigh_drafts
 from brainjanus.train.tokenizer import fit_brain_tokenizer, fit_image_tokenizer
 
 STAGES = ("brain", "image", "omni")
@@ -179,6 +179,7 @@ def train(
         model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
         model.load_feature_statistics(codes.features)
     fit_omni(model, tokenizers, codes, config.training, stages / "omni", config.seed)
+    weigh_drafts(model, tokenizers, codes, solved.whole.drafts, config.seed)
 
     provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
     provenance["brain_tokenizer"] = fingerprint(brain)

@@ -573,8 +573,9 @@ def drafted(make_checkpoint):
     made = make_checkpoint(brain_input="sites")
     torch.manual_seed(4)
     drafts = Drafts({"a": (10, 3), "b": (8, 2)}, [("a", "b")])
-    for value in drafts.buffers():
-        value.copy_(torch.rand(value.shape) + 0.2)
+    for name, value in drafts.named_buffers():
+        if not name.startswith("trusts."):
+            value.copy_(torch.rand(value.shape) + 0.2)
     return replace(made, drafts=drafts)
 
 
@@ -739,3 +740,27 @@ def test_likelihoods_of_one_pass_are_finite_however_unlikely(checkpoint):
     sure = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
     sure.model.heads["brain"].weight.mul_(1e4)
     assert score_candidates(sure, conditions(), "brain:a", torch.randn(5, 10), one_pass=True).isfinite().all()
+
+
+def test_a_mean_believes_the_model_as_far_as_is_known(drafted):
+    """At trust 0 the draft is given back, in between both are mixed; samples stay what the model draws."""
+    given, a = part(), torch.randn(4, 10, generator=torch.Generator().manual_seed(2))
+    filled, carried = drafted.drafts.complete(given, "a"), drafted.drafts.carried(a, "a", "b")
+    sampled = GenerationConfig(estimate="sample")
+    wanted = {}
+    for share in (1.0, 0.0, 0.25):
+        drafts = copy.deepcopy(drafted.drafts)
+        drafts.trust("a").part.fill_(share)
+        drafts.trust("b").brain.fill_(share)
+        some = replace(drafted, drafts=drafts)
+        wanted[share] = [
+            generate(some, {"part:a": given}, "brain:a"),
+            generate(some, {"brain:a": a}, "brain:b"),
+            generate(some, {"part:a": given}, "brain:a", sampled),
+        ]
+    torch.testing.assert_close(wanted[0.0][0], filled)
+    torch.testing.assert_close(wanted[0.0][1], carried)
+    for own, none, some in zip(wanted[1.0][:2], wanted[0.0], wanted[0.25], strict=False):
+        assert (own - none).abs().max() > 1e-3
+        torch.testing.assert_close(some, 0.25 * own + 0.75 * none)
+    assert torch.equal(wanted[1.0][2], wanted[0.0][2])

@@ -112,6 +112,19 @@ class Scatter(nn.Module):
         return torch.stack(rows)
 
 
+class Trust(nn.Module):
+    """How much of what the model adds to a draft of one subject's response is to be believed, from 0 to 1: of a draft
+    from a part of the same brain, and of one from other brains."""
+
+    part: Tensor
+    brain: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("part", torch.ones(()))
+        self.register_buffer("brain", torch.ones(()))
+
+
 class Drafts(nn.Module):
     """All linear estimates between the subjects of a model, and how their trials scatter.
 
@@ -122,6 +135,7 @@ class Drafts(nn.Module):
         super().__init__()
         self.ranks, self.pairs = {s: tuple(rank) for s, rank in ranks.items()}, tuple(tuple(pair) for pair in pairs)
         self.gaussians = nn.ModuleDict({f"brain:{s}": Gaussian(*rank) for s, rank in self.ranks.items()})
+        self.trusts = nn.ModuleDict({f"brain:{s}": Trust() for s in self.ranks})
         self.scatters = nn.ModuleDict({f"brain:{s}": Scatter(rank[0]) for s, rank in self.ranks.items()})
         self.carries = nn.ModuleDict(
             {f"brain:{a}->{b}": Carry(self.ranks[a][1], self.ranks[b][1]) for a, b in self.pairs}
@@ -141,6 +155,12 @@ class Drafts(nn.Module):
         self.gaussian(subject)
         found = self.scatters[f"brain:{subject}"]
         assert isinstance(found, Scatter)
+        return found
+
+    def trust(self, subject: str) -> Trust:
+        self.gaussian(subject)
+        found = self.trusts[f"brain:{subject}"]
+        assert isinstance(found, Trust)
         return found
 
     def complete(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b v"]:

@@ -75,13 +75,14 @@ class RowsOfStimuli(NamedTuple):
 class Batch(NamedTuple):
     """What one training step reads: blocks, and the target before it was quantized (brain values or pixels).
 
-    beyond: what the codes of a brain cannot hold of the draft that the conditions come with. judged: the sites of a
-    brain whose expectation counts; None: all.
+    draft: that of a brain, where the conditions come with one; beyond: what its codes cannot hold of it. judged: the
+    sites of a brain whose expectation counts; None: all.
     """
 
     conditions: list[Block]
     target: Block
     continuous: Tensor | None
+    draft: Float[Tensor, "b v"] | None = None
     beyond: Float[Tensor, "b v"] | None = None
     judged: Bool[Tensor, "b v"] | None = None
 
@@ -147,7 +148,8 @@ class Codes:
             judged = given[f"part:{target}"].isnan()
         else:
             conditions.append(draft_block(self.tokenizer, draft, target, config.brain_input))
-        return Batch(conditions, goal, drawn[target].expected, beyond_codes(self.tokenizer, draft, target), judged)
+        beyond = beyond_codes(self.tokenizer, draft, target)
+        return Batch(conditions, goal, drawn[target].expected, draft, beyond, judged)
 
     def descriptions(self) -> Float[Tensor, "n f"] | None:
         """What linear encoding models read of each stimulus: its features (or a small picture) and the codes it is

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from brainjanus.core.errors import UserError
 from brainjanus.model.checkpoint import Tokenizers
+from brainjanus.model.draft import Drafts
 from brainjanus.model.lora import LoraConfig, save_lora
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Task, subject_of
@@ -27,6 +28,7 @@ from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.train.codes import Batch, Codes
 from brainjanus.train.fit import fit
 from brainjanus.train.optim import OptimConfig, autocast_dtype
+from brainjanus.train.state import generator_of
 from brainjanus.train.trained import Trained, keep, prepare, recompute, release
 
 
@@ -136,7 +138,7 @@ def step_losses(
     model: OmniModel, tokenizers: Tokenizers, batch: Batch, generator: torch.Generator, config: OmniTrainingConfig
 ) -> Losses:
     """Likelihood and expectation of one batch, with conditions and targets withheld at random."""
-    conditions, target, continuous, beyond, judged = batch
+    conditions, target, continuous, _, beyond, judged = batch
     rows, modality = target.batch, target.modality
     dropped = torch.rand(rows, generator=generator) < config.dropped
     conditions = [replace(block, dropped=dropped) for block in conditions]
@@ -166,6 +168,33 @@ def step_losses(
 def target_mask(codes: Int[Tensor, "b l"], end: int = END) -> Float[Tensor, "b l"]:
     """1 up to and with the first end of each text, 0 behind it."""
     return up_to_end(codes, end).float()
+
+
+@torch.no_grad()
+def weigh_drafts(
+    model: OmniModel, tokenizers: Tokenizers, codes: Codes, drafts: Drafts, seed: int, batches: int = 6, size: int = 128
+) -> None:
+    """Solve for how much of what the model adds to its drafts is to be believed: least squares on training rows, whose
+    drafts are out of fold. Into `drafts`."""
+    for subject in codes.brains:
+        others = [other for other, target in drafts.pairs if target == subject]
+        tasks = {"part": [Task((f"part:{subject}",), f"brain:{subject}")]}
+        tasks["brain"] = [Task((f"brain:{other}",), f"brain:{subject}") for other in others]
+        for kind, some in tasks.items():
+            some = [task for task in some if len(codes.stimuli_of(task))]
+            products = torch.zeros(2, dtype=torch.float64)
+            for number in range(batches if some else 0):
+                generator = generator_of(seed, number)
+                batch = codes.batch(some[number % len(some)], size, generator, model.config)
+                assert batch.draft is not None and batch.beyond is not None and batch.continuous is not None
+                hidden = torch.ones_like(batch.target.content, dtype=torch.bool)
+                p = model(batch.conditions, batch.target, hidden).float().softmax(dim=-1)
+                added = tokenizers.brain.decode_probabilities(p, subject) + batch.beyond - batch.draft
+                missing = batch.continuous - batch.draft
+                judged = torch.ones_like(missing, dtype=torch.bool) if batch.judged is None else batch.judged
+                products += torch.stack([(added * missing)[judged].sum(), added[judged].square().sum()]).double()
+            if products[1] > 0:
+                getattr(drafts.trust(subject), kind).fill_((products[0] / products[1]).clamp(0, 1))
 
 
 def drawable(codes: Codes, task: Task) -> bool:

@@ -1,5 +1,6 @@
 """The tokenized training split: nothing of the test split, and each row what it says it is."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Stimuli, Subject
 from brainjanus.data.write import write_dataset
-from brainjanus.model.checkpoint import Tokenizers
-from brainjanus.model.omni import OmniConfig
+from brainjanus.model.checkpoint import Tokenizers, interface_of
+from brainjanus.model.decoder import DecoderConfig
+from brainjanus.model.omni import OmniConfig, OmniModel
 from brainjanus.model.sequence import Task
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
@@ -21,6 +23,8 @@ from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train import codes as module
 from brainjanus.train.codes import encode_split, features_of, pick, rows_of_groups, stored, training_rows
 from brainjanus.train.draft import solve_drafts
+from brainjanus.train.omni import weigh_drafts
+from brainjanus.train.state import generator_of
 from brainjanus.train.tokenizer import Repeats, solve_axes
 
 QUANTIZER = QuantizerConfig(num_codes=8, dim=4)
@@ -378,3 +382,33 @@ def test_what_is_damaged_is_made_again(tmp_path):
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-3])
     assert stored(tmp_path, "brain", ("key",), lambda: {"codes": torch.arange(5)})["codes"].tolist() == [0, 1, 2, 3, 4]
+
+
+@torch.no_grad()
+def test_trust_in_the_model_is_what_lowers_the_error_most(tokenizers, drafted):
+    """Of training rows whose drafts are out of fold: less and more trust are both worse."""
+    torch.manual_seed(0)
+    sizes = {name: tuple(values.shape[1:]) for name, values in drafted.features.items()}
+    decoder = DecoderConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+    )
+    model = OmniModel(OmniConfig(decoder), interface_of(tokenizers, sizes))
+    torch.nn.init.normal_(model.heads["brain"].weight, std=0.5)
+    model.load_codebooks(tokenizers.image.quantizer.codebook, tokenizers.brain.quantizer.codebook)
+    drafts = copy.deepcopy(drafted.solved.whole.drafts)
+    weigh_drafts(model, tokenizers, drafted, drafts, 0, batches=3, size=40)
+    for kind, task in (("part", Task(("part:s2",), "brain:s2")), ("brain", Task(("brain:s1",), "brain:s2"))):
+        error = dict.fromkeys((0.0, 0.5, 1.0, "solved"), 0.0)
+        solved = float(getattr(drafts.trust("s2"), kind))
+        assert 0 <= solved <= 1
+        for number in range(3):
+            batch = drafted.batch(task, 40, generator_of(0, number), model.config)
+            hidden = torch.ones_like(batch.target.codes, dtype=torch.bool)
+            p = model(batch.conditions, batch.target, hidden).softmax(dim=-1)
+            own = tokenizers.brain.decode_probabilities(p, "s2") + batch.beyond
+            judged = torch.ones_like(own, dtype=torch.bool) if batch.judged is None else batch.judged
+            for share in error:
+                trust = solved if share == "solved" else share
+                made = trust * own + (1 - trust) * batch.draft
+                error[share] += float((made - batch.continuous)[judged].square().sum())
+        assert error["solved"] <= min(error[0.0], error[0.5], error[1.0]) + 1e-6
