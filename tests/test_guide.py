@@ -1,10 +1,14 @@
-"""The guide to generation is true: every command in it is given, in its order, beside a run with the demo's names.
-
-The run is a tiny one, trained for two steps on noise; what it answers means nothing. Commands run in this process.
+"""The guide is true. Every command of the page on generation is given, in its order, beside a run with the demo's
+names: a tiny one, trained for two steps on noise, whose answers mean nothing. Commands of the other pages are parsed,
+their Python is compiled, and what it imports is there.
 """
 
+import ast
+import functools
+import importlib
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +86,60 @@ def test_every_command_of_the_guide_answers(beside_the_demo, project_root, monke
             assert program == "brainjanus" and argv[0] == "generate"
             assert cli.main(argv) == 0, command
     assert Path("decoded/captions.json").read_bytes() == Path("decoded_again/captions.json").read_bytes()
+
+
+def blocks_of(page: Path) -> list[str]:
+    """What is fenced or indented by four spaces."""
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```\w+\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"(?:^ {4}.*\n(?:\n(?= {4}))?)+", text, flags=re.MULTILINE)
+    return [*fenced, *map(textwrap.dedent, indented)]
+
+
+@pytest.fixture(scope="module")
+def blocks(project_root) -> list[tuple[str, str]]:
+    pages = sorted((project_root / "docs/guide").glob("*.md"))
+    return [(page.name, block) for page in pages for block in blocks_of(page)]
+
+
+def test_every_command_of_the_guide_is_understood(blocks, project_root, monkeypatch):
+    monkeypatch.chdir(project_root)  # where the examples are
+    for variable in ("BRAINJANUS_REAL_DATA", "BRAINJANUS_WORK"):  # which the examples name
+        monkeypatch.setenv(variable, "somewhere")
+    real, parsed = cli.parse, []
+
+    def without_running(command, run, argv, name=""):
+        @functools.wraps(run)
+        def nothing(*args, **kwargs):
+            parsed.append(argv)
+            return run.__annotations__["return"]()
+
+        return real(command, nothing, argv, name)
+
+    monkeypatch.setattr(cli, "parse", without_running)
+    commands = [line for _, block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line for line in commands if line.startswith("brainjanus ")]
+    for line in commands:
+        try:
+            assert cli.main(shlex.split(line, comments=True)[1:]) == 0, line
+        except SystemExit:
+            pytest.fail(f"not understood: {line}")
+    assert len(parsed) == len(commands) > 40
+
+
+def test_python_of_the_guide_compiles_and_imports_what_is_there(blocks):
+    found = 0
+    for page, block in blocks:
+        if not re.match(r"(from|import) ", block):
+            continue
+        found += 1
+        code = block.partition("\nbrainjanus ")[0]  # a command may come right behind it
+        for node in ast.walk(ast.parse(code, page)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("brainjanus"):
+                module = importlib.import_module(str(node.module))
+                missing = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert not missing, f"{page}: {node.module} has no {missing}"
+    assert found > 7
 
 
 def test_links_of_the_guide_are_there(project_root):

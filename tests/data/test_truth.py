@@ -61,6 +61,18 @@ def test_a_folder_that_was_named_has_to_hold_it(study, tmp_path):
         noise_free(study, tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"cut short", None])
+def test_a_damaged_truth_is_refused(study, tmp_path, content):
+    (tmp_path / "truth").mkdir()
+    if content is None:  # arrays that do not say which stimuli they belong to
+        save_file({"other": np.zeros(3)}, tmp_path / "truth/s1.safetensors")
+    else:
+        (tmp_path / "truth/s1.safetensors").write_bytes(content)
+    for read in (lambda: load_truth(Truth, tmp_path, "s1"), lambda: noise_free(study, tmp_path / "truth")):
+        with pytest.raises(UserError, match=r"s1\.safetensors: expected the truth of a simulated subject, got"):
+            read()
+
+
 def test_the_truth_of_another_study_is_refused(study, tmp_path):
     write(tmp_path, study, lambda _: list(study.stimulus_ids[:70]))
     with pytest.raises(UserError, match=r"expected a noise-free response to every test stimulus, got none to 's070'\. "

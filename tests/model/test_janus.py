@@ -332,7 +332,7 @@ def test_what_was_learnt_is_in_what_is_written(janus_folder, tmp_path):
 def test_says_what_janus_has_no_place_for(janus_folder, make_checkpoint, tmp_path):
     checkpoint = load_janus(janus_folder)
     checkpoint.model.targets["image"].add_(1)
-    with pytest.raises(UserError, match=r"got trained targets.image. Train with --omni.image-places False to export"):
+    with pytest.raises(UserError, match=r"got trained targets.image. Train with --omni.no-image-places to export"):
         save_janus(checkpoint, tmp_path / "out")
     with pytest.raises(UserError, match="expected a model that began as Janus"):
         save_janus(make_checkpoint(), tmp_path / "out")

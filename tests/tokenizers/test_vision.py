@@ -170,6 +170,29 @@ def test_says_that_it_is_no_vision_model(vit, tmp_path):
         vision_encoder(f"transformers:{tmp_path / 'torn'}")
 
 
+def test_weights_are_never_unpickled(vit, tmp_path):
+    shutil.copytree(vit, tmp_path / "old")
+    torch.save(load_file(vit / "model.safetensors"), tmp_path / "old/pytorch_model.bin")
+    (tmp_path / "old/model.safetensors").unlink()
+    with pytest.raises(UserError, match="expected a vision model of transformers"):
+        vision_encoder(f"transformers:{tmp_path / 'old'}")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b"cut"),
+        ("config.json", b'{"model_type": "vit", "hidden_size": "x"}'),
+        ("config.json", b"[]"),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(vit, tmp_path, file, content):
+    shutil.copytree(vit, tmp_path / "damaged")
+    (tmp_path / "damaged" / file).write_bytes(content)
+    with pytest.raises(UserError, match="expected a vision model of transformers"):
+        vision_encoder(f"transformers:{tmp_path / 'damaged'}")
+
+
 def test_says_that_transformers_is_missing(monkeypatch):
     monkeypatch.setattr("brainjanus.tokenizers.vision.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"expected the package transformers, got none.*brainjanus\[janus\]"):
