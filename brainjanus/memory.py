@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from brainjanus.core.errors import UserError
 from brainjanus.core.vocabulary import Modality, Vocabulary
 from brainjanus.generate import GenerationConfig, sample
 from brainjanus.model.checkpoint import JANUS
@@ -215,9 +216,23 @@ class Study:
     sites: int = 15_724  # of a subject
     text_codes: int = 64
 
+    def __post_init__(self) -> None:
+        if wrong := [f"{name} {value}" for name, value in vars(self).items() if value < 1]:
+            raise UserError(f"study: expected subjects, sites and text_codes of at least 1, got {', '.join(wrong)}.")
+
 
 def janus_model(recipe: RunConfig, study: Study) -> tuple[OmniConfig, Interface]:
-    """What the recipe makes of a folder of Janus-Pro, without the folder."""
+    """What the recipe makes of a folder of Janus-Pro, without the folder.
+
+    Raises UserError if conditions are read as features whose size the folder does not decide.
+    """
+    for name, encoder in (("text", recipe.omni.text_input), ("image", recipe.omni.image_input)):
+        known = ("codes", JANUS) if name == "image" else ("codes",)
+        if encoder not in known:
+            raise UserError(
+                f"memory: expected omni.{name}_input {' or '.join(known)}, got '{encoder}'. How many features others "
+                "give is known with their weights only: take one of these."
+            )
     image, vision, brain = JanusImageConfig(), JanusVisionConfig(), recipe.brain_tokenizer
     subjects = tuple(f"subj{number:02}" for number in range(1, study.subjects + 1))
     codes = -(-study.sites // brain.patch_size) * brain.quantizer.stages
@@ -263,6 +278,8 @@ def janus_table(recipe: RunConfig, study: Study, samples: int = 16) -> list[Row]
 
 def janus_needs(recipe: RunConfig, study: Study, samples: int = 16) -> dict[str, Callable[[], Peak]]:
     """The lines of `janus_table`, each computed when it is called. A step is one of the task that needs most."""
+    if samples < 1:
+        raise UserError(f"--samples: expected at least 1, got {samples}. Correct it.")
     config, interface = janus_model(recipe, study)
     training, brain = recipe.training, "brain:subj01"
     requests = {

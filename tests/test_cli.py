@@ -116,6 +116,45 @@ def test_a_reader_that_closes_the_pipe_hears_nothing():
     assert process.returncode == 141
 
 
+@pytest.mark.parametrize("options", [["nsd-7b", "--samples", "4"], ["--samples", "4", "nsd-7b"]])
+def test_memory_takes_its_recipe_from_any_place(options, monkeypatch, capsys):
+    from brainjanus import memory
+
+    asked = []
+    monkeypatch.setattr(memory, "janus_table", lambda recipe, study, samples: asked.append((recipe, samples)) or [])
+    assert cli.main(["memory", *options]) == 0
+    ((recipe, samples),) = asked
+    assert (recipe.omni.decoder.hidden_size, samples) == (4096, 4)
+    assert "nsd-7b, computed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--samples", "0"], "--samples: expected at least 1, got 0"),
+        (["--study.sites", "0"], "expected subjects, sites and text_codes of at"),
+        (["--omni.image-input", "wavelet"], "expected omni.image_input codes or janus, got 'wavelet'"),
+        (["--omni.text-input", "clip"], "expected omni.text_input codes, got 'clip'"),
+    ],
+)
+def test_memory_says_what_it_cannot_compute(options, sentence, capsys):
+    try:
+        status = cli.main(["memory", "nsd-1b", *options])
+    except SystemExit as stop:  # of the parser
+        status = stop.code
+    assert status == 2 and sentence in capsys.readouterr().err
+
+
+def test_the_option_that_the_export_asks_for_exists(monkeypatch):
+    """In the words of `save_janus`."""
+    from brainjanus import run
+
+    asked = []
+    monkeypatch.setattr(run, "train", lambda dataset, out, options, tokenizer: asked.append(options))
+    cli.main(["train", "data", "--out", "out", "--recipe", "nsd-1b", "--omni.no-image-places"])
+    assert asked[0].omni.image_places is False
+
+
 def test_the_result_is_the_last_line_printed(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "demo", lambda argv: Path("runs/demo/report.html"))
     assert cli.main(["demo"]) == 0
