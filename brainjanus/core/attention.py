@@ -27,7 +27,8 @@ def attention(
     """
     assert not (causal and bias is not None), "a bias says all of what is seen"
     grouped = q.shape[1] != k.shape[1]
-    if q.device.type != "cpu" or q.shape[2] == 1 or k.shape[2] > LONGEST_PLAIN:
+    one_of_many = q.shape[2] == 1 < k.shape[2]
+    if q.device.type != "cpu" or one_of_many or k.shape[2] > LONGEST_PLAIN:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped)
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))

@@ -46,11 +46,11 @@ def test_a_task_names_its_direction():
 
 
 def test_says_what_is_wrong():
-    with pytest.raises(UserError, match=r"expected text, image or brain:SUBJECT .* got 'brain'. Name the subject"):
+    with pytest.raises(UserError, match=r"expected text, image, brain:SUBJECT .* got 'brain'. Name the subject"):
         Task(("image",), "brain")
     with pytest.raises(UserError, match="expected a target that is not among its conditions, got 'text'"):
         Task(("text",), "text")
-    with pytest.raises(UserError, match="'sound': expected text, image or brain:SUBJECT"):
+    with pytest.raises(UserError, match="'sound': expected text, image, brain:SUBJECT or part:SUBJECT"):
         modality_of("sound")
 
 

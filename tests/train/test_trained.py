@@ -65,7 +65,7 @@ def test_exactly_what_should_change_does(make_checkpoint, tmp_path, trained):
     after = fitted(make_checkpoint, tmp_path, trained).state_dict()
     assert after.keys() == before.keys()
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    brains = {name for name in before if is_brain(name) and not name.endswith(":b")} - {"pointers.brain", "brain"}
+    brains = {name for name in before if ".brain" in name and not name.endswith(":b")}
     projections = {name for name in before if name.startswith("decoder.") and "norm" not in name}
     if trained != "full":
         assert changed - projections == brains | {"embed_tokens.weight"}
@@ -74,6 +74,15 @@ def test_exactly_what_should_change_does(make_checkpoint, tmp_path, trained):
         assert rows.tolist() == SUBJECTS_AND_HIDDEN[:2]  # b has no data here
     else:
         assert brains | projections | {"heads.text.weight", "decoder.norm.weight"} <= changed
+
+
+def test_features_that_are_as_new_as_the_brain_are_trained_with_it(make_checkpoint):
+    model = make_checkpoint().model
+    new = {name for name, _ in model.named_parameters() if ".features:wavelet" in name}
+    assert len(new) == 5
+    module.prepare(model, "brain", LoraConfig(), torch.float32, 0)
+    assert new <= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert is_brain("aligners.features:wavelet.1.weight") and not is_brain("aligners.features:janus.1.weight")
 
 
 @pytest.mark.parametrize("trained", MODES)
