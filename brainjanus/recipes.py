@@ -103,7 +103,7 @@ def quick(seed: int = 0) -> RunConfig:
         seed=seed,
         brain_training=OptimConfig(steps=150, batch_size=48, learning_rate=2e-3),
         image_training=OptimConfig(steps=150, batch_size=48, learning_rate=2e-3),
-        training=OmniTrainingConfig(optim=OptimConfig(steps=300, batch_size=48, learning_rate=4e-3)),
+        training=OmniTrainingConfig(optim=OptimConfig(steps=220, batch_size=48, learning_rate=4e-3)),
     )
 
 

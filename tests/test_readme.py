@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-TIMEOUT_SEC = 900
+TIMEOUT_SEC = 1200
 SMALLER = {  # as it stands in the README -> what runs here
     "brainjanus demo --out runs/demo": "brainjanus demo --out runs/demo --quick",
     "python -m pytest": "python -m pytest -n 0 -c {root}/pyproject.toml {root}/tests/test_cli.py -k version",
