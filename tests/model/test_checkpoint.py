@@ -13,6 +13,7 @@ from brainjanus.core.units import Units
 from brainjanus.core.weights import save_module
 from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.checkpoint import Checkpoint
+from brainjanus.model.draft import Drafts
 from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
 
 SAMPLE = GenerationConfig(estimate="sample", seed=3)
@@ -186,3 +187,35 @@ def test_says_that_a_space_is_of_another_run(make_checkpoint, tmp_path):
         UserError, match=r"spaces/a: expected the 10 sites of a .* got 9, .* files of two runs were mixed"
     ):
         Checkpoint.load(tmp_path / "run")
+
+
+def with_drafts(checkpoint, seed=0):
+    torch.manual_seed(seed)
+    drafts = Drafts({"a": (10, 3), "b": (8, 2)}, [("a", "b")])
+    for value in drafts.buffers():
+        value.copy_(torch.rand(value.shape) + 0.2)
+    return replace(checkpoint, drafts=drafts)
+
+
+def test_drafts_are_loaded_to_the_bit(make_checkpoint, tmp_path):
+    checkpoint = with_drafts(make_checkpoint())
+    checkpoint.save(tmp_path / "run")
+    loaded = Checkpoint.load(tmp_path / "run").drafts
+    assert (loaded.ranks, loaded.pairs) == (checkpoint.drafts.ranks, checkpoint.drafts.pairs)
+    for name, value in checkpoint.drafts.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_says_that_drafts_are_of_another_run_or_model_json_of_nothing_known(make_checkpoint, tmp_path):
+    with_drafts(make_checkpoint()).save(tmp_path / "run")
+    path = tmp_path / "run" / "model.json"
+    facts = json.loads(path.read_text())
+    other = Drafts({"a": (9, 3), "b": (8, 2)}, [("a", "b")])
+    save_module(other, tmp_path / "run" / "drafts.safetensors")
+    path.write_text(json.dumps(facts | {"drafts": {"ranks": other.ranks, "pairs": other.pairs}}))
+    with pytest.raises(UserError, match=r"drafts.safetensors: expected drafts of the run's subjects, got others"):
+        Checkpoint.load(tmp_path / "run")
+    for change in ({"num_sites": None}, {"drafts": {}}):
+        path.write_text(json.dumps(facts | change))
+        with pytest.raises(UserError, match=r"model.json: expected what a trained run says of itself, got something"):
+            Checkpoint.load(tmp_path / "run")

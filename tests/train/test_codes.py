@@ -1,6 +1,7 @@
 """The tokenized training split: nothing of the test split, and each row what it says it is."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -412,3 +413,20 @@ def test_trust_in_the_model_is_what_lowers_the_error_most(tokenizers, drafted):
                 made = trust * own + (1 - trust) * batch.draft
                 error[share] += float((made - batch.continuous)[judged].square().sum())
         assert error["solved"] <= min(error[0.0], error[0.5], error[1.0]) + 1e-6
+
+
+def test_residuals_are_what_trials_have_beside_the_codes_of_their_stimulus_s_average(study, tokenizers, codes):
+    """Of a stimulus that was shown once there is no average: beside its own codes."""
+    residuals, values = codes.residuals("s1"), []
+    trials = study.trials("s1")
+    repeated = Counter(trials.stimulus_id[row] for row in trials.rows("train"))
+    averages = study.averages("s1", "train")
+    mean = dict(zip(averages.stimulus_ids, torch.from_numpy(averages.responses), strict=True))
+    for row in trials.rows("train"):
+        trial = torch.from_numpy(study.responses("s1", np.array([row])))[0]
+        told = mean[trials.stimulus_id[row]] if repeated[trials.stimulus_id[row]] > 1 else trial
+        values.append(trial - tokenizers.brain.decode(tokenizers.brain.encode(told[None], "s1"), "s1")[0])
+    assert len(residuals) == len(values) and max(repeated.values()) > 1
+    wanted = torch.stack(values)
+    torch.testing.assert_close(residuals.sort(dim=0).values, wanted.detach().sort(dim=0).values, atol=1e-4, rtol=1e-4)
+    assert len(codes.residuals("s1", most=10)) <= 10

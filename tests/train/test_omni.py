@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from brainjanus.core.errors import UserError
-from brainjanus.generate import GenerationConfig, generate
+from brainjanus.generate import GenerationConfig, generate, marginal
 from brainjanus.model.sequence import Block, Task
 from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train.codes import Batch, BrainRows, Codes
-from brainjanus.train.omni import OmniTrainingConfig, expand_tasks, fit_omni, step_losses, target_mask
+from brainjanus.train.omni import OmniTrainingConfig, drawable, expand_tasks, fit_omni, step_losses, target_mask
 from brainjanus.train.optim import OptimConfig
 
 SEEN = wavelet(torch.zeros(1, 3, 8, 8)).shape[1:]  # tokens, channels
@@ -242,3 +242,34 @@ def test_tokenizers_stay_as_they_are(make_checkpoint, tmp_path):
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(checkpoint.model.brain_codebook, codebook)
     assert not any(p.requires_grad for p in checkpoint.tokenizers.brain.parameters())
+
+
+@pytest.mark.parametrize("dropped", [0.0, 1.0])
+@pytest.mark.parametrize("part", [False, True])
+def test_the_expectation_is_the_decoded_one_with_what_the_draft_adds_where_it_counts(make_checkpoint, dropped, part):
+    """By hand: of rows whose conditions are withheld there is no draft; known sites of a part do not count."""
+    checkpoint = make_checkpoint()
+    model, tokenizers = checkpoint.model, checkpoint.tokenizers
+    generator = torch.Generator().manual_seed(0)
+    shown, target, beyond = (torch.randn(8, 10, generator=generator) for _ in range(3))
+    judged = torch.rand(8, 10, generator=generator) < 0.5 if part else None
+    block = Block("brain", vectors=tokenizers.brain.latents(shown, "a"), subject="a")
+    goal = Block("brain", codes=tokenizers.brain.encode(target, "a"), subject="a")
+    config = OmniTrainingConfig(dropped=dropped, hidden=1.0)
+    batch = Batch([block], goal, target, shown, beyond, judged)
+    losses = step_losses(model, tokenizers, batch, generator, config)
+    p = marginal(model, [block.withheld() if dropped else block], goal)
+    expected = tokenizers.brain.decode_probabilities(p, "a") + (0 if dropped else beyond)
+    wrong = (expected - target).square()
+    torch.testing.assert_close(losses.expectation, wrong.mean() if judged is None else wrong[judged].mean())
+
+
+def test_what_cannot_be_drawn_is_left_out_and_said(make_checkpoint, capsys):
+    codes = planted(make_checkpoint())
+    nobody = replace(
+        codes, brains={"a": codes.brains["a"], "b": codes.brains["a"]._replace(stimulus=torch.arange(6) + 6)}
+    )
+    nobody = replace(nobody, ids=tuple("abcdefghijkl"))
+    assert drawable(nobody, Task(("text",), "brain:a"))
+    assert not drawable(nobody, Task(("brain:a",), "brain:b"))
+    assert "brain:a->brain:b: left out, as no training stimulus was shown to all" in capsys.readouterr().err
