@@ -26,7 +26,7 @@ from brainjanus.model.sequence import Block, brain_block, modality_of, subject_o
 from brainjanus.model.steps import Steps
 
 ROWS_AT_ONCE = 256  # sequences in one batch, samples and guidance counted
-WORK_BYTES = 4 * 2**30  # that their keys and values, or their logits, may take; fewer sequences are computed at once
+WORK_BYTES = 4 * 2**30  # that their keys and values, or their logits, may take on a CPU; on a GPU half of what is free
 PICTURES_AT_ONCE = 64  # that are decoded from their codes in one batch
 BY_ROW = ("codes", "vectors", "dropped", "seen", "unmeasured")  # what a block has for each of its rows
 
@@ -183,12 +183,16 @@ def estimate_rows(
 
 
 def at_once(model: OmniModel, request: Asked, config: GenerationConfig) -> int:
-    """How many sequences are computed in one batch: as many as WORK_BYTES hold the keys, values and logits of."""
-    decoder, length = model.config.decoder, total_length(request.conditions, request.target.length)
-    cache = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * length
-    logits = 3 * request.target.length * getattr(model.vocabulary, request.target.modality)  # and their softmax
-    sequences = min(ROWS_AT_ONCE, WORK_BYTES // (4 * max(cache, logits)))
-    return max(1, sequences // (1 if config.guidance == 1 else 2))
+    """How many sequences are computed in one batch: as many as there is room for the keys and values of, and, where all
+    codes are predicted in one pass, for the logits of."""
+    decoder, weight = model.config.decoder, model.decoder.norm.weight
+    positions = total_length(request.conditions, request.target.length)
+    cache = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * positions
+    needed = cache * weight.element_size()
+    if config.estimate == "mean" and config.num_samples == 0:  # logits, what guidance makes of them, their softmax
+        needed = max(needed, 3 * 4 * request.target.length * getattr(model.vocabulary, request.target.modality))
+    room = torch.cuda.mem_get_info(weight.device)[0] // 2 if weight.is_cuda else WORK_BYTES
+    return max(1, min(ROWS_AT_ONCE, room // needed) // (1 if config.guidance == 1 else 2))
 
 
 def joined(parts: Sequence[Generated]) -> Generated:

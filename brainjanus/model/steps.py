@@ -6,7 +6,6 @@ of a second for each request, and removes the time between kernels, which decide
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +16,7 @@ from brainjanus.model.decoder import Cache
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Block
 
-Acceleration = Literal["none", "compile", "graphs"]
+ACCELERATIONS = ("none", "compile", "graphs")
 WARM_UP = 3  # steps before recording, in which libraries allocate what they need
 
 
@@ -43,7 +42,7 @@ class Steps:
 
 def accelerate(model: OmniModel, how: str) -> None:
     """Choose how the model's steps are done. Raises UserError if this machine cannot do it so."""
-    if how not in ("none", "compile", "graphs"):
+    if how not in ACCELERATIONS:
         raise UserError(f"accelerate: expected none, compile or graphs, got '{how}'. Correct the option.")
     device = model.embed_tokens.weight.device
     if how == "graphs" and device.type != "cuda":
