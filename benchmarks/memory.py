@@ -61,7 +61,7 @@ def codes_of(checkpoint: Checkpoint) -> Codes:
     codes = torch.randint(64, (STIMULI, SITES // PATCH))
     values = torch.randn(STIMULI, SITES)
     rows = BrainRows(which, which < 0, values, codes)
-    pixels = torch.randint(256, (STIMULI, 3, 32, 32), dtype=torch.uint8)
+    pixels = torch.randint(256, (STIMULI, 32, 32, 3), dtype=torch.uint8)
     pictures = torch.randint(64, (STIMULI, SIDE**2))
     each = [i[None] for i in which]
     features = {"seen": torch.randn(STIMULI, *checkpoint.model.interface.features["seen"])}

@@ -32,6 +32,7 @@ from brainjanus.model.omni import Interface, OmniConfig, OmniModel
 from brainjanus.model.sequence import Block, modality_of, subject_of, total_length
 from brainjanus.recipes import RunConfig
 from brainjanus.tokenizers.janus import JanusImageConfig, JanusImageTokenizer, JanusVision, JanusVisionConfig
+from brainjanus.train.muon import Muon
 from brainjanus.train.optim import OptimConfig, optimizers_of
 from brainjanus.train.trained import Trained, adapt, is_brain, is_frozen_matrix, recompute
 
@@ -180,7 +181,7 @@ def loss_of(model: OmniModel, conditions: Sequence[Block], goal: Block) -> Tenso
 def moments_of(model: nn.Module, config: OptimConfig) -> int:
     """Two for each number that AdamW trains, one for each that Muon does."""
     return sum(
-        size_of(parameter) * (1 if isinstance(optimizer, torch.optim.Muon) else 2)
+        size_of(parameter) * (1 if isinstance(optimizer, Muon) else 2)
         for optimizer in optimizers_of(model, config)
         for group in optimizer.param_groups
         for parameter in group["params"]
@@ -334,8 +335,10 @@ def content(interface: Interface, config: OmniConfig, name: str, rows: int) -> B
         length = interface.brain_codes[subject]
         if config.brain_input == "codes":
             return Block("brain", codes=torch.empty(rows, length, dtype=torch.long), subject=subject)
-        dim = interface.brain_patch if config.brain_input == "sites" else interface.brain_dim
-        return Block("brain", vectors=torch.empty(rows, length // interface.brain_stages, dim), subject=subject)
+        patches, dim = length // interface.brain_stages, interface.brain_dim
+        if config.brain_input == "sites":
+            patches, dim = -(-patches // config.brain_fold), config.brain_fold * interface.brain_patch
+        return Block("brain", vectors=torch.empty(rows, patches, dim), subject=subject)
     encoder = config.text_input if modality == "text" else config.image_input
     if encoder == "codes":
         return target_codes(interface, name, rows)

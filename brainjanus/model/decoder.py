@@ -10,12 +10,12 @@ cache is allocated once for a whole generation.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from brainjanus.core.attention import attention
 from brainjanus.core.errors import UserError
+from brainjanus.core.fused import linears, rms_norm, rotate, swiglu
 from brainjanus.core.linear import Joined, PackedLinear
 
 
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config)
 
     @property
     def packed(self) -> bool:
@@ -189,13 +189,22 @@ class Decoder(nn.Module):
         return self.norm(x).to(entered)
 
 
+class RMSNorm(nn.RMSNorm):
+    def __init__(self, config: DecoderConfig):
+        super().__init__(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.eps is not None
+        return rms_norm(x, self.weight, self.eps)
+
+
 class Layer(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = FeedForward(config)
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config)
+        self.post_attention_layernorm = RMSNorm(config)
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], bias: Tensor | None, index: int, cache: Cache | None
@@ -232,9 +241,10 @@ class Attention(nn.Module):
             q, both = all_heads[:, : self.heads], all_heads[:, self.heads :]
             k, v = (cache.append(index, both) if cache else both).chunk(2, dim=1)
         else:
-            q = rotate(self.q_proj(x).unflatten(-1, (self.heads, -1)), rotation).transpose(1, 2)
-            k = rotate(self.k_proj(x).unflatten(-1, (self.kv_heads, -1)), rotation).transpose(1, 2)
-            v = self.v_proj(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+            q, k, v = linears(x, [self.q_proj, self.k_proj, self.v_proj])
+            q = rotate(q.unflatten(-1, (self.heads, -1)), rotation).transpose(1, 2)
+            k = rotate(k.unflatten(-1, (self.kv_heads, -1)), rotation).transpose(1, 2)
+            v = v.unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
             k = k.to(v.dtype)
             if cache:
                 k, v = cache.append(index, torch.cat([k, v], dim=1)).chunk(2, dim=1)
@@ -259,8 +269,11 @@ class FeedForward(nn.Module):
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = (self.gate_proj(x), self.up_proj(x)) if self.joined is None else self.joined(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        if self.joined is not None:
+            gate, up = self.joined(x).chunk(2, dim=-1)
+        else:
+            gate, up = linears(x, [self.gate_proj, self.up_proj])
+        return self.down_proj(swiglu(gate, up))
 
 
 def check_length(config: DecoderConfig, length: int) -> None:
@@ -285,11 +298,6 @@ def for_all_heads(config: DecoderConfig, rotation: tuple[Tensor, Tensor]) -> tup
     cos, sin = (x.expand(*x.shape[:-2], turned, -1) for x in rotation)
     still = cos.new_ones(*cos.shape[:-2], kept, cos.shape[-1])
     return torch.cat([cos, still], dim=-2), torch.cat([sin, torch.zeros_like(still)], dim=-2)
-
-
-def rotate(x: Float[Tensor, "b l h e"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "b l h e"]:
-    cos, sin = rotation
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def causally(seen: Bool[Tensor, "b l"]) -> Bool[Tensor, "b 1 l l"]:
