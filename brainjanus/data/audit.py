@@ -30,6 +30,7 @@ from brainjanus.data.write import digest_of
 Kind = Literal["stimulus", "picture", "statistics", "unclear statistics", "response"]
 TOLERANCE = 2e-3  # how far a z-scored site may be from mean 0 and standard deviation 1: numbers are rounded
 EXACT = 1e-5  # ... where few sites could come that close by chance
+HALF = 8e-3  # what two float16 numbers may differ by that were one, up to 8 standard deviations
 FEW_SITES = 4
 APART = 5  # one explanation has to fit so many times better than the other
 LEAST_OWN = 3  # trials; two that are z-scored by themselves are always -1 and 1
@@ -373,6 +374,8 @@ def _copies(dataset: Dataset, subject: str, trials: Trials, overall: _Moments) -
     scale = np.sqrt(overall.squares / overall.num)
     scale = np.where(scale > 0, scale, 1.0)
     slack = EXACT * (1 + np.abs(overall.mean) / scale)  # of float32 numbers with a large offset
+    if map_tensor(dataset.responses_file(subject), "responses").dtype == np.float16:
+        slack = slack + HALF
 
     def restored(rows: np.ndarray) -> Float[np.ndarray, "n v"]:
         """The trials as they came, in units of all trials: sessions are alike, whatever they were z-scored with."""

@@ -7,7 +7,7 @@ Enters: a folder that `write_dataset` wrote. Leaves: trials, responses, pictures
         images.safetensors                  pixels uint8 [pictures, H, W, 3]; stimulus int64 [pictures], the row
         captions.json                       {stimulus_id: [caption, ...]}
         features/NAME.safetensors           features float16 or float32 [stimuli, tokens, channels]
-        subjects/S/responses.safetensors    responses float32 [trials, sites], z-scored with training trials only
+        subjects/S/responses.safetensors    responses float32 or float16 [trials, sites], z-scored with training trials
         subjects/S/zscore.safetensors       mean, std [groups, sites] and session [groups] (-1: all sessions)
         subjects/S/trials.tsv               stimulus_id session run repeat split [fold]; one row per response
         subjects/S/space.json, space.safetensors
@@ -19,7 +19,7 @@ not loaded: what is not asked for is not read.
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -211,13 +211,27 @@ class Dataset:
 
     def responses(self, subject: str, rows: Int[np.ndarray, "n"] | None = None) -> Float[np.ndarray, "n v"]:
         """The z-scored responses of the trials `rows` (default: of all trials), float32; only these are read."""
-        mapped = map_tensor(self._folder(subject) / "responses.safetensors", "responses")
-        return np.array(mapped if rows is None else mapped[rows])
+        mapped = map_tensor(self.responses_file(subject), "responses")
+        return np.array(mapped if rows is None else mapped[rows], dtype=np.float32)
 
-    def averages(self, subject: str, split: str) -> Averages:
-        """The mean over the repeats of each stimulus of a split, sorted by stimulus id."""
+    def responses_file(self, subject: str) -> Path:
+        """Where `responses` [trials, sites] lie, as they are stored."""
+        return self._folder(subject) / "responses.safetensors"
+
+    @property
+    def pictures_file(self) -> Path:
+        """Where `pixels` [pictures, H, W, 3] lie; `picture_rows` says which are those of a stimulus."""
+        return self.path / "images.safetensors"
+
+    def averages(self, subject: str, split: str, among: Collection[str] | None = None) -> Averages:
+        """The mean over the repeats of each stimulus of a split, sorted by stimulus id.
+
+        among: of these stimuli alone; nothing else is read.
+        """
         trials = self.trials(subject)
         rows = trials.rows(split)
+        if among is not None:
+            rows = rows[np.isin(np.array(trials.stimulus_id, dtype=str)[rows], list(among))]
         names, where = np.unique(np.array(trials.stimulus_id, dtype=str)[rows], return_inverse=True)
         responses = self.responses(subject, rows)
         num_repeats = np.bincount(where, minlength=len(names))
@@ -237,13 +251,13 @@ class Dataset:
 
     def images(self, ids: Sequence[str]) -> UInt8[np.ndarray, "n h w 3"]:
         """The first picture of each stimulus, RGB. Raises UserError for a stimulus without one."""
-        first = np.array([self._picture_rows(name)[0] for name in ids], dtype=np.int64)
-        return np.asarray(map_tensor(self.path / "images.safetensors", "pixels")[first])
+        first = np.array([self.picture_rows(name)[0] for name in ids], dtype=np.int64)
+        return np.asarray(map_tensor(self.pictures_file, "pixels")[first])
 
     def pictures(self, stimulus_id: str) -> UInt8[np.ndarray, "m h w 3"]:
         """All pictures of one stimulus, RGB. Raises UserError if it has none."""
-        rows = self._picture_rows(stimulus_id)
-        return np.asarray(map_tensor(self.path / "images.safetensors", "pixels")[rows])
+        rows = self.picture_rows(stimulus_id)
+        return np.asarray(map_tensor(self.pictures_file, "pixels")[rows])
 
     def captions(self, stimulus_id: str) -> tuple[str, ...]:
         """The captions of one stimulus; empty if it has none."""
@@ -252,13 +266,20 @@ class Dataset:
 
     def features(self, name: str, ids: Sequence[str]) -> Float[np.ndarray, "n t c"]:
         """The features `name` of the stimuli, float32."""
+        return map_tensor(self.features_file(name), "features")[self.rows_of(ids)].astype(np.float32)
+
+    def features_file(self, name: str) -> Path:
+        """Where `features` [stimuli, tokens, channels] lie, as they are stored; `rows_of` says which are whose."""
         if name not in self.feature_names:
             raise UserError(
                 f"{self.path}: expected features that it has ({listed(self.feature_names)}), got '{name}'. "
                 "Prepare the dataset again with `features`, or give another name."
             )
-        rows = np.array([self._row(stimulus) for stimulus in ids], dtype=np.int64)
-        return map_tensor(self.path / f"features/{name}.safetensors", "features")[rows].astype(np.float32)
+        return self.path / f"features/{name}.safetensors"
+
+    def rows_of(self, ids: Sequence[str]) -> Int[np.ndarray, "n"]:
+        """Where these stimuli are among `stimulus_ids`."""
+        return np.array([self._row(stimulus) for stimulus in ids], dtype=np.int64)
 
     def _folder(self, subject: str) -> Path:
         if subject not in self.subjects:
@@ -289,11 +310,12 @@ class Dataset:
     def _pictures(self) -> dict[int, list[int]]:
         pictures: dict[int, list[int]] = {}
         if self.image_size is not None:
-            for picture, stimulus in enumerate(map_tensor(self.path / "images.safetensors", "stimulus").tolist()):
+            for picture, stimulus in enumerate(map_tensor(self.pictures_file, "stimulus").tolist()):
                 pictures.setdefault(stimulus, []).append(picture)
         return pictures
 
-    def _picture_rows(self, stimulus_id: str) -> list[int]:
+    def picture_rows(self, stimulus_id: str) -> list[int]:
+        """Which rows of the pictures' file show this stimulus. Raises UserError if none does."""
         rows = self._pictures.get(self._row(stimulus_id))
         if rows is None:
             raise UserError(
@@ -303,12 +325,25 @@ class Dataset:
         return rows
 
 
-def map_tensor(path: Path, name: str) -> np.ndarray:
-    """A read-only view of one tensor of a safetensors file; bytes are read where it is indexed."""
+class TensorPlace(NamedTuple):
+    """Where a tensor lies in a safetensors file. dtype: as the format calls it. offset: of its first byte."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def tensor_place(path: Path, name: str) -> TensorPlace:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(length))[name]
-    return np.memmap(path, _DTYPES[entry["dtype"]], "r", 8 + length + entry["data_offsets"][0], tuple(entry["shape"]))
+    return TensorPlace(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+
+
+def map_tensor(path: Path, name: str) -> np.ndarray:
+    """A read-only view of one tensor of a safetensors file; bytes are read where it is indexed."""
+    dtype, shape, offset = tensor_place(path, name)
+    return np.memmap(path, _DTYPES[dtype], "r", offset, shape)
 
 
 def checksum(path: Path) -> str:

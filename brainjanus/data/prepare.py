@@ -72,6 +72,7 @@ def prepare(config: PrepareConfig, out: Path | str, overwrite: bool = False) -> 
         zscore=config.zscore,
         provenance={"config": dataclasses.asdict(config), "notices": notices, "merged": shown.merged()},
         drop_constant_sites=config.drop_constant_sites,
+        responses_dtype=config.responses_dtype,
         overwrite=overwrite,
     )
 

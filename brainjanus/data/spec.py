@@ -16,7 +16,7 @@ import numpy as np
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import MM_PER_MS, Kind
 from brainjanus.data.readers.nifti import is_nifti
-from brainjanus.data.write import How
+from brainjanus.data.write import How, ResponsesDtype
 
 IN_ORDER = "in-order"
 _PATHS = {"responses", "trials", "mask", "coordinates", "sensors", "rois", "pictures", "captions", "features"}
@@ -90,6 +90,8 @@ class PrepareConfig(SubjectFiles):
     """Seed of the split."""
     drop_constant_sites: bool = False
     """Leave out sites whose training responses never vary, which are refused otherwise."""
+    responses_dtype: ResponsesDtype = "float32"
+    """As which z-scored responses are stored; float16 takes half of the room."""
     subjects: tuple[SubjectFiles, ...] = ()
     """Several subjects (from a spec: [[subjects]] tables; what they do not set is as at the top of the spec)."""
 

@@ -1,26 +1,30 @@
 """Codes: a split of a Dataset, tokenized once, from which every training step only picks rows.
 
 Enters: a Dataset and tokenizers. Leaves: for each stimulus its picture codes, caption codes and vision features, for
-each subject the codes of its responses, and batches of blocks for a task. Stored under the fingerprint of
-the tokenizers, so that a second run on the same data starts at once.
+each subject the codes of its responses, and batches of blocks for a task. Stored under the fingerprints of data and
+tokenizers, so that a second run on the same data starts at once.
+
+    STORE/image-SPLIT-KEY/part-*.safetensors                picture codes, in the smallest integers that hold them
+          features-SPLIT-KEY/part-*.safetensors             vision features; float16 if they are of a network
+          averages-SUBJECT-SPLIT-KEY/part-*.safetensors     mean responses to the stimuli that were repeated
+          brain-SUBJECT-SPLIT-KEY/part-*.safetensors        codes of single trials, then of these averages
+
+Responses, pixels and features stay on disk (store.py); captions, and codes that take little, are held in memory.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor, nn
 
-from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.errors import UserError
 from brainjanus.core.progress import progress
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
@@ -29,17 +33,27 @@ from brainjanus.model.draft import beyond_codes, draft_block, draft_of
 from brainjanus.model.omni import OmniConfig
 from brainjanus.model.sequence import Block, Task, brain_block, modality_of, subject_of
 from brainjanus.tokenizers.brain import BrainTokenizer
+from brainjanus.tokenizers.image import ImageTokenizer
+from brainjanus.tokenizers.janus import JanusImageTokenizer
 from brainjanus.tokenizers.text import END, Prompt, up_to_end
 from brainjanus.tokenizers.vision import can_encode, vision_encoder
 from brainjanus.train.draft import Solved, descriptions_of
+from brainjanus.train.store import Rows, Stored, held, in_chunks, stored
 
 ENCODE_BATCH = 32
+FEATURE_PART = 128  # stimuli of a part: features of a picture may take a megabyte
+CHUNK = 256  # rows of pictures or features in memory at a time where all are gone through
 REGIONS = 0.5  # how often a part of a brain is some of its regions; otherwise some stretches of cortex
 STRETCHES = 64  # that a brain is cut into
 MOST_PIECES = 2000  # codes of captions that encoding models read
 MOST_RESIDUALS = 6000  # trials that tell how trials scatter
 WIDEST, SMALL_PICTURE = 8192, 16  # numbers of a stimulus's features above which places are averaged; pixels a side
+MOST_SAMPLED = 2**26  # numbers of features that tell how their channels spread; 256 MB
 AVERAGES = 0.8  # how often a repeated stimulus is shown by its average; otherwise by one of its single trials
+
+# What a response is: the average of all repeats (AVERAGES of the time, if there are several) or one of them; or the
+# mean of a random number of random repeats, which is encoded as it is drawn.
+Shown = Literal["averages", "repeats"]
 
 
 # R rows, V sites, K codes, D codebook dimension
@@ -48,8 +62,8 @@ class BrainRows(NamedTuple):
 
     stimulus: Int[Tensor, "r"]  # row in Codes.ids
     is_average: Tensor  # bool [r]: the mean of all repeats of its stimulus
-    values: Float[Tensor, "r v"]
-    codes: Int[Tensor, "r k"]
+    values: Stored  # [r, v], float32 or float16
+    codes: Stored  # [r, k]
 
 
 # N stimuli of the split, S of them seen by the subject, T single trials
@@ -97,31 +111,45 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """A tokenized split. `pictures_of` and `captions_of` list, for each stimulus, rows of `pixels` and `captions`."""
+    """A tokenized split. `pictures_of` and `captions_of` list, for each stimulus, rows of `pixels` and `captions`.
+
+    Rows may lie on disk or in memory. allowed: the stimuli that are drawn; None: all.
+    """
 
     ids: tuple[str, ...]
-    pixels: UInt8[Tensor, "p 3 h w"] | None
-    picture_codes: Int[Tensor, "p k"] | None
+    pixels: Rows | UInt8[Tensor, "p h w 3"] | None
+    picture_codes: Rows | Integer[Tensor, "p k"] | None
     pictures_of: list[Tensor]
     caption_codes: Int[Tensor, "c l"] | None
     captions_of: list[Tensor]
-    features: Mapping[str, Float[Tensor, "n _ _"]]
+    features: Mapping[str, Stored]  # [n, t, c], float32 or float16
     brains: Mapping[str, BrainRows]
     tokenizer: BrainTokenizer
     regions: Mapping[str, Bool[Tensor, "r v"]] = field(default_factory=dict)  # by which parts of a brain are drawn
     solved: Solved | None = None
     caption_prompts: Prompt | None = None  # what captions are as conditions; None: their codes, up to their end
+    shown: Shown = "averages"
+    allowed: Bool[Tensor, "n"] | None = None
 
-    def batch(self, task: Task, size: int, generator: torch.Generator, config: OmniConfig) -> Batch:
+    def among(self, allowed: Bool[Tensor, "n"]) -> "Codes":
+        """The same, of which only these stimuli are drawn."""
+        return replace(self, allowed=allowed if self.allowed is None else allowed & self.allowed)
+
+    @torch.no_grad()
+    def batch(
+        self, task: Task, size: int, generator: torch.Generator, config: OmniConfig, part: slice = slice(None)
+    ) -> Batch:
         """Random stimuli for a task, all equally likely, among those that its first brain saw.
 
-        A brain is the average over the repeats of the stimulus (AVERAGES of the time, if it was repeated) or one of its
-        single trials. A target that its subject never saw is what its encoding model expects, with noise of its own.
+        A brain is shown as `shown` says. A target that its subject never saw is what its encoding model expects, with
+        noise of its own. part: which of the `size` rows are read and made. All are drawn, so that several processes
+        with generators of the same state make the parts of one batch, and their generators stay the same.
         """
-        stimuli = self._draw_stimuli(task, size, generator)
+        drawn_stimuli = self._draw_stimuli(task, size, generator)
+        stimuli = drawn_stimuli[part]
         drawn: dict[str, Drawn] = {}
         for subject in dict.fromkeys(filter(None, map(subject_of, (*task.conditions, task.target)))):
-            drawn[subject] = self._draw(subject, stimuli, generator)
+            drawn[subject] = self._draw(subject, drawn_stimuli, generator, part)
         given = {name: drawn[s].values for name in task.conditions if (s := subject_of(name)) is not None}
         for name in (name for name in given if name.startswith("part:")):
             subject = str(subject_of(name))
@@ -134,11 +162,14 @@ class Codes:
             if name in given:
                 conditions.append(self._brain(name, given[name], stimuli, config))
             else:
-                conditions.append(self._seen_or_said(name, stimuli, generator, config))
+                conditions.append(self._seen_or_said(name, drawn_stimuli, generator, config, part))
         target = str(subject_of(task.target))
-        if target not in drawn or not task.target.startswith("brain:"):
-            block, continuous = self._target(task.target, stimuli, generator)
-            return Batch(conditions, block, continuous)
+        if task.target == "text":
+            return Batch(conditions, self._text(drawn_stimuli, generator, part), None)
+        if task.target == "image":
+            picked = pick(self.pictures_of, drawn_stimuli, generator, part)
+            assert self.pixels is not None
+            return Batch(conditions, self._picture(picked), unit_pixels(self.pixels[picked]))
         goal = Block("brain", codes=drawn[target].codes, subject=target)
         draft = draft_of(self.solved.at(stimuli), given, target) if self.solved and given else None
         if draft is None:
@@ -147,21 +178,29 @@ class Codes:
         if f"part:{target}" in given:
             judged = given[f"part:{target}"].isnan()
         else:
-            conditions.append(draft_block(self.tokenizer, draft, target, config.brain_input))
+            conditions.append(draft_block(self.tokenizer, draft, target, config.brain_input, config.brain_fold))
         beyond = beyond_codes(self.tokenizer, draft, target)
         return Batch(conditions, goal, drawn[target].expected, draft, beyond, judged)
 
     def descriptions(self) -> Float[Tensor, "n f"] | None:
         """What linear encoding models read of each stimulus: its features (or a small picture) and the codes it is
         said in; None if nothing is known of stimuli."""
-        features = self.features.values()
-        kinds = [x.flatten(1) if x[0].numel() <= WIDEST else x.mean(dim=1) for x in features]
+        kinds = []
+        for rows in self.features.values():
+            told = [x.float().flatten(1) if x[0].numel() <= WIDEST else x.float().mean(dim=1) for x in chunks(rows)]
+            kinds.append(torch.cat(told))
         if not kinds and self.pixels is not None:
-            small = F.adaptive_avg_pool2d(self.pixels.float() / 255, SMALL_PICTURE).flatten(1)
+            pooled = [F.adaptive_avg_pool2d(unit_pixels(x), SMALL_PICTURE).flatten(1) for x in chunks(self.pixels)]
+            small = torch.cat(pooled)
             kinds.append(torch.stack([small[rows].mean(dim=0) for rows in self.pictures_of]))
         if self.caption_codes is not None:
             kinds.append(self._said())
         return descriptions_of(kinds)
+
+    def sample_of_features(self, name: str) -> Float[Tensor, "m _ _"]:
+        """Vision features of stimuli that are evenly taken, at most MOST_SAMPLED numbers: how channels spread."""
+        rows = self.features[name]
+        return rows[:: -(-rows.shape.numel() // MOST_SAMPLED)].float()
 
     def _said(self) -> Float[Tensor, "n p"]:
         """The share of each stimulus's captions that have each of the MOST_PIECES most frequent codes."""
@@ -183,9 +222,13 @@ class Codes:
         brain, rows = self.brains[subject], self._rows_of_stimuli[subject]
         trials = rows.trials[:: max(1, -(-len(rows.trials) // most))]
         average = rows.average[brain.stimulus[trials]]
-        told = brain.codes[torch.where(average >= 0, average, trials)].long()
-        decoded = [self.tokenizer.decode(part, subject) for part in told.split(ENCODE_BATCH)]
-        return brain.values[trials].float() - torch.cat(decoded)
+        told = torch.where(average >= 0, average, trials)
+        residuals = torch.empty(len(trials), brain.values.shape[1])
+        for start in range(0, len(trials), ENCODE_BATCH):
+            here = slice(start, start + ENCODE_BATCH)
+            decoded = self.tokenizer.decode(brain.codes[told[here]].long(), subject)
+            residuals[here] = brain.values[trials[here]].float() - decoded
+        return residuals
 
     def stimuli_of(self, task: Task) -> Int[Tensor, "n"]:
         """Stimuli that every brain among the conditions saw, or the target's subject, where there is none; a target's
@@ -195,10 +238,10 @@ class Codes:
         if brains and target is not None and not (self.solved and self.solved.expects(target)):
             brains.append(target)  # what was not measured cannot be expected either
         brains = brains or [subject for subject in [subject_of(task.target)] if subject is not None]
-        if not brains:
-            return torch.arange(len(self.ids))
-        saw = torch.stack([self._rows_of_stimuli[subject].num_trials > 0 for subject in brains]).all(dim=0)
-        return saw.nonzero()[:, 0]
+        drawable = torch.ones(len(self.ids), dtype=torch.bool) if self.allowed is None else self.allowed
+        for subject in brains:
+            drawable = drawable & (self._rows_of_stimuli[subject].num_trials > 0)
+        return drawable.nonzero()[:, 0]
 
     def _draw_stimuli(self, task: Task, size: int, generator: torch.Generator) -> Int[Tensor, "b"]:
         seen = self.stimuli_of(task)
@@ -209,61 +252,92 @@ class Codes:
             )
         return seen[torch.randint(len(seen), (size,), generator=generator)]
 
-    def _draw(self, subject: str, stimuli: Int[Tensor, "b"], generator: torch.Generator) -> Drawn:
-        """Responses of this subject; where it did not see a stimulus, expected ones with noise of their own."""
+    def _draw(self, subject: str, stimuli: Int[Tensor, "b"], generator: torch.Generator, part: slice) -> Drawn:
+        """Responses of this subject to a part of these stimuli; where it did not see one, what is expected, with noise.
+
+        Drawn is for all of them, read and made only what the part needs.
+        """
         brain, rows = self.brains[subject], self._rows_of_stimuli[subject]
+        unseen = rows.num_trials[stimuli] == 0
+        if self.shown == "repeats":
+            values = self._mean_of_some(subject, stimuli, generator, part)
+            codes, to_encode = torch.empty(len(values), brain.codes.shape[1], dtype=torch.long), torch.ones_like(unseen)
+        else:
+            picked = self._average_or_trial(subject, stimuli, generator)[part]
+            values, codes, to_encode = brain.values[picked].float(), brain.codes[picked].long(), unseen
+        expected = values
+        if bool(unseen.any()):
+            assert self.solved is not None, "stimuli that nobody can tell of are not drawn"
+            noise, here = torch.rand(len(stimuli), generator=generator)[part], unseen[part]
+            expected, values = values.clone(), values.clone()
+            if bool(here.any()):
+                expected[here] = self.solved.expected(subject, stimuli[part][here])
+                values[here] = expected[here] + self.solved.left_over(subject, noise[here])
+        to_encode = to_encode[part]
+        if bool(to_encode.any()):
+            codes[to_encode] = self.tokenizer.encode(values[to_encode], subject)
+        return Drawn(values, codes, expected)
+
+    def _average_or_trial(
+        self, subject: str, stimuli: Int[Tensor, "b"], generator: torch.Generator
+    ) -> Int[Tensor, "b"]:
+        """For each stimulus a row of the subject: its average or one of its trials; of one it did not see, any."""
+        rows = self._rows_of_stimuli[subject]
         num_trials, average = rows.num_trials[stimuli], rows.average[stimuli]
         averaged = torch.rand(len(stimuli), generator=generator) < AVERAGES
         which = (torch.rand(len(stimuli), generator=generator) * num_trials).long()
-        one = rows.trials[(rows.first[stimuli] + which).clamp_max(len(rows.trials) - 1)]
-        picked = torch.where(averaged & (average >= 0), average, one)
-        values, codes = brain.values[picked].float(), brain.codes[picked].long()
-        unseen = num_trials == 0
-        if not bool(unseen.any()):
-            return Drawn(values, codes, values)
-        assert self.solved is not None, "stimuli that nobody can tell of are not drawn"
-        expected = values.clone()
-        expected[unseen] = self.solved.expected(subject, stimuli[unseen])
-        values[unseen] = expected[unseen] + self.solved.left_over(subject, int(unseen.sum()), generator)
-        codes[unseen] = self.tokenizer.encode(values[unseen], subject)
-        return Drawn(values, codes, expected)
+        trial = rows.trials[torch.where(num_trials > 0, rows.first[stimuli] + which, 0)]
+        return torch.where(averaged & (average >= 0), average, trial)
+
+    def _mean_of_some(
+        self, subject: str, stimuli: Int[Tensor, "b"], generator: torch.Generator, part: slice
+    ) -> Float[Tensor, "p v"]:
+        """The mean of some repeats of each stimulus: of one to all, equally likely; zeros where there is none."""
+        rows, values = self._rows_of_stimuli[subject], self.brains[subject].values
+        num_trials = rows.num_trials[stimuli]
+        share = torch.rand(len(stimuli), generator=generator)
+        keys = torch.rand((len(stimuli), int(num_trials.max())), generator=generator)
+        stimuli, num_trials, share, keys = (x[part] for x in (stimuli, num_trials, share, keys))
+        count = torch.minimum(1 + (share * num_trials).long(), num_trials)
+        keys[torch.arange(keys.shape[1]) >= num_trials[:, None]] = 2  # behind all that exist
+        owner, repeat = (keys.argsort(dim=1).argsort(dim=1) < count[:, None]).nonzero(as_tuple=True)
+        shown = values[rows.trials[rows.first[stimuli][owner] + repeat]].float()
+        summed = torch.zeros(len(stimuli), values.shape[1]).index_add_(0, owner, shown)
+        return summed / count.clamp_min(1)[:, None]
 
     def _brain(self, name: str, values: Float[Tensor, "b v"], stimuli: Int[Tensor, "b"], config: OmniConfig) -> Block:
         """A brain as a condition; a part of one is filled in."""
         subject = str(subject_of(name))
         if not name.startswith("part:"):
-            return brain_block(self.tokenizer, values, subject, config.brain_input)
+            return brain_block(self.tokenizer, values, subject, config.brain_input, config.brain_fold)
         if self.solved is None:
             raise UserError(f"task {name}: expected linear drafts to fill in the rest, got none. Leave it out.")
         filled = self.solved.at(stimuli).complete(values, subject)
-        return brain_block(self.tokenizer, filled, subject, config.brain_input, values.isnan())
+        return brain_block(self.tokenizer, filled, subject, config.brain_input, config.brain_fold, values.isnan())
 
     def _seen_or_said(
-        self, name: str, stimuli: Int[Tensor, "b"], generator: torch.Generator, config: OmniConfig
+        self, name: str, stimuli: Int[Tensor, "b"], generator: torch.Generator, config: OmniConfig, part: slice
     ) -> Block:
         """A picture or a text as a condition."""
         encoder = config.text_input if name == "text" else config.image_input
         if encoder != "codes":
-            return Block(modality_of(name), vectors=self.features[encoder][stimuli].float(), features=encoder)
+            return Block(modality_of(name), vectors=self.features[encoder][stimuli[part]].float(), features=encoder)
         if name == "image":
-            return self._target(name, stimuli, generator)[0]
+            return self._picture(pick(self.pictures_of, stimuli, generator, part))
         assert self.caption_codes is not None
-        picked = pick(self.captions_of, stimuli, generator)
+        picked = pick(self.captions_of, stimuli, generator, part)
         prompts = self.caption_prompts or Prompt(self.caption_codes, up_to_end(self.caption_codes, END))
         seen = prompts.seen[picked]
         seen = seen[:, : int(seen.sum(dim=1).max())]  # no longer than the longest of these
         return Block("text", codes=prompts.codes[picked, : seen.shape[1]].long(), seen=seen)
 
-    def _target(
-        self, name: str, stimuli: Int[Tensor, "b"], generator: torch.Generator
-    ) -> tuple[Block, Float[Tensor, "b 3 h w"] | None]:
-        """A picture or a text by its codes; the pixels of a picture."""
-        if name == "text":
-            assert self.caption_codes is not None
-            return Block("text", codes=self.caption_codes[pick(self.captions_of, stimuli, generator)].long()), None
-        assert self.picture_codes is not None and self.pixels is not None
-        picked = pick(self.pictures_of, stimuli, generator)
-        return Block("image", codes=self.picture_codes[picked].long()), self.pixels[picked].float() / 255
+    def _text(self, stimuli: Int[Tensor, "b"], generator: torch.Generator, part: slice) -> Block:
+        assert self.caption_codes is not None
+        return Block("text", codes=self.caption_codes[pick(self.captions_of, stimuli, generator, part)].long())
+
+    def _picture(self, picked: Int[Tensor, "b"]) -> Block:
+        assert self.picture_codes is not None
+        return Block("image", codes=self.picture_codes[picked].long())
 
     @cached_property
     def _rows_of_stimuli(self) -> dict[str, RowsOfStimuli]:
@@ -289,44 +363,47 @@ def draw_part(
     return known
 
 
-def pick(groups: Sequence[Tensor], which: Tensor, generator: torch.Generator) -> Tensor:
-    """One random member of each of the groups named in `which`."""
-    draw = torch.rand(len(which), generator=generator)
-    return torch.stack([groups[i][int(d * len(groups[i]))] for i, d in zip(which.tolist(), draw.tolist(), strict=True)])
+def pick(groups: Sequence[Tensor], which: Tensor, generator: torch.Generator, part: slice = slice(None)) -> Tensor:
+    """One random member of each of the groups named in a part of `which`; drawn is for all of them."""
+    draw = torch.rand(len(which), generator=generator)[part].tolist()
+    return torch.stack([groups[i][int(d * len(groups[i]))] for i, d in zip(which[part].tolist(), draw, strict=True)])
+
+
+def unit_pixels(pictures: UInt8[Tensor, "b h w 3"]) -> Float[Tensor, "b 3 h w"]:
+    """Pictures as they are stored to what encoders read: in [0, 1], channels first."""
+    return pictures.permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def chunks(rows: Stored) -> Iterator[Tensor]:
+    return in_chunks(rows, CHUNK)
 
 
 def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features: Sequence[str], store: Path) -> Codes:
-    """Tokenize a split, or read it from `store` if these tokenizers have done so before.
+    """Tokenize a split into `store`; what these tokenizers made before, of the same data, is read from there.
 
     Raises UserError if a stimulus lacks a picture or a caption where the tokenizers have such.
     """
     ids = dataset.split_ids(split)
     row_of = {stimulus: row for row, stimulus in enumerate(ids)}
-    picture_codes, pixels, pictures_of = None, None, []
+    pixels: Rows | None = None
+    picture_codes: Stored | None = None
+    pictures_of: list[Tensor] = []
     if tokenizers.image is not None:
-        groups = [dataset.pictures(stimulus) for stimulus in ids]
-        pixels = torch.from_numpy(np.concatenate(groups)).permute(0, 3, 1, 2).contiguous()
-        pictures_of = rows_of_groups([len(group) for group in groups])
-        image = tokenizers.image
-        picture_codes = stored(
-            store, f"image-{split}", (dataset.fingerprint, fingerprint(image)),
-            lambda: {"codes": in_batches(lambda x: image.encode(x.float() / 255), pixels, "encode pictures").int()},
-        )["codes"]  # fmt: skip
+        pixels, pictures_of = pictures_of_each(dataset, ids)
+        picture_codes = encode_pictures(dataset, tokenizers.image, split, pixels, store)
     caption_codes, caption_prompts, captions_of = None, None, []
     if tokenizers.text is not None:
         captions = captions_of_each(dataset, ids)
         every = [caption for group in captions for caption in group]
-        caption_codes, caption_prompts = tokenizers.text.encode(every).int(), tokenizers.text.prompt(every)
+        prompt = tokenizers.text.prompt(every)
+        caption_codes, caption_prompts = tokenizers.text.encode(every).int(), Prompt(prompt.codes.int(), prompt.seen)
         captions_of = rows_of_groups([len(group) for group in captions])
     vision = {name: stored_features(dataset, tokenizers, split, name, store) for name in features}
     brains = {}
     for subject in tokenizers.brain.subjects:
-        values, stimulus, is_average = training_rows(dataset, subject, split, row_of)
-        tensors = stored(
-            store, f"brain-{subject}-{split}", (dataset.fingerprint, fingerprint(tokenizers.brain)),
-            partial(encode_brain, tokenizers.brain, values, subject),
-        )  # fmt: skip
-        brains[subject] = BrainRows(stimulus, is_average, values, tensors["codes"])
+        values, stimulus, is_average = training_rows(dataset, subject, split, row_of, store)
+        codes = encode_brain(dataset, tokenizers.brain, subject, split, values, store)
+        brains[subject] = BrainRows(stimulus, is_average, values, codes)
     rois = {subject: list(dataset.space(subject).rois.values()) for subject in tokenizers.brain.subjects}
     regions = {subject: torch.from_numpy(np.stack(masks)) for subject, masks in rois.items() if masks}
     return Codes(
@@ -335,33 +412,78 @@ def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features:
     )  # fmt: skip
 
 
-def stored_features(
-    dataset: Dataset, tokenizers: Tokenizers, split: str, name: str, store: Path
-) -> Float[Tensor, "n t c"]:
-    """Vision features of a split; those of a network are read from `store` if they were made before, in float16."""
+def pictures_of_each(dataset: Dataset, ids: Sequence[str]) -> tuple[Rows, list[Tensor]]:
+    """The pictures [p, h, w, 3] of these stimuli, on disk, and which of them show each. Raises UserError for one
+    without a picture."""
+    groups = [dataset.picture_rows(stimulus) for stimulus in ids]
+    rows = torch.tensor([row for group in groups for row in group])
+    return Rows.of(dataset.pictures_file, "pixels", rows), rows_of_groups([len(group) for group in groups])
+
+
+def encode_pictures(
+    dataset: Dataset, image: ImageTokenizer | JanusImageTokenizer, split: str, pixels: Rows, store: Path
+) -> Stored:
+    dtype = dtype_of_codes(len(image.quantizer.codebook))
+    rows = stored(
+        store, f"image-{split}", (dataset.fingerprint, fingerprint(image)), len(pixels),
+        lambda rows: image.encode(unit_pixels(pixels[rows])).to(dtype), "encode pictures",
+    )  # fmt: skip
+    return held(rows)
+
+
+def encode_brain(
+    dataset: Dataset, tokenizer: BrainTokenizer, subject: str, split: str, values: Rows, store: Path
+) -> Stored:
+    dtype = dtype_of_codes(len(tokenizer.quantizer.codebook))
+    rows = stored(
+        store, f"brain-{subject}-{split}", (dataset.fingerprint, fingerprint(tokenizer)), len(values),
+        lambda rows: tokenizer.encode(values[rows].float(), subject).to(dtype), f"encode {subject}",
+    )  # fmt: skip
+    return held(rows)
+
+
+def dtype_of_codes(num_codes: int) -> torch.dtype:
+    """The smallest integers that hold the codes of a codebook."""
+    return next(t for t in (torch.uint8, torch.int16, torch.int32, torch.int64) if num_codes - 1 <= torch.iinfo(t).max)
+
+
+def stored_features(dataset: Dataset, tokenizers: Tokenizers, split: str, name: str, store: Path) -> Rows:
+    """Vision features [n, t, c] of a split: those of the dataset, or made and stored, those of a network in float16."""
     ids = dataset.split_ids(split)
-    encoder = None if name in dataset.feature_names else tokenizers.encoder(name)
-    if not isinstance(encoder, nn.Module):
-        return features_of(dataset, name, ids)
+    if name in dataset.feature_names:
+        return Rows.of(dataset.features_file(name), "features", torch.from_numpy(dataset.rows_of(ids)))
+    encoder = tokenizers.encoder(name)
+    network = isinstance(encoder, nn.Module)
+    key = (dataset.fingerprint, name, fingerprint(encoder) if isinstance(encoder, nn.Module) else "")
+    dtype = torch.float16 if network else torch.float32
     return stored(
-        store, f"features-{split}", (dataset.fingerprint, name, fingerprint(encoder)),
-        lambda: {"features": features_of(dataset, name, ids, encoder).half()},
-    )["features"]  # fmt: skip
+        store, f"features-{split}", key, len(ids), lambda rows: features_of_some(dataset, ids[rows], encoder).to(dtype),
+        f"{name} features", FEATURE_PART,
+    )  # fmt: skip
 
 
 def training_rows(
-    dataset: Dataset, subject: str, split: str, row_of: Mapping[str, int]
-) -> tuple[Float[Tensor, "r v"], Int[Tensor, "r"], Tensor]:
-    """Single trials, then averages of the repeated stimuli: values, rows of their stimuli, which are averages."""
+    dataset: Dataset, subject: str, split: str, row_of: Mapping[str, int], store: Path
+) -> tuple[Rows, Int[Tensor, "r"], Tensor]:
+    """Single trials, as they lie in the dataset, then averages of the repeated stimuli, which are made and stored, in
+    the dataset's dtype: values, rows of their stimuli, which are averages."""
     trials = dataset.trials(subject)
-    rows = trials.rows(split)
-    averages = dataset.averages(subject, split)
-    repeated = averages.num_repeats > 1
-    ids = [trials.stimulus_id[row] for row in rows]
-    ids += [stimulus for stimulus, many in zip(averages.stimulus_ids, repeated, strict=True) if many]
-    values = np.concatenate([dataset.responses(subject, rows), averages.responses[repeated]])
-    is_average = torch.arange(len(ids)) >= len(rows)
-    return torch.from_numpy(values).float(), torch.tensor([row_of[i] for i in ids]), is_average
+    rows = torch.from_numpy(trials.rows(split))
+    shown = torch.tensor([row_of[trials.stimulus_id[row]] for row in rows.tolist()])
+    single = Rows.of(dataset.responses_file(subject), "responses", rows)
+    by_stimulus = shown.argsort(stable=True)
+    stimuli, counts = shown.unique(return_counts=True)
+    repeated, repeats = stimuli[counts > 1], [g for g in by_stimulus.split(counts.tolist()) if len(g) > 1]
+    values = single
+    if repeats:
+        averages = stored(
+            store, f"averages-{subject}-{split}", (dataset.fingerprint,), len(repeats),
+            lambda part: torch.stack([single[group].double().mean(dim=0) for group in repeats[part]]).to(single.dtype),
+            f"averages of {subject}",
+        )  # fmt: skip
+        values = Rows.behind([single, averages])
+    is_average = torch.arange(len(values)) >= len(single)
+    return values, torch.cat([shown, repeated]), is_average
 
 
 def captions_of_each(dataset: Dataset, ids: Sequence[str]) -> list[tuple[str, ...]]:
@@ -384,42 +506,24 @@ def features_of(
     """
     if name in dataset.feature_names or (encoder is None and not can_encode(name)):
         return torch.from_numpy(dataset.features(name, ids))
-    encode = encoder or vision_encoder(name)
-    groups = [dataset.pictures(stimulus) for stimulus in ids]
-    pixels = torch.from_numpy(np.concatenate(groups)).permute(0, 3, 1, 2)
-    encoded = in_batches(lambda x: encode(x.float() / 255), pixels, f"{name} features")
-    return torch.stack([encoded[rows].mean(dim=0) for rows in rows_of_groups([len(group) for group in groups])])
-
-
-def encode_brain(tokenizer: BrainTokenizer, values: Float[Tensor, "r v"], subject: str) -> dict[str, Tensor]:
-    latents = in_batches(lambda x: tokenizer.latents(x, subject), values, f"encode {subject}")
-    return {"codes": tokenizer.quantizer(latents).codes.int()}
+    encode, parts = encoder or vision_encoder(name), []
+    with progress(f"{name} features", len(ids)) as advance:
+        for start in range(0, len(ids), ENCODE_BATCH):
+            parts.append(features_of_some(dataset, ids[start : start + ENCODE_BATCH], encode))
+            advance(min(start + ENCODE_BATCH, len(ids)), None)
+    return torch.cat(parts)
 
 
 @torch.no_grad()
-def in_batches(encode: Callable[[Tensor], Tensor], rows: Tensor, name: str) -> Tensor:
-    parts = []
-    with progress(name, len(rows)) as advance:
-        for start in range(0, len(rows), ENCODE_BATCH):
-            parts.append(encode(rows[start : start + ENCODE_BATCH]))
-            advance(min(start + ENCODE_BATCH, len(rows)), None)
-    return torch.cat(parts)
+def features_of_some(
+    dataset: Dataset, ids: Sequence[str], encode: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "n t c"]:
+    """Those of few stimuli, whose pictures are all in memory."""
+    groups = [torch.from_numpy(dataset.pictures(stimulus)) for stimulus in ids]
+    encoded = torch.cat([encode(unit_pixels(part)) for part in torch.cat(groups).split(ENCODE_BATCH)])
+    return torch.stack([features.mean(dim=0) for features in encoded.split([len(group) for group in groups])])
 
 
 def rows_of_groups(sizes: Sequence[int]) -> list[Tensor]:
     """Consecutive row numbers, cut into groups of these sizes."""
     return list(torch.arange(sum(sizes)).split(list(sizes)))
-
-
-def stored(store: Path, name: str, key: tuple[str, ...], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `make` returns, read back if it was made before from the same data by the same tokenizer."""
-    path = store / f"{name}-{hashlib.sha256(' '.join(key).encode()).hexdigest()[:16]}.safetensors"
-    if path.exists():
-        try:
-            return load_file(path)
-        except SafetensorError:
-            pass  # damaged: make it again
-    tensors = {key: value.contiguous() for key, value in make().items()}
-    with written_beside(path) as beside:
-        save_file(tensors, beside)
-    return tensors

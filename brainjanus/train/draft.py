@@ -51,6 +51,12 @@ class Solved:
         """Drafts of responses to these stimuli, row by row."""
         return OutOfFold(self, self.fold[stimuli])
 
+    def for_others(self, count: int) -> "Solved":
+        """Drafts of so many stimuli that none of this was solved on; responses that were not measured are not
+        expected."""
+        unexpecting = Solution(self.whole.drafts, dict.fromkeys(self.whole.encoders))
+        return Solved(unexpecting, [unexpecting], torch.zeros(count, dtype=torch.long), None, {})
+
     def expects(self, subject: str) -> bool:
         """Whether responses to stimuli that this subject did not see can be expected."""
         return self.whole.encoders[subject] is not None
@@ -62,10 +68,11 @@ class Solved:
         z = torch.from_numpy(encoder.predict(self.descriptions[stimuli].numpy()))
         return self.whole.drafts.gaussian(subject).expected(z)
 
-    def left_over(self, subject: str, size: int, generator: torch.Generator) -> Float[Tensor, "b v"]:
-        """What a measured response has besides the expected one, of random training stimuli of the subject."""
+    def left_over(self, subject: str, which: Float[Tensor, "b"]) -> Float[Tensor, "b v"]:
+        """What a measured response has besides the expected one; which: random numbers in [0, 1), each of which names
+        a training stimulus of the subject."""
         residuals = self.residuals[subject]
-        return residuals[torch.randint(len(residuals), (size,), generator=generator)]
+        return residuals[(which * len(residuals)).long().clamp_max(len(residuals) - 1)]
 
 
 class OutOfFold(NamedTuple):
@@ -82,15 +89,14 @@ class OutOfFold(NamedTuple):
         return out
 
     def carried(self, values: Float[Tensor, "b v"], subject: str, other: str) -> Float[Tensor, "b w"] | None:
-        whole = self.solved.whole.drafts
-        if (subject, other) not in whole.pairs:
-            return None
+        whole, folds = self.solved.whole.drafts, [solution.drafts for solution in self.solved.folds]
+        if any((subject, other) not in drafts.pairs for drafts in (whole, *folds)):
+            return None  # of few pairs a fold may have none left; which rows are asked for has no say in it
         out = values.new_zeros(len(values), whole.ranks[other][0])
         for number in self.fold.unique().tolist():
             rows = self.fold == number
-            drafted = self.solved.folds[number].drafts.carried(values[rows], subject, other)
-            if drafted is None:  # so few pairs that a fold has none left
-                return None
+            drafted = folds[number].carried(values[rows], subject, other)
+            assert drafted is not None
             out[rows] = drafted
         return out
 

@@ -14,7 +14,7 @@ from brainjanus.data.write import write_dataset
 SESSIONS, PER_SESSION, SITES = 3, 40, 24
 
 
-def make(path, change=None, *, zscore="none", num_test=8, num_val=0, sites=SITES, people=("s1",)):
+def make(path, change=None, *, zscore="none", num_test=8, num_val=0, sites=SITES, people=("s1",), dtype="float32"):
     """A recording of 120 trials, one in five of them test; `change(responses, session, run, split)` spoils it."""
     rng = np.random.default_rng(0)
     num = SESSIONS * PER_SESSION
@@ -32,8 +32,9 @@ def make(path, change=None, *, zscore="none", num_test=8, num_val=0, sites=SITES
         table = Trials(ids, session, run, np.zeros(num, np.int64), split.tolist())
         subjects.append(Subject(BrainSpace(name, sites), values, table))
     return write_dataset(
-        path, name="t", modality="fMRI", subjects=subjects, stimuli=Stimuli(ids, pixels), zscore=zscore
-    )
+        path, name="t", modality="fMRI", subjects=subjects, stimuli=Stimuli(ids, pixels), zscore=zscore,
+        responses_dtype=dtype,
+    )  # fmt: skip
 
 
 def zscored_by(*, within="session", using=("train", "test"), ddof=0, cast=np.float32):
@@ -255,13 +256,14 @@ def test_random_data_near_zero_and_one_is_silent(tmp_path):
 
 
 @pytest.mark.parametrize("zscore", ["none", "session", "all"])
-def test_a_trial_copied_into_the_test_split_is_caught(tmp_path, zscore):
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_trial_copied_into_the_test_split_is_caught(tmp_path, zscore, dtype):
     def change(values, session, run, split):
         test, train = np.flatnonzero(split == "test"), np.flatnonzero(split == "train")
         values[test[-1]] = values[train[0]]  # in another session
         return values
 
-    leak = only(find_leaks(make(tmp_path / "d", change, zscore=zscore)))
+    leak = only(find_leaks(make(tmp_path / "d", change, zscore=zscore, dtype=dtype)))
     assert (leak.kind, leak.subject) == ("response", "s1")
     trials = Dataset.open(tmp_path / "d").trials("s1")
     assert leak.evidence["trials"] == [[int(trials.rows("train")[0]), int(trials.rows("test")[-1])]]

@@ -42,6 +42,15 @@ def test_averages_are_means_over_repeats_sorted_by_id(dataset):
     np.testing.assert_allclose(responses[1], dataset.responses("subj01")[[1, 13]].mean(axis=0), rtol=1e-6)
 
 
+def test_averages_of_some_stimuli_are_those_of_all(dataset):
+    every = dataset.averages("subj01", "test")
+    few = [every.stimulus_ids[2], every.stimulus_ids[0], "unknown"]
+    some = dataset.averages("subj01", "test", few)
+    assert some.stimulus_ids == [every.stimulus_ids[0], every.stimulus_ids[2]]
+    np.testing.assert_array_equal(some.responses, every.responses[[0, 2]])
+    np.testing.assert_array_equal(some.num_repeats, every.num_repeats[[0, 2]])
+
+
 def test_everything_is_keyed_by_stimulus_id(dataset, recording):
     np.testing.assert_array_equal(dataset.images(["s07", "s03"]), recording.pixels[[7, 3]])
     np.testing.assert_array_equal(dataset.features("deep", ["s07", "s03"]), recording.features["deep"][[7, 3]])

@@ -15,7 +15,7 @@ from PIL import Image
 from brainjanus.core.errors import UserError
 from brainjanus.data import write
 from brainjanus.data.catalogue import Catalogue
-from brainjanus.data.dataset import Dataset
+from brainjanus.data.dataset import Dataset, map_tensor
 from brainjanus.data.prepare import PrepareConfig, SubjectFiles, prepare
 from brainjanus.data.split import split_by_stimulus
 
@@ -403,3 +403,10 @@ def test_object2vec_categories_folds_and_rois(real_data, project_root, tmp_path,
     evc = dataset.responses("object2vec")[:, rois["EVC"]]
     together = np.corrcoef(evc.T)
     assert np.diag(together, 1).mean() > 0.8 > 0.5 > together[np.triu_indices(200, 1)].mean()
+
+
+def test_responses_are_stored_in_half_precision_if_asked_for(files):
+    dataset = files.prepare(responses_dtype="float16")
+    assert map_tensor(dataset.responses_file("subj01"), "responses").dtype == np.float16
+    np.testing.assert_allclose(raw(dataset), files.betas, atol=5e-3)
+    assert dataset.manifest["provenance"]["config"]["responses_dtype"] == "float16"

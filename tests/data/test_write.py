@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from brainjanus.core.errors import UserError
 from brainjanus.data import write
-from brainjanus.data.dataset import Dataset, Stimuli, Subject
+from brainjanus.data.dataset import Dataset, Stimuli, Subject, map_tensor
 from brainjanus.data.write import restricted, signal_and_noise, zscored
 
 
@@ -263,3 +263,29 @@ def test_a_dataset_of_words_alone(recording, tmp_path):
     assert not (dataset.path / "images.safetensors").exists()
     with pytest.raises(UserError, match="expected a picture of stimulus 's00', got none"):
         Dataset.open(dataset.path).images(["s00"])
+
+
+# --- half precision
+
+
+def test_responses_may_be_stored_in_half_the_room(recording, tmp_path):
+    """Read as float32, off by no more than float16 is; everything else is as it was."""
+    full, half = recording.write(tmp_path / "full"), recording.write(tmp_path / "half", responses_dtype="float16")
+    stored = map_tensor(half.responses_file("subj01"), "responses")
+    assert stored.dtype == np.float16
+    read, rows = half.responses("subj01"), np.array([3, 1])
+    assert read.dtype == half.responses("subj01", rows).dtype == half.averages("subj01", "train").responses.dtype
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read, full.responses("subj01"), rtol=2**-11, atol=1e-6)
+    assert not np.array_equal(read, full.responses("subj01"))
+    np.testing.assert_array_equal(half.responses("subj01", rows), read[rows])
+    np.testing.assert_array_equal(half.space("subj01").noise_variance, full.space("subj01").noise_variance)
+    assert half.fingerprint != full.fingerprint
+
+
+def test_what_float16_cannot_hold_is_refused(recording, refuses):
+    recording.responses[5, 2] = 1e5
+    refuses(
+        r"responses of subj01: expected z-scored numbers of at most 65504, as float16 holds, got 100000. Look for outl",
+        zscore="none", responses_dtype="float16",
+    )  # fmt: skip

@@ -22,7 +22,16 @@ from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.tokenizers.text import END, TextTokenizer, TextTokenizerConfig
 from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train import codes as module
-from brainjanus.train.codes import encode_split, features_of, pick, rows_of_groups, stored, training_rows
+from brainjanus.train.codes import (
+    BrainRows,
+    dtype_of_codes,
+    encode_split,
+    features_of,
+    pick,
+    rows_of_groups,
+    training_rows,
+    unit_pixels,
+)
 from brainjanus.train.draft import solve_drafts
 from brainjanus.train.omni import weigh_drafts
 from brainjanus.train.state import generator_of
@@ -56,7 +65,7 @@ def draw(codes, task, size=64, seed=0, **inputs):
 def stimuli_of(codes, block, subject):
     """Which stimuli the patches of a brain block belong to."""
     brain = codes.brains[subject]
-    patches = codes.tokenizer.patches(brain.values, subject)
+    patches = codes.tokenizer.patches(brain.values[:], subject)
     found = (block.vectors[:, None] == patches).flatten(2).all(dim=-1)
     return brain.stimulus[found.float().argmax(dim=1)]
 
@@ -72,7 +81,7 @@ def test_training_rows_hold_no_test_stimulus(study, codes):
         seen = {codes.ids[i] for i in codes.brains[subject].stimulus.tolist()}
         assert seen == set(study.averages(subject, "train").stimulus_ids)
         test_rows = torch.from_numpy(study.responses(subject, study.trials(subject).rows("test")))
-        assert not (codes.brains[subject].values[:, None] == test_rows).all(dim=-1).any()
+        assert not (codes.brains[subject].values[:][:, None] == test_rows).all(dim=-1).any()
 
 
 def test_another_split_has_other_rows(study, tokenizers, tmp_path):
@@ -84,9 +93,9 @@ def test_another_split_has_other_rows(study, tokenizers, tmp_path):
 # --- rows
 
 
-def test_rows_are_single_trials_then_averages(study):
+def test_rows_are_single_trials_then_averages(study, tmp_path):
     row_of = {stimulus: row for row, stimulus in enumerate(study.split_ids("train"))}
-    values, stimulus, is_average = training_rows(study, "s2", "train", row_of)
+    values, stimulus, is_average = training_rows(study, "s2", "train", row_of, tmp_path)
     assert (len(values), int(is_average.sum())) == (48 + 8 + 8, 8)
     assert not is_average[:56].any()
     trials = study.trials("s2")
@@ -103,13 +112,14 @@ def test_rows_are_single_trials_then_averages(study):
 
 def test_codes_are_the_tokenizers(study, tokenizers, codes):
     for subject, brain in codes.brains.items():
-        assert torch.equal(brain.codes.long(), tokenizers.brain.encode(brain.values, subject))
-    pixels = torch.from_numpy(study.images(codes.ids)).permute(0, 3, 1, 2)
-    assert torch.equal(codes.pixels, pixels)
-    assert torch.equal(codes.picture_codes.long(), tokenizers.image.encode(pixels / 255))
+        assert torch.equal(brain.codes[:].long(), tokenizers.brain.encode(brain.values[:], subject))
+    pictures = torch.from_numpy(study.images(codes.ids))
+    pixels = pictures.permute(0, 3, 1, 2)
+    assert torch.equal(codes.pixels[:], pictures)
+    assert torch.equal(codes.picture_codes[:].long(), tokenizers.image.encode(pixels / 255))
     captions = [study.captions(name)[0] for name in codes.ids]
     assert torch.equal(codes.caption_codes.long(), tokenizers.text.encode(captions))
-    torch.testing.assert_close(codes.features["wavelet"], wavelet(pixels / 255))
+    torch.testing.assert_close(codes.features["wavelet"][:], wavelet(pixels / 255))
 
 
 # --- batches
@@ -155,7 +165,7 @@ def test_every_stimulus_of_a_subject_is_as_likely_and_repeated_ones_come_as_aver
     """s1 saw 48 stimuli, eight of them twice."""
     brain = codes.brains["s1"]
     batch = draw(codes, Task(("image",), "brain:s1"), size=6000)
-    rows = (batch.continuous[:, None] == brain.values).all(dim=-1).float().argmax(dim=1)
+    rows = (batch.continuous[:, None] == brain.values[:]).all(dim=-1).float().argmax(dim=1)
     counts = torch.bincount(brain.stimulus[rows], minlength=64)
     assert (counts > 0).sum() == 48
     assert counts[counts > 0].min() > 80 and counts.max() < 175, "125 each"
@@ -213,7 +223,7 @@ def test_a_part_of_a_brain_is_filled_in_out_of_fold(tokenizers, drafted):
     assert len(hidden.unique(dim=0)) == 1 and 0 < int(hidden[0].sum()) < hidden.shape[1]
     known = batch.continuous.masked_fill(hidden, float("nan"))
     brain = drafted.brains["s1"]
-    stimuli = torch.stack([brain.stimulus[(brain.values == row).all(dim=1)][0] for row in batch.continuous])
+    stimuli = torch.stack([brain.stimulus[(brain.values[:] == row).all(dim=1)][0] for row in batch.continuous])
     for row in range(8):
         fold = drafted.solved.folds[int(drafted.solved.fold[stimuli[row]])]
         torch.testing.assert_close(filled[row : row + 1], fold.drafts.complete(known[row : row + 1], "s1"))
@@ -234,7 +244,7 @@ def test_what_was_never_measured_is_expected_and_has_noise(drafted):
     stimuli = drafted._draw_stimuli(Task(("brain:s1",), "brain:s2"), 200, torch.Generator().manual_seed(0))
     unseen = ~torch.isin(stimuli, drafted.brains["s2"].stimulus)
     assert 0 < int(unseen.sum()) < 200
-    values, codes, expected = drafted._draw("s2", stimuli, torch.Generator().manual_seed(0))
+    values, codes, expected = drafted._draw("s2", stimuli, torch.Generator().manual_seed(0), slice(None))
     assert torch.equal(values[~unseen], expected[~unseen])
     noise = values[unseen] - expected[unseen]
     left_over = drafted.solved.residuals["s2"]
@@ -259,17 +269,23 @@ def test_parts_are_of_every_size(regions):
         assert float(of_regions) == pytest.approx(module.REGIONS, abs=0.15)
 
 
-def test_codes_of_large_codebooks_keep_their_sign(codes):
+def test_codes_are_stored_in_the_smallest_integers_that_hold_them(study, codes, tmp_path):
+    """A picture of 576 codes of 16,384 is 1,152 bytes."""
+    kinds = {256: torch.uint8, 257: torch.int16, 16_384: torch.int16, 32_768: torch.int16, 32_769: torch.int32}
+    for num_codes, dtype in kinds.items():
+        assert dtype_of_codes(num_codes) == dtype
+        assert int(torch.tensor(num_codes - 1).to(dtype)) == num_codes - 1
+    assert 576 * dtype_of_codes(16_384).itemsize == 1152
+    assert codes.picture_codes.dtype == codes.brains["s1"].codes.dtype == torch.uint8
     config = BrainTokenizerConfig(
         patch_size=8, patch=PatchConfig(8, 0, 1), quantizer=QuantizerConfig(num_codes=40_000, dim=2)
     )
-    large = BrainTokenizer(config, {"s": torch.arange(40)})
-    values = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
-    large.solve("s", values, values[:0])
-    encoded = module.encode_brain(large, values, "s")["codes"]
-    assert int(encoded.max()) > 32_767
-    assert torch.equal(encoded.long(), large.encode(values, "s"))
-    assert codes.caption_codes.dtype == codes.picture_codes.dtype == torch.int32
+    large = BrainTokenizer(config, {"s1": torch.arange(40)})
+    values = codes.brains["s1"].values
+    large.solve("s1", values[:], values[:0])
+    encoded = module.encode_brain(study, large, "s1", "train", values, tmp_path)
+    assert int(encoded[:].max()) > 32_767
+    assert torch.equal(encoded[:].long(), large.encode(values[:], "s1"))
 
 
 # --- a stimulus that lacks something
@@ -348,10 +364,11 @@ def test_pick_takes_a_member_of_each_group():
 
 def test_what_was_encoded_before_is_read_back(study, tokenizers, codes, tmp_path, monkeypatch):
     first = encode_split(study, tokenizers, "train", [], tmp_path)
-    monkeypatch.setattr(module, "encode_brain", lambda *_: pytest.fail("encoded again"))
+    for tokenizer in (BrainTokenizer, ImageTokenizer):
+        monkeypatch.setattr(tokenizer, "encode", lambda *_: pytest.fail("encoded again"))
     again = encode_split(study, tokenizers, "train", [], tmp_path)
-    assert torch.equal(first.brains["s1"].codes, again.brains["s1"].codes)
-    assert torch.equal(first.picture_codes, again.picture_codes)
+    assert torch.equal(first.brains["s1"].codes[:], again.brains["s1"].codes[:])
+    assert torch.equal(first.picture_codes[:], again.picture_codes[:])
 
 
 def test_other_tokenizers_find_nothing_of_these(study, tokenizers, codes, tmp_path):
@@ -361,28 +378,10 @@ def test_other_tokenizers_find_nothing_of_these(study, tokenizers, codes, tmp_pa
     other = Tokenizers(BrainTokenizer(tokenizers.brain.config, orders), ImageTokenizer(tokenizers.image.config))
     other.brain.load_state_dict(tokenizers.brain.state_dict() | {"quantizer.codebook": torch.randn(8, 4)})
     again = encode_split(study, other, "train", [], tmp_path)
-    assert torch.equal(again.brains["s1"].codes.long(), other.brain.encode(again.brains["s1"].values, "s1"))
-    assert torch.equal(again.picture_codes.long(), other.image.encode(again.pixels / 255))
+    assert torch.equal(again.brains["s1"].codes[:].long(), other.brain.encode(again.brains["s1"].values[:], "s1"))
+    assert torch.equal(again.picture_codes[:].long(), other.image.encode(unit_pixels(again.pixels[:])))
     assert again.caption_codes is None
-    assert not torch.equal(again.brains["s1"].codes, codes.brains["s1"].codes)
-
-
-def test_other_weights_or_other_data_are_encoded_anew(tmp_path):
-    made = []
-
-    def make():
-        made.append(1)
-        return {"codes": torch.tensor([len(made)])}
-
-    keys = [("data", "weights"), ("data", "weights"), ("data", "others"), ("x", "weights")]
-    assert [int(stored(tmp_path, "brain", key, make)["codes"]) for key in keys] == [1, 1, 2, 3]
-
-
-def test_what_is_damaged_is_made_again(tmp_path):
-    stored(tmp_path, "brain", ("key",), lambda: {"codes": torch.arange(3)})
-    (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:-3])
-    assert stored(tmp_path, "brain", ("key",), lambda: {"codes": torch.arange(5)})["codes"].tolist() == [0, 1, 2, 3, 4]
+    assert not torch.equal(again.brains["s1"].codes[:], codes.brains["s1"].codes[:])
 
 
 @torch.no_grad()
@@ -430,3 +429,122 @@ def test_residuals_are_what_trials_have_beside_the_codes_of_their_stimulus_s_ave
     wanted = torch.stack(values)
     torch.testing.assert_close(residuals.sort(dim=0).values, wanted.detach().sort(dim=0).values, atol=1e-4, rtol=1e-4)
     assert len(codes.residuals("s1", most=10)) <= 10
+
+
+# --- parts of a batch, some of the stimuli, means of repeats
+
+
+TASKS = [
+    Task(("image", "text"), "brain:s1"),
+    Task(("brain:s1",), "text"),
+    Task(("brain:s1",), "image"),
+    Task(("part:s1",), "brain:s1"),
+    Task(("brain:s1",), "brain:s2"),
+]
+
+
+def shortened(x, like):
+    """What `like` is longer by in its second dimension holds nothing."""
+    return torch.nn.functional.pad(x, (0, like.shape[1] - x.shape[1])) if x.dim() == 2 else x
+
+
+def assert_is_part(whole, parts, where):
+    """The rows of tensors, or of the tensors of blocks, that were made apart are those of the whole."""
+    if isinstance(whole, torch.Tensor):
+        for rows, part in zip(where, parts, strict=True):
+            wanted = whole[rows]
+            torch.testing.assert_close(shortened(part, wanted), wanted * shortened(torch.ones_like(part), wanted))
+    else:
+        assert all(part == whole for part in parts)
+
+
+@pytest.mark.parametrize("inputs", [{}, {"image_input": "codes", "brain_input": "codes"}])
+@pytest.mark.parametrize("shown", ["averages", "repeats"])
+@pytest.mark.parametrize("task", TASKS, ids=str)
+def test_the_parts_of_a_batch_are_its_rows(drafted, task, shown, inputs):
+    """Whichever rows are made, the same are drawn, and as many random numbers."""
+    codes, config = replace(drafted, shown=shown), OmniConfig(**inputs)
+    where = [slice(0, None, 3), slice(1, None, 3), slice(2, None, 3)]
+    generators = [torch.Generator().manual_seed(4) for _ in range(4)]
+    whole = codes.batch(task, 32, generators[0], config)
+    parts = [codes.batch(task, 32, g, config, part=rows) for g, rows in zip(generators[1:], where, strict=True)]
+    assert len({tuple(g.get_state().tolist()) for g in generators}) == 1
+    assert [part.target.batch for part in parts] == [11, 11, 10]
+    for name, value in whole._asdict().items():
+        if name not in ("conditions", "target"):
+            assert_is_part(value, [getattr(part, name) for part in parts], where)
+    blocks = [(whole.target, [part.target for part in parts])]
+    blocks += [(block, [part.conditions[i] for part in parts]) for i, block in enumerate(whole.conditions)]
+    for block, mine in blocks:
+        for name, value in vars(block).items():
+            assert_is_part(value, [vars(part)[name] for part in mine], where)
+    assert whole.continuous is not None or task.target == "text"
+
+
+def test_some_stimuli_alone_are_drawn(codes):
+    allowed = torch.arange(64) % 3 == 0
+    some = codes.among(allowed)
+    stimuli = stimuli_of(codes, draw(some, Task(("brain:s1",), "text"), size=300).conditions[0], "s1")
+    assert set(stimuli.tolist()) == set(codes.brains["s1"].stimulus[:48].tolist()) & set(range(0, 64, 3))
+    assert len(torch.unique(draw(some, Task(("text",), "image"), size=300).continuous, dim=0)) == 22
+    fewer = some.among(torch.arange(64) == 3)
+    assert fewer.stimuli_of(Task(("text",), "image")).tolist() == [3]
+    with pytest.raises(UserError, match="expected training stimuli that all of its brains saw, got none"):
+        draw(codes.among(torch.zeros(64, dtype=torch.bool)), Task(("image",), "brain:s1"))
+
+
+def test_means_of_random_repeats(tokenizers):
+    """Trial t of stimulus 0 is 2^t in every site: a mean says which were in it, and how many."""
+    values = torch.cat([2.0 ** torch.arange(4), torch.tensor([100.0])])[:, None].expand(5, 40).contiguous()
+    brain = BrainRows(torch.tensor([0, 0, 0, 0, 2]), torch.zeros(5, dtype=torch.bool), values, torch.zeros(5, 5).int())
+    codes = module.Codes(
+        ("a", "b", "c"), None, None, [], None, [], {}, {"s1": brain}, tokenizers.brain, shown="repeats"
+    )
+    batch = draw(codes, Task((), "brain:s1"), size=3000)
+    known = {}
+    for number in range(1, 16):
+        members = [2.0**t for t in range(4) if number >> t & 1]
+        known[round(sum(members) / len(members), 4)] = (number, len(members))
+    assert len(known) == 15
+    assert torch.equal(batch.continuous, batch.continuous[:, :1].expand_as(batch.continuous))
+    means = Counter(round(v, 4) for v in batch.continuous[:, 0].tolist())
+    assert means.pop(100.0) == pytest.approx(1500, abs=150)
+    assert means.keys() == known.keys(), "every subset, and nothing else"
+    sizes = Counter()
+    for mean, count in means.items():
+        sizes[known[mean][1]] += count
+    assert all(count == pytest.approx(375, abs=90) for count in sizes.values()) and len(sizes) == 4
+    assert torch.equal(batch.target.codes, tokenizers.brain.encode(batch.continuous, "s1"))
+    assert torch.equal(
+        draw(codes, Task((), "brain:s1"), size=50).continuous, draw(codes, Task((), "brain:s1"), size=50).continuous
+    )
+
+
+def test_what_was_never_measured_is_expected_beside_means_of_repeats(drafted):
+    codes = replace(drafted, shown="repeats")
+    stimuli = codes._draw_stimuli(Task(("brain:s1",), "brain:s2"), 200, torch.Generator().manual_seed(0))
+    unseen = ~torch.isin(stimuli, codes.brains["s2"].stimulus)
+    values, found, expected = codes._draw("s2", stimuli, torch.Generator().manual_seed(0), slice(None))
+    assert torch.equal(values[~unseen], expected[~unseen])
+    torch.testing.assert_close(expected[unseen], codes.solved.expected("s2", stimuli[unseen]))
+    assert torch.equal(found, codes.tokenizer.encode(values, "s2"))
+
+
+# --- responses in half precision
+
+
+def test_responses_in_float16_are_read_as_such_and_given_out_as_float32(study, tokenizers, tmp_path):
+    half = write_dataset(
+        tmp_path / "half", name="half", modality="fMRI", zscore="none", responses_dtype="float16",
+        subjects=[Subject(study.space(s), study.responses(s), study.trials(s)) for s in study.subjects],
+        stimuli=Stimuli(study.stimulus_ids, study.images(study.stimulus_ids)),
+    )  # fmt: skip
+    codes = encode_split(half, Tokenizers(tokenizers.brain, tokenizers.image), "train", [], tmp_path / "codes")
+    brain = codes.brains["s1"]
+    assert brain.values.dtype == torch.float16
+    batch = draw(codes, Task(("image",), "brain:s1"), image_input="codes")
+    assert batch.continuous.dtype == torch.float32
+    assert torch.equal(batch.target.codes, tokenizers.brain.encode(batch.continuous, "s1"))
+    averages = study.averages("s1", "train")
+    means = torch.from_numpy(averages.responses[averages.num_repeats > 1])
+    torch.testing.assert_close(brain.values[:][brain.is_average].float(), means, atol=4e-3, rtol=2e-3)
