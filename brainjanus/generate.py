@@ -374,16 +374,17 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
             f"'{unnamed[0]}'. Name it: {unnamed[0]}:SUBJECT."
         )
     require(checkpoint, target)
-    tokenizer, brain_input = checkpoint.tokenizers.brain, checkpoint.model.config.brain_input
+    tokenizer, config = checkpoint.tokenizers.brain, checkpoint.model.config
+    brain_input, fold = config.brain_input, config.brain_fold
     given = {name: responses_in(checkpoint, name, rows) for name, rows in conditions.items() if subject_of(name)}
     blocks = {}
     for name, rows in conditions.items():
         if name.startswith("part:"):
             subject, values = str(subject_of(name)), given[name]
             filled = drafts_of(checkpoint, name).complete(values, subject)
-            blocks[name] = brain_block(tokenizer, filled, subject, brain_input, values.isnan())
+            blocks[name] = brain_block(tokenizer, filled, subject, brain_input, fold, values.isnan())
         elif name in given:
-            blocks[name] = brain_block(tokenizer, given[name], str(subject_of(name)), brain_input)
+            blocks[name] = brain_block(tokenizer, given[name], str(subject_of(name)), brain_input, fold)
         else:
             blocks[name] = condition_block(checkpoint, name, rows)
     check_paired(blocks if goal is None else blocks | {target: goal})
@@ -398,7 +399,7 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
     known = given.get(f"part:{subject}")
     shown = list(blocks.values())
     if known is None:
-        shown.append(draft_block(tokenizer, draft, subject, brain_input))
+        shown.append(draft_block(tokenizer, draft, subject, brain_input, fold))
     assert checkpoint.drafts is not None
     trust = checkpoint.drafts.trust(subject)
     believed = float(trust.brain if known is None else trust.part)
@@ -455,7 +456,9 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
     modality = modality_of(name)
     if modality == "brain":
         subject, values = str(subject_of(name)), responses_in(checkpoint, name, rows)
-        return brain_block(tokenizers.brain, values, subject, "codes" if as_codes else config.brain_input)
+        return brain_block(
+            tokenizers.brain, values, subject, "codes" if as_codes else config.brain_input, config.brain_fold
+        )
     require(checkpoint, name)
     device = device_of(checkpoint)
     encoder = config.text_input if modality == "text" else config.image_input

@@ -603,7 +603,7 @@ def test_what_codes_cannot_hold_of_the_draft_is_added(drafted):
     given, brain = part(), drafted.tokenizers.brain
     filled = drafted.drafts.complete(given, "a")
     beyond = filled - brain.decode_latents(brain.latents(filled, "a"), "a")
-    block = brain_block(brain, filled, "a", "sites", given.isnan())
+    block = brain_block(brain, filled, "a", "sites", unmeasured=given.isnan())
     p = marginal(drafted.model, [block], module.target_block(drafted, "brain:a", 4))
     wanted = brain.decode_probabilities(p, "a") + beyond
     torch.testing.assert_close(generate(drafted, {"part:a": given}, "brain:a")[:, 4:], wanted[:, 4:])

@@ -9,10 +9,11 @@
 Safetensors and JSON only: nothing is ever unpickled.
 """
 
+import copy
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ class Tokenizers:
         Raises UserError if its features can only come from the dataset.
         """
         return self.vision if name == JANUS and self.vision is not None else vision_encoder(name)
+
+    def on(self, device: torch.device | str) -> "Tokenizers":
+        """Copies on a device; these where they are there already."""
+        if torch.device(device).type == "cpu":
+            return self
+        brain, image = copy.deepcopy(self.brain).to(device), copy.deepcopy(self.image)
+        return replace(self, brain=brain, image=None if image is None else image.to(device))
 
 
 @dataclass(frozen=True, eq=False)

@@ -196,9 +196,11 @@ def draft_of(drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]], subjec
     return torch.stack(found).mean(dim=0) if found else None
 
 
-def draft_block(tokenizer: BrainTokenizer, draft: Float[Tensor, "b v"], subject: str, brain_input: str) -> Block:
+def draft_block(
+    tokenizer: BrainTokenizer, draft: Float[Tensor, "b v"], subject: str, brain_input: str, fold: int = 1
+) -> Block:
     """A draft as a condition of the response that it is a draft of: nothing of it was measured."""
-    return brain_block(tokenizer, draft, subject, brain_input, torch.ones_like(draft, dtype=torch.bool))
+    return brain_block(tokenizer, draft, subject, brain_input, fold, torch.ones_like(draft, dtype=torch.bool))
 
 
 def beyond_codes(tokenizer: BrainTokenizer, draft: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b v"]:

@@ -34,7 +34,8 @@ class OmniConfig:
     """decoder: its size.
 
     brain_input: what a brain that is a condition enters as: "sites", the patches of the response itself, "latents", the
-    tokenizer's vectors before they are quantized, or "codes". image_input: what a picture that is a condition enters
+    tokenizer's vectors before they are quantized, or "codes". brain_fold: patches of a response that one position reads
+    together, with "sites". image_input: what a picture that is a condition enters
     as: "codes", or the name of a vision encoder, built in or of the dataset's stored features. text_input: likewise,
     "codes" or the name of stored features.
     image_head: what predicts the codes of a picture: "linear", or "mlp", Janus's two layers. image_places: whether
@@ -51,10 +52,16 @@ class OmniConfig:
     image_places: bool = True
     text_opening: bool = True
     entry_scale: float = ENTRY_SCALE
+    brain_fold: int = 1
 
     def __post_init__(self) -> None:
         if self.brain_input not in ("sites", "latents", "codes"):
             raise UserError(f"omni config: brain_input: expected sites, latents or codes, got '{self.brain_input}'.")
+        if self.brain_fold < 1 or (self.brain_fold > 1 and self.brain_input != "sites"):
+            raise UserError(
+                f"omni config: brain_fold: expected at least 1, and 1 where brain_input is not sites, got "
+                f"{self.brain_fold} with {self.brain_input}. Correct the config."
+            )
         if self.image_head not in ("linear", "mlp"):
             raise UserError(f"omni config: image_head: expected linear or mlp, got '{self.image_head}'.")
         if not self.entry_scale > 0:
@@ -128,8 +135,8 @@ class OmniModel(nn.Module):
         brains = {f"brain:{subject}": k for subject, k in interface.brain_codes.items()}
         self.read = nn.ParameterDict({n: torch.zeros(k, interface.brain_dim, width) for n, k in brains.items()})
         if config.brain_input == "sites":
-            shape = (interface.brain_patch, width)
-            patches = {n: k // interface.brain_stages for n, k in brains.items()}
+            shape = (config.brain_fold * interface.brain_patch, width)
+            patches = {n: -(-k // (interface.brain_stages * config.brain_fold)) for n, k in brains.items()}
             self.read_sites = nn.ParameterDict({n: torch.zeros(k, *shape) for n, k in patches.items()})
         self.point = nn.ParameterDict({n: torch.zeros(k, width, interface.brain_dim) for n, k in brains.items()})
         self.initialise()
@@ -241,7 +248,7 @@ class OmniModel(nn.Module):
 
     def stride(self, block: Block) -> int:
         """How many codes each vector of this block takes the place of."""
-        return self.interface.brain_stages if block.modality == "brain" and block.vectors is not None else 1
+        return self.interface.brain_stages * self.config.brain_fold if is_read(block) else 1
 
     def embed_vectors(self, block: Block, places: slice | Int[Tensor, "k"]) -> Float[Tensor, "b k d"]:
         """The content of a block that lies at these of its places."""
@@ -259,7 +266,7 @@ class OmniModel(nn.Module):
         vectors = block.vectors if block.vectors is None else block.vectors.to(self.brain_codebook.dtype)
         if block.codes is not None:
             vectors = getattr(self, f"{block.modality}_codebook")[block.codes]
-        if block.modality == "brain" and block.vectors is not None and self.config.brain_input == "sites":
+        if is_read(block) and self.config.brain_input == "sites":
             return torch.einsum("bkp,kpd->bkd", vectors, self.read_sites[place_of(block)][places])
         x = self.aligners[block.modality](vectors)
         if block.modality == "brain":  # what a code means depends on where on the cortex it is
@@ -364,6 +371,11 @@ class Standardise(nn.Module):
 def aligner(channels: int, width: int) -> nn.Sequential:
     """From vectors of another space to the model's width: two layers, as in Janus."""
     return nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
+
+
+def is_read(block: Block) -> bool:
+    """Whether it is a brain as it was measured, not its codes."""
+    return block.modality == "brain" and block.vectors is not None
 
 
 def opening(block: Block) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -117,17 +118,18 @@ def brain_block(
     values: Float[Tensor, "b v"],
     subject: str,
     brain_input: str,
+    fold: int = 1,
     unmeasured: Bool[Tensor, "b v"] | None = None,
 ) -> Block:
     """A response as a condition: its patches, its latents or its codes, as the model reads brains.
 
-    unmeasured: the sites that were filled in.
+    fold: patches that are read together. unmeasured: the sites that were filled in.
     """
-    share = None
-    if unmeasured is not None:
-        share = tokenizer.patches(unmeasured.float(), subject).mean(dim=-1)
     if brain_input == "sites":
-        return Block("brain", vectors=tokenizer.patches(values, subject), subject=subject, unmeasured=share)
+        vectors = folded(tokenizer.patches(values, subject), fold)
+        filled = None if unmeasured is None else folded(tokenizer.patches(unmeasured.float(), subject), fold)
+        return Block("brain", vectors=vectors, subject=subject, unmeasured=None if filled is None else filled.mean(-1))
+    share = None if unmeasured is None else tokenizer.patches(unmeasured.float(), subject).mean(dim=-1)
     latents = tokenizer.latents(values, subject)
     if brain_input == "latents":
         return Block("brain", vectors=latents, subject=subject, unmeasured=share)
@@ -135,6 +137,12 @@ def brain_block(
     if share is not None:
         share = share.repeat_interleave(codes.shape[1] // share.shape[1], dim=1)
     return Block("brain", codes=codes, subject=subject, unmeasured=share)
+
+
+def folded(patches: Float[Tensor, "b k p"], fold: int) -> Float[Tensor, "b _ _"]:
+    """`fold` neighbouring patches as one vector; the last one is filled up with zeros."""
+    missing = -patches.shape[1] % fold
+    return F.pad(patches, (0, 0, 0, missing)).unflatten(1, (-1, fold)).flatten(2)
 
 
 def total_length(conditions: Sequence[Block], target_length: int) -> int:
