@@ -21,6 +21,10 @@ class UserError(ValueError):
     """A mistake that the user can mend; the message names the thing, expected, received, cause and remedy."""
 
 
+class Preempted(KeyboardInterrupt):
+    """SIGTERM: a scheduler wants the machine back. What was made is saved; the message says where it stands."""
+
+
 @contextmanager
 def written_beside(target: Path | str) -> Iterator[Path]:
     """Yield a path beside `target` to write to (a file or a folder); rename it to `target` only if all went well.
@@ -65,7 +69,7 @@ def reported(target: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         number = errno_of(error)
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f"{target}: expected room to write it, got a full disk ({os.strerror(number)}). Nothing was left "
                 "half-written. Free some space or choose another --out, then run the same command again."

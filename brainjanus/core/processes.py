@@ -1,47 +1,177 @@
-"""Processes: several that answer one request, each its share of the rows, as if they were one.
+"""Processes: several that do one job, each its share of it, as if they were one.
 
-Started by `torchrun --nproc-per-node N -m brainjanus ...`, which says in the environment how many there are. All are
-given the same request and seed; each does the rows of its share, all get all results, and the first alone writes.
+Started by `torchrun --nproc-per-node N -m brainjanus ...`, or by Slurm's `srun brainjanus ...`, one task a GPU; the
+environment then says how many there are. All are given the same request and seed, each does its share, and the first
+alone writes what is made. By itself, a process knows of no others.
 """
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from brainjanus.core.errors import UserError
+
+PATIENCE = timedelta(days=2)  # for each other: the first alone may train a tokenizer while the others wait
+PORT = 29_500
+LEFT = ("Connection closed by peer", "Connection reset by peer")  # gloo, of a process that is gone
+T = TypeVar("T")
+_alone = [False]
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """For the time of a request, know the other processes; by itself, a process knows none."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+def together(device: torch.device | str = "cpu") -> Iterator[None]:
+    """For the time of a job, know the other processes.
+
+    Raises UserError where the environment says that there are others, but not where to meet them.
+    """
+    if not claimed_processes() or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo")
+    as_torchrun_says()
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"processes: expected {', '.join(missing)} in the environment of several processes, got none. "
+            "Start them with torchrun, or as examples/slurm.sh does."
+        )
+    on_gpu = torch.device(device).type == "cuda"
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in LEFT):
+            raise
+        raise UserError(
+            f"processes: expected all {dist.get_world_size()} to go on, got one that stopped. Read what it said; then "
+            "run the same command again."
+        ) from error
     finally:
         dist.destroy_process_group()
 
 
+def claimed_processes() -> bool:
+    """Whether the environment says that there are others."""
+    tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    return int(os.environ.get("WORLD_SIZE", tasks)) > 1
+
+
+def as_torchrun_says() -> None:
+    """What Slurm says of this task, in torchrun's words; the first node's name is given by the job's script."""
+    if "RANK" in os.environ:
+        return
+    for name, theirs in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID")):
+        if theirs in os.environ:
+            os.environ[name] = os.environ[theirs]
+    os.environ.setdefault("MASTER_PORT", str(PORT + int(os.environ.get("SLURM_JOB_ID", 0)) % 10_000))
+
+
+def own_device(device: str) -> torch.device:
+    """The device of this process: "auto" is the GPU where there is one; of several GPUs, each process has its own.
+
+    Raises UserError for one that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        wanted = torch.device("meta")
+    if wanted.type not in ("cpu", "cuda"):
+        raise UserError(f"device: expected auto, cpu or cuda, got '{device}'. Correct the option.")
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"device: expected a GPU that torch can use for '{device}', got none. Is a CUDA build of torch installed? "
+            "Otherwise leave the option out, or give cpu."
+        )
+    if wanted.type == "cuda" and ":" not in device:
+        wanted = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))))
+    if wanted.type == "cuda":
+        if wanted.index >= torch.cuda.device_count():
+            raise UserError(
+                f"device: expected a GPU for every process of this machine, got {torch.cuda.device_count()}, and none "
+                f"for process {wanted.index}. Start as many processes as there are GPUs."
+            )
+        torch.cuda.set_device(wanted)
+    return wanted
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes do this job; one while each does it by itself."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone[-1] else 1
+
+
 def is_first() -> bool:
     """Whether this process writes what they made."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return rank() == 0
+
+
+def is_first_of_all() -> bool:
+    """The same, also when they have parted again: whether this one speaks for all."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def share(num_rows: int) -> range:
     """The rows that this process does: as many as the others do, but for one."""
-    if not dist.is_initialized():
-        return range(num_rows)
-    rank, processes = dist.get_rank(), dist.get_world_size()
-    return range(num_rows * rank // processes, num_rows * (rank + 1) // processes)
+    own = rank() % world()
+    return range(num_rows * own // world(), num_rows * (own + 1) // world())
 
 
 def gathered(part: list[Any]) -> list[Any]:
     """The parts of all processes, one behind the other in the order of their shares."""
-    if not dist.is_initialized():
+    if world() == 1:
         return part
-    parts: list[Any] = [None] * dist.get_world_size()
+    parts: list[Any] = [None] * world()
     dist.all_gather_object(parts, part)
     return [one for other in parts for one in other]
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if world() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def wait() -> None:
+    """Until all processes are here. Signals are heeded meanwhile."""
+    if world() > 1:
+        arrived, pause = dist.all_reduce(torch.zeros(1), async_op=True), 0.001
+        while not arrived.is_completed():
+            time.sleep(pause)
+            pause = min(0.5, 2 * pause)
+        arrived.wait()  # raises if one of them is gone
+
+
+def first_before_others(make: Callable[[], T]) -> T:
+    """Let the first process do something that leaves files, while the others wait; they then find it done."""
+    if world() == 1:
+        return make()
+    if not is_first():
+        wait()
+    with by_itself():
+        made = make()
+    if is_first():
+        wait()
+    return made
+
+
+@contextmanager
+def by_itself() -> Iterator[None]:
+    """What a process does without the others."""
+    _alone.append(True)
+    try:
+        yield
+    finally:
+        _alone.pop()

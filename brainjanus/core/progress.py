@@ -5,19 +5,38 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from brainjanus.core.processes import is_first
+
 QUIET_INTERVAL_SEC = 30.0  # between lines when nobody looks at a terminal
+_unshown = [False]
 
 
 @contextmanager
-def progress(name: str, total: int, start: int = 0) -> Iterator[Callable[[int, float | None], None]]:
-    """Show how far `name` is; call the yielded function with (done, loss or None)."""
+def unshown() -> Iterator[None]:
+    """What goes on inside is a part of something that shows its own progress: a terminal holds one bar at a time."""
+    _unshown.append(True)
+    try:
+        yield
+    finally:
+        _unshown.pop()
+
+
+@contextmanager
+def progress(name: str, total: int, start: int = 0) -> Iterator[Callable[[int, str | None], None]]:
+    """Show how far `name` is; call the yielded function with (done, what else there is to say, or None).
+
+    Of several processes, the first alone shows it.
+    """
+    if not is_first() or _unshown[-1]:
+        yield silent
+        return
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
             TextColumn("{task.description:<24}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
@@ -25,20 +44,33 @@ def progress(name: str, total: int, start: int = 0) -> Iterator[Callable[[int, f
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(name, total=total, completed=start, note="")
 
-            def advance(done: int, loss: float | None = None) -> None:
-                bar.update(task, completed=done, note="" if loss is None else f"loss {loss:.3f}")
+            def advance(done: int, note: str | None = None) -> None:
+                bar.update(task, completed=done, note=note or "")
 
             yield advance
         return
 
-    last = time.monotonic()
+    begun = last = time.monotonic()
 
-    def report(done: int, loss: float | None = None) -> None:
+    def report(done: int, note: str | None = None) -> None:
         nonlocal last
-        if done >= total or time.monotonic() - last > QUIET_INTERVAL_SEC:
-            last = time.monotonic()
-            print(
-                f"{name}: {done}/{total}" + ("" if loss is None else f", loss {loss:.3f}"), file=sys.stderr, flush=True
-            )
+        now = time.monotonic()
+        if done >= total or now - last > QUIET_INTERVAL_SEC:
+            last = now
+            left = (now - begun) / max(1, done - start) * (total - done)
+            words = [f"{name}: {done}/{total}", note, duration(left) + " left" if done < total else None]
+            print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 
     yield report
+
+
+def silent(done: int, note: str | None = None) -> None:
+    pass
+
+
+def duration(seconds: float) -> str:
+    """As 45 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

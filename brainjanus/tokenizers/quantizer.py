@@ -18,9 +18,10 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.processes import rank, summed, world
 
 TEMPERATURE = 0.01  # of the soft assignments in the entropy loss, over squared distances; MAGVIT-2's and LlamaGen's
 FSQ_MARGIN = 1e-3  # the outermost levels lie this share inside the bound, so that they can be reached (Mentzer et al.)
@@ -264,27 +265,16 @@ def entropy_loss(logits: Float[Tensor, "*b n"]) -> Float[Tensor, ""]:
     return each + (mean * mean.clamp_min(1e-12).log()).sum()
 
 
-def summed(local: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if num_processes() > 1:
-        distributed.all_reduce(local)
-    return local
-
-
 def drawn(latents: Float[Tensor, "n d"], count: int, generator: torch.Generator) -> Float[Tensor, "m d"]:
     """Rows drawn from the batches of all processes laid behind each other; every process gets the same."""
-    rank = distributed.get_rank() if num_processes() > 1 else 0
-    lengths = torch.zeros(num_processes(), dtype=torch.long, device=latents.device)
-    lengths[rank] = len(latents)
-    total = int(summed(lengths).sum())
-    rows = torch.randint(total, (count,), generator=generator, device=generator.device).to(latents.device)
-    rows = rows - lengths[:rank].sum()
+    own = rank() % world()
+    lengths = torch.zeros(world(), dtype=torch.long, device=latents.device)
+    lengths[own] = len(latents)
+    lengths = summed(lengths)
+    rows = torch.randint(int(lengths.sum()), (count,), generator=generator, device=generator.device).to(latents.device)
+    rows = rows - lengths[:own].sum()
     mine = (rows >= 0) & (rows < len(latents))
     return summed(latents[rows.clamp(0, len(latents) - 1)] * mine[:, None])
-
-
-def num_processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def perplexity(codes: Int[Tensor, "*b"], num_codes: int) -> float:

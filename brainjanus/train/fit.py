@@ -1,108 +1,372 @@
-"""fit: the loop that trains any of the modules. A step function enters; the trained module and a log leave.
+"""fit: the loop that trains any of the modules. What a step is made of enters; the trained module and a log leave.
 
-The story: resume, then step, log, save; stop cleanly when asked to. What a step computes is the caller's.
+The story: resume; then step, log, look, save, as often as each is due; stop cleanly when asked to, or when the loss
+says so. What a step draws and computes is the caller's. Batches are drawn one step ahead. Several processes, and a
+batch that is taken a part at a time, come to what one process comes to with the whole of it.
 """
 
-import json
+import copy
 import math
-from collections.abc import Callable
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from brainjanus.core.config import to_dict
-from brainjanus.core.errors import UserError, reported, written_beside
+from brainjanus.core.errors import Preempted, written_beside
+from brainjanus.core.heap import keep_freed_memory
+from brainjanus.core.processes import gathered, is_first, own_device, summed, wait, world
 from brainjanus.core.progress import progress
 from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizers_of
+from brainjanus.train.parallel import CPU, Hardware, skeleton, spread, whole
 from brainjanus.train.state import frozen_fingerprint, generator_of, interruptible, load_state, save_state
+from brainjanus.train.store import ahead
+from brainjanus.train.watch import (
+    Line,
+    Log,
+    Meter,
+    Sink,
+    Spikes,
+    Work,
+    Writer,
+    cause_of,
+    close_all,
+    moved,
+    not_finite,
+    spiked,
+    spoken,
+)
 
-# (step, the step's own generator) -> named losses; "loss" is the one that is differentiated
-StepFunction = Callable[[int, torch.Generator], dict[str, torch.Tensor]]
+Losses = Mapping[str, Tensor]
+
+
+def one(batch: object) -> Tensor:
+    return torch.ones(1)
+
+
+def no_work(batch: object) -> Work:
+    return Work()
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a step is made of.
+
+    draw: (step, its generator, which rows) -> those rows of the step's batch, on the CPU. Whatever the rows, it draws
+    the same random numbers.
+    losses: (what the model is called by, batch, generator, counts) -> named losses; "loss" is the one that is
+    differentiated. Those of the parts of a batch add up to those of the whole.
+    counts: what losses are divided by, of a part; the counts of all parts are added before the losses need them.
+    task: what a batch is of, in words; work: what it costs.
+    """
+
+    draw: Callable[[int, torch.Generator, slice], Any]
+    losses: Callable[[Callable[..., Any], Any, torch.Generator, Tensor], Losses]
+    counts: Callable[[Any], Tensor] = one
+    task: Callable[[Any], str] = lambda batch: "the loss"
+    work: Callable[[Any], Work] = no_work
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is looked at under way; nothing of it changes what is learned, but when it ends.
+
+    validate: module -> losses of held-out stimuli, "loss" among them, every `validate_every` steps. patience: so many
+    validations without a better one end the training, and the best weights are what is delivered; 0: it goes to its
+    end, and the last ones are. show: (module, step) draws samples, every `sample_every` steps. sinks: where the log
+    goes besides log.jsonl.
+    """
+
+    validate: Callable[[nn.Module], Mapping[str, float]] | None = None
+    validate_every: int = 0
+    patience: int = 0
+    show: Callable[[nn.Module, int], object] | None = None
+    sample_every: int = 0
+    sinks: Sequence[Sink] = field(default_factory=tuple)
+
+
+UNWATCHED = Watch()
+
+
+class Drawn(NamedTuple):
+    """The parts of a step's batch that this process does, each with its generator."""
+
+    parts: list[tuple[Any, torch.Generator]]
 
 
 def fit(
-    module: nn.Module, losses_of: StepFunction, config: OptimConfig, *, stage: str, folder: Path, seed: int
+    module: nn.Module,
+    steps: Steps,
+    config: OptimConfig,
+    *,
+    stage: str,
+    folder: Path,
+    seed: int,
+    hardware: Hardware = CPU,
+    watch: Watch = UNWATCHED,
+    settings: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Train `module` for config.steps steps, going on from the state in `folder` if there is one.
 
-    Writes folder/state and folder/log.jsonl ({"stage", "step", "lr", "loss", ...} a line, means since the last line).
-    Raises UserError if the loss is not finite (the last good state stays) and KeyboardInterrupt, after saving, when
-    it is interrupted.
+    Writes folder/state and folder/log.jsonl ({"stage", "step", "lr", "loss", ...} a line, means since the last line;
+    lines of validation have "split": "val"). settings: what else decides the result and has to be the same when it is
+    gone on with.
+    Raises UserError if the loss is not finite or jumps, after saving the state before it; KeyboardInterrupt, after
+    saving, when it is interrupted, and Preempted when it is asked to end by SIGTERM.
     """
-    optimizers = optimizers_of(module, config)
-    settings = to_dict(config) | {"seed": seed}
-    frozen = frozen_fingerprint(module)
-    facts = load_state(folder / "state", module, optimizers, settings, frozen)
-    start = facts["step"] if facts else 0
-    log = Log(folder / "log.jsonl", stage, start, facts.get("since_log", {}) if facts else {})
-    device = next(module.parameters()).device
-    dtype = autocast_dtype(config.precision, device)
-    module.train()
+    return Loop(module, steps, config, stage, folder, seed, hardware, watch, settings or {}).run()
 
-    def save(step: int) -> None:
-        facts = {"step": step, "config": settings, "since_log": log.sums}
-        facts |= {} if frozen is None else {"frozen": frozen}
-        save_state(folder / "state", module, optimizers, facts)
 
-    with interruptible() as interrupted, progress(stage, config.steps, start) as advance:
-        for step in range(start, config.steps):
-            rate = learning_rate(config, step)
-            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = rate
-            module.zero_grad(set_to_none=True)  # before the forward pass, which needs the room
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                losses = losses_of(step, generator_of(seed, step))
-            loss = float(losses["loss"].detach())
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"{stage}: expected a finite loss, got {loss} at step {step}. The last saved state "
-                    "is intact. Lower the learning rate, or look for extreme values in the responses."
+class Loop:
+    """One training under way."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        steps: Steps,
+        config: OptimConfig,
+        stage: str,
+        folder: Path,
+        seed: int,
+        hardware: Hardware,
+        watch: Watch,
+        settings: Mapping[str, Any],
+    ):
+        self.steps, self.config, self.stage, self.folder, self.seed = steps, config, stage, folder, seed
+        self.watch = watch
+        self.settings = to_dict(config) | {"seed": seed} | dict(settings)
+        self.rows = hardware.parts(config.batch_size)
+        self.device = own_device(hardware.device)
+        self.dtype = autocast_dtype(config.precision, self.device)
+        self.frozen = frozen_fingerprint(module)
+        self.empty = skeleton(module) if hardware.parallel == "fsdp" and world() > 1 else None
+        self.module, self.call = spread(module, hardware, self.device, self.dtype)
+        self.optimizers = optimizers_of(self.module, config)
+        self.averages = {n: p.detach().clone() for n, p in self.trained().items()} if config.average else {}
+        facts = load_state(
+            folder / "state", self.module, self.optimizers, self.settings, self.frozen, self.averages
+        ) or {"step": 0}  # fmt: skip
+        self.done: int = facts["step"]
+        self.sums: dict[str, list[float]] = facts.get("since_log", {})
+        self.best: dict[str, Any] = facts.get("best", {"loss": None, "step": 0, "kept": False, "ended": False})
+        self.spikes = Spikes(config.spike, facts.get("losses"))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+
+    @property
+    def ended(self) -> bool:
+        return self.done >= self.config.steps or self.best["ended"]
+
+    def run(self) -> nn.Module:
+        if not self.ended:
+            with ExitStack() as stack:
+                writers = [Writer(sink, self.folder, self.settings) for sink in self.watch.sinks if is_first()]
+                stack.callback(close_all, writers)
+                self.log = Log(self.folder / "log.jsonl", self.stage, self.done, self.sums, writers)
+                self.go_on(stack)
+        return self.delivered()
+
+    def go_on(self, stack: ExitStack) -> None:
+        """Steps, until the last one, or what ends them before."""
+        keep_freed_memory()
+        config, watch = self.config, self.watch
+        self.module.train()
+        interrupted = stack.enter_context(interruptible())
+        advance = stack.enter_context(progress(self.stage, config.steps, self.done))
+        meter, start = Meter(self.device, self.dtype), time.perf_counter()
+        for drawn in stack.enter_context(closing(ahead(self.draw, self.done, config.steps))):
+            losses, work = self.step(drawn)
+            self.done += 1
+            asked = self.note_signals(interrupted)
+            meter.add(time.perf_counter() - start, work)
+            self.log.add(losses)
+            last = self.done == config.steps
+            if self.done % config.log_every == 0 or last:
+                line = self.log.means(self.done, lr=learning_rate(config, self.done - 1))
+                advance(self.done, spoken(line.values, meter.read()))
+                self.log.write(line._replace(values=dict(line.values) | meter.read()))
+            if watch.validate and watch.validate_every and (self.done % watch.validate_every == 0 or last):
+                self.validate(watch.validate)
+            if watch.show and watch.sample_every and self.done % watch.sample_every == 0:
+                self.show(watch.show)
+            if self.done % config.save_every == 0 or last or asked or self.ended:
+                self.save()
+                asked = asked or self.note_signals(interrupted)  # which a save takes long enough for
+            if asked:
+                told = f"{self.stage} is saved at step {self.done} of {config.steps}"
+                raise (Preempted if asked == 2 else KeyboardInterrupt)(told)
+            if self.ended:
+                return
+            start = time.perf_counter()  # waiting for the next batch counts
+
+    def draw(self, step: int) -> Drawn:
+        parts = []
+        for rows in self.rows:
+            generator = generator_of(self.seed, step)
+            parts.append((self.steps.draw(step, generator, rows), generator))
+        return Drawn(parts)
+
+    def step(self, drawn: Drawn) -> tuple[dict[str, float], Work]:
+        """Losses, gradients, and a step of the optimizers. Raises UserError, having saved, before a step that would
+        spoil the weights."""
+        rate = learning_rate(self.config, self.done)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = rate
+        before = {
+            name: buffer.clone() for name, buffer in self.module.named_buffers()
+        }  # codebooks move as they are used
+        self.module.zero_grad(set_to_none=True)  # before the forward pass, which needs the room
+        task = self.steps.task(drawn.parts[0][0])
+        counts = summed(sum((self.steps.counts(batch) for batch, _ in drawn.parts), torch.zeros(1)))
+        totals: dict[str, Tensor] = {}
+        for number, (batch, generator) in enumerate(drawn.parts):
+            on_device = moved(batch, self.device)
+            with self.quietly(number < len(drawn.parts) - 1):
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    losses = self.steps.losses(self.call, on_device, generator, counts.to(self.device))
+                (losses["loss"] * world()).backward()  # of several processes, the mean of gradients is taken
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.detach().float()
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained().values() if p.grad is not None])
+        norm = whole(norm).to(self.device)
+        values = summed(torch.stack([*totals.values(), norm / world()]).double().cpu()).tolist()
+        named = dict(zip(totals, values, strict=False))
+        self.check(task, named["loss"], values[-1], [batch for batch, _ in drawn.parts], before)
+        nn.utils.clip_grads_with_norm_(self.trained().values(), self.config.clip, norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.averages:
+            with torch.no_grad():
+                weight = 1 - min(self.config.average, (1 + self.done) / (10 + self.done))  # it begins with the first
+                own = self.trained()
+                torch._foreach_lerp_(
+                    list(self.averages.values()), [own[name].detach() for name in self.averages], weight
                 )
-            losses["loss"].backward()
-            nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            for optimizer in optimizers:
-                optimizer.step()
-            done = step + 1
-            log.add(
-                done,
-                losses,
-                lr=rate,
-                write=done % config.log_every == 0 or done == config.steps,
-            )
-            advance(done, loss)
-            if done % config.save_every == 0 or done == config.steps or interrupted:
-                save(done)
-            if interrupted:
-                raise KeyboardInterrupt(f"{stage} is saved at step {done} of {config.steps}")
-    return module.eval()
+        works = [self.steps.work(batch) for batch, _ in drawn.parts]
+        total = summed(torch.tensor([[w.positions, w.flops] for w in works]).sum(dim=0))
+        return named, Work(*total.tolist())
+
+    def quietly(self, more_to_come: bool) -> Any:
+        """Without the exchange of gradients, where there are more to come."""
+        if more_to_come and isinstance(self.call, DistributedDataParallel):
+            return self.call.no_sync()
+        if isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(not more_to_come)
+        return nullcontext()
+
+    def check(self, task: str, loss: float, norm: float, batches: list[Any], buffers: Mapping[str, Tensor]) -> None:
+        """Raise UserError, having saved, if a step on this loss would spoil the weights. buffers: those before it."""
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            what = str(loss) if not math.isfinite(loss) else f"{loss:.4g}, whose gradient is {norm},"
+            stop = not_finite(self.stage, self.done, what, cause_of(task, batches, self.module))
+        elif self.spikes.jumps(task, loss):
+            stop = spiked(self.stage, self.done, task, loss, self.spikes.seen[task])
+        else:
+            return
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(buffers[name])
+        self.save()
+        raise stop
+
+    def note_signals(self, interrupted: list[int]) -> int:
+        """0: go on; 1: Ctrl-C; 2: SIGTERM; the same in all processes."""
+        own = 0 if not interrupted else 2 if signal.SIGTERM in interrupted else 1
+        if world() == 1:
+            return own
+        flags = summed(F.one_hot(torch.tensor(own), 3))
+        return int(flags.nonzero().max())
+
+    def validate(self, losses_of: Callable[[nn.Module], Mapping[str, float]]) -> None:
+        """Losses of held-out stimuli; the best weights are kept where they will be wanted."""
+        losses = gathered([self.look(losses_of)])[0]  # all have to find the same one the best
+        self.log.write(Line(self.done, losses, "val"))
+        if math.isfinite(losses["loss"]) and (self.best["loss"] is None or losses["loss"] < self.best["loss"]):
+            kept = self.watch.patience > 0
+            self.best = {"loss": losses["loss"], "step": self.done, "kept": kept, "ended": False}
+            if kept:
+                weights = self.weights()
+                if is_first():
+                    with written_beside(self.folder / "best.safetensors") as beside:
+                        save_file({name: value.contiguous() for name, value in weights.items()}, beside)
+        elif self.watch.patience and self.done - self.best["step"] >= self.watch.patience * self.watch.validate_every:
+            self.best["ended"] = True
+
+    def show(self, samples: Callable[[nn.Module, int], object]) -> None:
+        """Samples by the first process; a sharded module is put together for them."""
+        if self.empty is None:
+            self.look(lambda module: samples(module, self.done) if is_first() else None)
+            return
+        state = {n: whole(self.averages.get(n, v)).cpu() for n, v in self.module.state_dict().items()}
+        if is_first():
+            plain = copy.deepcopy(self.empty)
+            plain.load_state_dict(state, assign=True)
+            with torch.no_grad():
+                samples(plain.eval(), self.done)
+
+    def look(self, at: Callable[[nn.Module], Any]) -> Any:
+        """Something of the module as it would be delivered, without gradients; then training goes on."""
+        own = self.trained()
+        kept = {name: own[name].detach().clone() for name in self.averages}
+        with torch.no_grad():
+            for name, value in self.averages.items():
+                own[name].copy_(value)
+            self.module.eval()
+            try:
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    return at(self.module)
+            finally:
+                self.module.train()
+                for shard in (m for m in self.module.modules() if isinstance(m, FSDPModule)):
+                    shard.reshard()  # layers may have stayed gathered
+                for name, value in kept.items():
+                    own[name].copy_(value)
+
+    def save(self) -> None:
+        facts = {"step": self.done, "config": self.settings, "since_log": self.log.sums}
+        facts |= {"best": self.best, "losses": self.spikes.state()}
+        facts |= {} if self.frozen is None else {"frozen": self.frozen}
+        save_state(self.folder / "state", self.module, self.optimizers, facts, self.averages)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is trained, whole, as it would be delivered."""
+        return {name: whole(self.averages.get(name, value)).cpu() for name, value in self.trained().items()}
+
+    def delivered(self) -> nn.Module:
+        """The module as it was given, with the weights that it was trained for."""
+        weights = self.weights()
+        module = self.module
+        if self.empty is not None:
+            state = {name: whole(value).cpu() for name, value in module.state_dict().items()}
+            module = self.empty
+            module.load_state_dict(state, assign=True)
+        wait()  # the first has written the best weights
+        if self.watch.patience and self.best["kept"]:
+            weights = best_weights(self.folder / "best.safetensors") or weights
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+        return module.to("cpu").eval()
 
 
-class Log:
-    """log.jsonl of one training; lines behind the step that is gone on from are dropped.
-
-    sums: the values since the last line, as they were at that step.
-    """
-
-    def __init__(self, path: Path, stage: str, start: int, sums: dict[str, list[float]]):
-        self.path, self.stage, self.sums = path, stage, sums
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut short
-        try:
-            kept = [line for line in whole if json.loads(line)["step"] <= start]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: expected a JSON object with its step on every line, got '{error}'. The log is damaged: "
-                "delete it to go on without the past of its curves."
-            ) from error
-        with written_beside(path) as beside:
-            beside.write_text("".join(kept))
-
-    def add(self, step: int, losses: dict[str, torch.Tensor], *, lr: float, write: bool) -> None:
-        for name, value in losses.items():
-            self.sums.setdefault(name, []).append(float(value.detach()))
-        if write:
-            means = {name: sum(values) / len(values) for name, values in self.sums.items()}
-            with reported(self.path), self.path.open("a") as file:
-                file.write(json.dumps({"stage": self.stage, "step": step, "lr": lr, **means}) + "\n")
-            self.sums = {}
+def best_weights(path: Path) -> dict[str, Tensor] | None:
+    """None where they cannot be read, which is said: the last ones are no reason to train again."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        damage = f"{path}: expected the weights of the best validation, got '{error}'. The file is damaged"
+        print(f"{damage}: the last weights are delivered.", file=sys.stderr)
+        return None

@@ -7,29 +7,38 @@ hard codes of noisy responses are noisy labels, so the expectation is trained, n
 Source: BrainJanus (arXiv 2606.30319) for the tasks; Ho & Salimans 2022 for dropped conditions (guidance).
 """
 
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.processes import is_first, own_device
 from brainjanus.model.checkpoint import Tokenizers
 from brainjanus.model.draft import Drafts
 from brainjanus.model.lora import LoraConfig, save_lora
-from brainjanus.model.omni import OmniModel
-from brainjanus.model.sequence import Task, subject_of
+from brainjanus.model.omni import OmniConfig, OmniModel
+from brainjanus.model.sequence import Task, subject_of, total_length
 from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.train.codes import Batch, Codes
-from brainjanus.train.fit import fit
+from brainjanus.train.fit import Steps, Watch, fit
+from brainjanus.train.flops import step_flops
 from brainjanus.train.optim import OptimConfig, autocast_dtype
+from brainjanus.train.parallel import CPU, Hardware
 from brainjanus.train.state import generator_of
 from brainjanus.train.trained import Trained, keep, prepare, recompute, release
+from brainjanus.train.watch import Sink, Work, moved
+
+VALIDATION_ROWS, VALIDATION_SEED = 96, 17  # of each direction
 
 
 def default_tasks() -> dict[str, float]:
@@ -52,8 +61,14 @@ class OmniTrainingConfig:
 
     In a direction "brain" is each subject in turn (from brain to brain: each pair), "part" a part of the same brain;
     "brain:subj01" is that subject alone.
+    tasks_at_end: what the weights of tasks, drawn towards it step by step, come to; None: they stay.
     dropped: share of rows whose conditions are withheld. hidden: share of rows whose target is hidden (brains and
     pictures). expectation: weight of the squared error of their decoded expectation.
+    shown: which response stands for a repeated stimulus: "averages", mostly that of all its repeats, otherwise a single
+    one, or "repeats", the mean of some of them, drawn anew each time and tokenized on the fly.
+    validation: share of the training stimuli that is held out of training where the dataset has no split "val".
+    validate_every: steps between measurements of the losses there; 0: none. patience: see `Watch`. sample_every: steps
+    between samples in all directions; 0: none.
     """
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(steps=2600, batch_size=64, learning_rate=4e-3))
@@ -61,9 +76,15 @@ class OmniTrainingConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     recompute: bool = False
     tasks: Mapping[str, float] = field(default_factory=default_tasks)
+    tasks_at_end: Mapping[str, float] | None = None
     dropped: float = 0.1
     hidden: float = 0.5
     expectation: Mapping[str, float] = field(default_factory=lambda: {"brain": 2.0, "image": 20.0})
+    shown: Literal["averages", "repeats"] = "averages"
+    validation: float = 0.02
+    validate_every: int = 200
+    patience: int = 0
+    sample_every: int = 500
 
     def __post_init__(self) -> None:
         problems = [
@@ -72,19 +93,43 @@ class OmniTrainingConfig:
             if not 0 <= getattr(self, n) <= 1
         ]
         problems += [
-            f"task '{task}' must have the form condition->target" for task in self.tasks if task.count("->") != 1
+            f"{n} must be at least 0, got {getattr(self, n)}"
+            for n in ("validate_every", "patience", "sample_every")
+            if getattr(self, n) < 0
         ]
+        if not 0 <= self.validation <= 0.5:
+            problems.append(f"validation must lie in [0, 0.5], got {self.validation}")
         problems += [
-            f"task '{task}' must have a weight of at least 0" for task, weight in self.tasks.items() if weight < 0
+            f"expectation of '{name}' must be at least 0, got {weight}"
+            for name, weight in self.expectation.items()
+            if not 0 <= weight < math.inf
+        ]
+        if self.shown not in ("averages", "repeats"):
+            problems.append(f"shown must be averages or repeats, got '{self.shown}'")
+        if self.patience and not self.validate_every:
+            problems.append("patience must come with validate_every, got none of it")
+        every = [*self.tasks, *(self.tasks_at_end or {})]
+        problems += [f"task '{task}' must have the form condition->target" for task in every if task.count("->") != 1]
+        problems += [
+            f"task '{task}' must have a weight of at least 0"
+            for task, weight in (*self.tasks.items(), *(self.tasks_at_end or {}).items())
+            if not 0 <= weight < math.inf
         ]
         if problems:
             raise UserError("omni training config: " + "; ".join(problems) + ". Correct the config.")
 
 
-class Losses(NamedTuple):
-    total: Float[Tensor, ""]
-    likelihood: Float[Tensor, ""]  # nats per code
-    expectation: Float[Tensor, ""] | None  # mean squared error of the decoded expectation; brain units or pixels
+class Drawn(NamedTuple):
+    """Some rows of a step's batch. dropped: rows whose conditions are withheld. hidden: rows whose target is.
+
+    judged: whether the decoded expectation of any row of the whole batch is.
+    """
+
+    task: Task
+    batch: Batch
+    dropped: Bool[Tensor, "b"]
+    hidden: Bool[Tensor, "b"]
+    judged: bool
 
 
 def expand_tasks(tasks: Mapping[str, float], subjects: tuple[str, ...], available: set[str]) -> dict[Task, float]:
@@ -99,6 +144,11 @@ def expand_tasks(tasks: Mapping[str, float], subjects: tuple[str, ...], availabl
             continue
         left, target = direction.split("->")
         names = [*filter(None, left.split("+")), target]
+        if strange := [name for name in names if modality_or_none(name) is None]:
+            raise UserError(
+                f"task '{direction}': expected conditions and a target out of image, text, brain and part, or a named "
+                f"brain:SUBJECT, got '{strange[0]}'. Correct the task."
+            )
         explicit = [subject for subject in map(subject_of, names) if subject]
         unknown = [subject for subject in explicit if subject not in subjects]
         if unknown:
@@ -116,12 +166,23 @@ def expand_tasks(tasks: Mapping[str, float], subjects: tuple[str, ...], availabl
         tasks_here = list(named_tasks(names, subjects))
         for task in tasks_here:
             expanded[task] = expanded.get(task, 0.0) + weight / len(tasks_here)
+    if not any(tasks.values()):
+        raise UserError(
+            f"tasks: expected at least one with a weight above 0, got {', '.join(tasks) or 'none at all'} without. "
+            "Give one of them a weight."
+        )
     if not expanded:
         raise UserError(
             f"tasks: expected at least one of {', '.join(tasks)} that the data has the modalities for, got data with "
             f"brain, {', '.join(sorted(available)) or 'nothing else'}. Add captions or pictures to the dataset."
         )
     return expanded
+
+
+def modality_or_none(name: str) -> str | None:
+    head, colon, subject = name.partition(":")
+    known = (head in ("image", "text") and not colon) or (head in ("brain", "part") and (subject or not colon))
+    return head if known else None
 
 
 def named_tasks(names: Sequence[str], subjects: Sequence[str]) -> Iterator[Task]:
@@ -134,35 +195,76 @@ def named_tasks(names: Sequence[str], subjects: Sequence[str]) -> Iterator[Task]
             yield Task(tuple(given), f"brain:{subject}" if names[-1] == "brain" else names[-1])
 
 
+def draw(
+    codes: Codes,
+    task: Task,
+    generator: torch.Generator,
+    config: OmniTrainingConfig,
+    model: OmniConfig,
+    size: int,
+    part: slice = slice(None),
+) -> Drawn:
+    """Those rows `part` of a batch of `size`; which conditions and targets are withheld is drawn for all rows."""
+    batch = codes.batch(task, size, generator, model, part)
+    dropped = torch.rand(size, generator=generator) < config.dropped
+    share = 0.0 if batch.target.modality == "text" else config.hidden
+    hidden = torch.arange(size) < round(share * size)
+    judged = bool(hidden.any()) and config.expectation.get(batch.target.modality, 0) > 0
+    return Drawn(task, batch, dropped[part], hidden[part], judged)
+
+
+def counts_of(drawn: Drawn, text_end: int = END) -> Float[Tensor, "2"]:
+    """How many codes, and how many sites or pixels, losses are means over."""
+    target = drawn.batch.target
+    assert target.codes is not None
+    codes = target_mask(target.codes, text_end).sum() if target.modality == "text" else target.codes.numel()
+    values = 0
+    if drawn.judged:
+        assert drawn.batch.continuous is not None
+        continuous, judged = drawn.batch.continuous, drawn.batch.judged
+        counted = judged if judged is not None else torch.ones_like(continuous, dtype=torch.bool)
+        values = int(counted[drawn.hidden].sum())
+    return torch.tensor([float(codes), float(values)])
+
+
 def step_losses(
-    model: OmniModel, tokenizers: Tokenizers, batch: Batch, generator: torch.Generator, config: OmniTrainingConfig
-) -> Losses:
-    """Likelihood and expectation of one batch, with conditions and targets withheld at random."""
-    conditions, target, continuous, _, beyond, judged = batch
-    rows, modality = target.batch, target.modality
-    dropped = torch.rand(rows, generator=generator) < config.dropped
-    conditions = [replace(block, dropped=dropped) for block in conditions]
-    share = 0.0 if modality == "text" else config.hidden
-    hidden = torch.arange(rows) < round(share * rows)
+    model: Callable[..., Tensor],
+    tokenizers: Tokenizers,
+    drawn: Drawn,
+    counts: Float[Tensor, "2"],
+    config: OmniTrainingConfig,
+    text_end: int = END,
+) -> dict[str, Tensor]:
+    """This part's share of the losses of a batch: "loss", the sum that is differentiated; "nats/...", the likelihood in
+    nats per code; "mse/...", the squared error of the decoded expectation, in squared z or squared pixels.
+
+    counts: those of the whole batch.
+    """
+    (conditions, target, continuous, _, beyond, judged), hidden = drawn.batch, drawn.hidden
+    modality, direction = target.modality, drawn.task.direction
+    conditions = [replace(block, dropped=drawn.dropped) for block in conditions]
     logits = model(conditions, target, hidden[:, None].expand(-1, target.length)).float()
     assert target.codes is not None
     nats = F.cross_entropy(logits.transpose(1, 2), target.codes, reduction="none")
-    seen = target_mask(target.codes, model.interface.text_end) if modality == "text" else torch.ones_like(nats)
-    likelihood = (nats * seen).sum() / seen.sum()
-    if not hidden.any() or config.expectation.get(modality, 0) == 0:
-        return Losses(likelihood, likelihood, None)
-    assert continuous is not None
-    probabilities = logits[hidden].softmax(dim=-1)
-    if target.subject is not None:
-        expected = tokenizers.brain.decode_probabilities(probabilities, target.subject)
-        if beyond is not None:  # of a row without conditions there is no draft
-            expected = expected + beyond[hidden] * ~dropped[hidden, None]
-    else:
-        assert tokenizers.image is not None
-        expected = tokenizers.image.decode_vectors(probabilities @ tokenizers.image.quantizer.codebook)
-    squared = (expected.float() - continuous[hidden]).square()
-    error = squared.mean() if judged is None else squared[judged[hidden]].mean()
-    return Losses(likelihood + config.expectation[modality] * error, likelihood, error)
+    seen = target_mask(target.codes, text_end) if modality == "text" else torch.ones_like(nats)
+    likelihood = (nats * seen).sum() / counts[0]
+    if not drawn.judged:
+        return {"loss": likelihood, f"nats/{direction}": likelihood}
+    error = likelihood.new_zeros(())
+    if hidden.any():
+        assert continuous is not None
+        probabilities = logits[hidden].softmax(dim=-1)
+        if target.subject is not None:
+            expected = tokenizers.brain.decode_probabilities(probabilities, target.subject)
+            if beyond is not None:  # of a row without conditions there is no draft
+                expected = expected + beyond[hidden] * ~drawn.dropped[hidden, None]
+        else:
+            assert tokenizers.image is not None
+            expected = tokenizers.image.decode_vectors(probabilities @ tokenizers.image.quantizer.codebook)
+        squared = (expected.float() - continuous[hidden]).square()
+        error = (squared if judged is None else squared[judged[hidden]]).sum() / counts[1]
+    total = likelihood + config.expectation[modality] * error
+    return {"loss": total, f"nats/{direction}": likelihood, f"mse/{direction}": error}
 
 
 def target_mask(codes: Int[Tensor, "b l"], end: int = END) -> Float[Tensor, "b l"]:
@@ -186,7 +288,9 @@ def weigh_drafts(
             for number in range(batches if some else 0):
                 generator = generator_of(seed, number)
                 batch = codes.batch(some[number % len(some)], size, generator, model.config)
-                assert batch.draft is not None and batch.beyond is not None and batch.continuous is not None
+                if batch.draft is None:  # so few shared stimuli that a fold has none left
+                    continue
+                assert batch.beyond is not None and batch.continuous is not None
                 hidden = torch.ones_like(batch.target.content, dtype=torch.bool)
                 p = model(batch.conditions, batch.target, hidden).float().softmax(dim=-1)
                 added = tokenizers.brain.decode_probabilities(p, subject) + batch.beyond - batch.draft
@@ -206,34 +310,116 @@ def drawable(codes: Codes, task: Task) -> bool:
 
 
 def fit_omni(
-    model: OmniModel, tokenizers: Tokenizers, codes: Codes, config: OmniTrainingConfig, folder: Path, seed: int
+    model: OmniModel,
+    tokenizers: Tokenizers,
+    codes: Codes,
+    config: OmniTrainingConfig,
+    folder: Path,
+    seed: int,
+    *,
+    validation: Codes | None = None,
+    hardware: Hardware = CPU,
+    show: Callable[[nn.Module, int], object] | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> OmniModel:
-    """Train on one tokenized split."""
-    available = {n for n, c in (("image", codes.picture_codes), ("text", codes.caption_codes)) if c is not None}
-    tasks = expand_tasks(config.tasks, tuple(codes.brains), available)
-    tasks = {task: weight for task, weight in tasks.items() if drawable(codes, task)}
+    """Train on one tokenized split.
+
+    validation: held-out stimuli, on which losses are measured. show: draws samples. sinks: where the log goes besides.
+    """
+    device = own_device(hardware.device)
+    tasks = drawable_tasks(codes, config.tasks)
     names, weights = list(tasks), torch.tensor(list(tasks.values()))
+    later = weights
+    if config.tasks_at_end is not None:
+        at_end = drawable_tasks(codes, config.tasks_at_end)
+        names = list(dict.fromkeys([*tasks, *at_end]))
+        weights, later = (torch.tensor([some.get(name, 0.0) for name in names]) for some in (tasks, at_end))
+        weights, later = weights / weights.sum(), later / later.sum()
     for tokenizer in (tokenizers.brain, tokenizers.image):
         if tokenizer is not None:
             tokenizer.eval().requires_grad_(False)
+    on_device = tokenizers.on(device)
+    size, end, width = config.optim.batch_size, model.interface.text_end, config.optim.steps
 
-    def losses_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        task = names[int(torch.multinomial(weights, 1, generator=generator))]
-        with torch.autocast(device.type, enabled=False):  # drafts are solved and made in float32
-            batch = codes.batch(task, config.optim.batch_size, generator, model.config)
-        losses = step_losses(model, tokenizers, batch, generator, config)
-        named = {"loss": losses.total, f"nats/{task.direction}": losses.likelihood}
-        if losses.expectation is not None:
-            named[f"mse/{task.direction}"] = losses.expectation
-        return named
+    def draw_rows(step: int, generator: torch.Generator, rows: slice) -> Drawn:
+        now = torch.lerp(weights, later, step / width)
+        task = names[int(torch.multinomial(now, 1, generator=generator))]
+        return draw(codes, task, generator, config, model.config, size, rows)
 
-    device, held = model.embed_tokens.weight.device, model.embed_tokens.weight.dtype
+    def losses(call: Callable[..., Tensor], drawn: Drawn, _: torch.Generator, counts: Tensor) -> dict[str, Tensor]:
+        return step_losses(call, on_device, drawn, counts, config, end)
+
+    held = model.embed_tokens.weight.dtype
     prepare(model, config.trained, config.lora, autocast_dtype(config.optim.precision, device), seed)
     if config.recompute:
         recompute(model.decoder.layers)
-    fit(model, losses_of, config.optim, stage="omni", folder=folder, seed=seed)
-    if config.trained == "lora":
-        save_lora(model.decoder, config.lora, folder / "lora.safetensors")
-    keep(model.decoder.layers)
-    release(model, held)
-    return model
+    steps = Steps(
+        draw_rows,
+        losses,
+        counts=lambda drawn: counts_of(drawn, end),
+        task=lambda drawn: drawn.task.direction,
+        work=lambda drawn: work_of(model, drawn),
+    )
+    validate = None
+    if validation is not None:
+        held_out = Validation(
+            validation, {n: float(w) for n, w in zip(names, later, strict=True)}, config, model.config
+        )
+        validate = partial(held_out.losses, tokenizers=on_device, config=config, text_end=end, device=device)
+    watch = Watch(validate, config.validate_every, config.patience, show, config.sample_every, sinks)
+    trained = fit(
+        model, steps, config.optim, stage="omni", folder=folder, seed=seed, hardware=hardware, watch=watch,
+        settings={"sample_every": config.sample_every},
+    )  # fmt: skip
+    assert isinstance(trained, OmniModel)
+    if config.trained == "lora" and is_first():
+        save_lora(trained.decoder, config.lora, folder / "lora.safetensors")
+    keep(trained.decoder.layers)
+    release(trained, held)
+    return trained
+
+
+def drawable_tasks(codes: Codes, tasks: Mapping[str, float]) -> dict[Task, float]:
+    """One task per subject out of each direction that there are stimuli for."""
+    available = {n for n, c in (("image", codes.picture_codes), ("text", codes.caption_codes)) if c is not None}
+    expanded = expand_tasks(tasks, tuple(codes.brains), available)
+    return {task: weight for task, weight in expanded.items() if drawable(codes, task)}
+
+
+def work_of(model: OmniModel, drawn: Drawn) -> Work:
+    """What a part of a step costs."""
+    target = drawn.batch.target
+    positions = target.batch * total_length(drawn.batch.conditions, target.length)
+    return Work(positions, step_flops(model, drawn.batch.conditions, target))
+
+
+class Validation:
+    """Losses of held-out stimuli: the same rows each time, some of each direction, nothing dropped.
+
+    tasks: what is measured, each with its weight in "loss".
+    """
+
+    def __init__(self, codes: Codes, tasks: Mapping[Task, float], config: OmniTrainingConfig, model: OmniConfig):
+        self.drawn: list[tuple[float, Drawn]] = []
+        plain = replace(config, dropped=0.0)
+        some = {task: weight for task, weight in tasks.items() if weight > 0 and len(codes.stimuli_of(task))}
+        share = Counter(task.direction for task in some)
+        for number, (task, weight) in enumerate(some.items()):
+            size = max(2, -(-VALIDATION_ROWS // share[task.direction]))
+            drawn = draw(codes, task, generator_of(VALIDATION_SEED, number), plain, model, size)
+            self.drawn.append((weight / sum(some.values()), drawn))
+
+    def losses(
+        self, model: Callable[..., Tensor], tokenizers: Tokenizers, config: OmniTrainingConfig, text_end: int,
+        device: torch.device,
+    ) -> dict[str, float]:  # fmt: skip
+        """ "loss", weighted as tasks are at the end of training, and the parts of each direction."""
+        sums: dict[str, list[float]] = {}
+        total = 0.0
+        for weight, drawn in self.drawn:
+            counts = counts_of(drawn, text_end).to(device)
+            found = step_losses(model, tokenizers, moved(drawn, device), counts, config, text_end)
+            total += weight * float(found["loss"])
+            for name in found.keys() - {"loss"}:
+                sums.setdefault(name, []).append(float(found[name]))
+        return {"loss": total} | {name: sum(values) / len(values) for name, values in sorted(sums.items())}

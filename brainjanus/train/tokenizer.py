@@ -24,8 +24,11 @@ from brainjanus.tokenizers.image import ImageTokenizer
 from brainjanus.tokenizers.patch import PatchCoder
 from brainjanus.tokenizers.quantizer import perplexity
 from brainjanus.train.alignment import Alignment, AlignmentConfig, seen
-from brainjanus.train.fit import fit
+from brainjanus.train.codes import unit_pixels
+from brainjanus.train.fit import Steps, fit
 from brainjanus.train.optim import OptimConfig
+from brainjanus.train.parallel import CPU, Hardware
+from brainjanus.train.store import Rows
 
 DRIFT = 1.0  # weight of the squared correction of the latents that the patch encoder solved for
 MOST_RESIDUALS = 6000  # trials of a subject that tell what is noise; more take memory and say little
@@ -145,6 +148,7 @@ def fit_brain_tokenizer(
     objective: ObjectiveConfig = ObjectiveConfig(),
     *,
     maps_only: bool = False,
+    hardware: Hardware = CPU,
 ) -> BrainTokenizer:
     """Train on the training split of all subjects of the dataset; each step sees one subject.
 
@@ -166,15 +170,18 @@ def fit_brain_tokenizer(
         if not any(p.requires_grad for p in tokenizer.parameters()):
             return tokenizer.eval()  # the paper encoder knows no subjects
 
-    def losses_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(step: int, generator: torch.Generator, _: slice) -> tuple[str, Drawn]:
         subject = subjects[step % len(subjects)]
-        x, target, stimulus = repeats[subject].draw(config.batch_size, objective, generator)
+        return subject, repeats[subject].draw(config.batch_size, objective, generator)
+
+    def losses(_: object, batch: tuple[str, Drawn], generator: torch.Generator, __: Tensor) -> dict[str, Tensor]:
+        subject, (x, target, stimulus) = batch
         update = None if maps_only else generator
         align = None if alignment is None else partial(alignment.loss, subject=subject, stimuli=stimulus)
         return brain_losses(tokenizer, subject, x, target, objective, update, align)
 
     module = tokenizer if alignment is None else AlignedTokenizer(tokenizer, alignment)
-    fit(module, losses_of, config, stage="brain tokenizer", folder=folder, seed=seed)
+    fit(module, Steps(draw, losses), config, stage="brain tokenizer", folder=folder, seed=seed, hardware=hardware)
     return tokenizer
 
 
@@ -208,19 +215,27 @@ def brain_losses(
 
 
 def fit_image_tokenizer(
-    tokenizer: ImageTokenizer, pixels: UInt8[Tensor, "p 3 h w"], config: OptimConfig, folder: Path, seed: int
+    tokenizer: ImageTokenizer,
+    pixels: Rows | UInt8[Tensor, "p h w 3"],
+    config: OptimConfig,
+    folder: Path,
+    seed: int,
+    *,
+    hardware: Hardware = CPU,
 ) -> ImageTokenizer:
-    """Train on the pictures of the training split."""
+    """Train on the pictures of the training split, which may lie on disk."""
 
-    def losses_of(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        rows = torch.randint(len(pixels), (config.batch_size,), generator=generator)
-        x = pixels[rows].float() / 255
+    def draw(step: int, generator: torch.Generator, _: slice) -> Tensor:
+        return pixels[torch.randint(len(pixels), (config.batch_size,), generator=generator)]
+
+    def losses(_: object, batch: Tensor, generator: torch.Generator, __: Tensor) -> dict[str, Tensor]:
+        x = unit_pixels(batch)
         out = tokenizer(x)
         tokenizer.quantizer.update(out.latents, out.quantized.codes, generator)
         wrong = out.pixels.float() - x
         used = torch.tensor(perplexity(out.quantized.codes, tokenizer.quantizer.config.num_codes))
-        losses = {"mse": wrong.square().mean(), "perplexity": used}
-        return {"loss": wrong.abs().mean() + 4 * losses["mse"] + 0.1 * out.quantized.loss} | losses
+        found = {"mse": wrong.square().mean(), "perplexity": used}
+        return {"loss": wrong.abs().mean() + 4 * found["mse"] + 0.1 * out.quantized.loss} | found
 
-    fit(tokenizer, losses_of, config, stage="image tokenizer", folder=folder, seed=seed)
+    fit(tokenizer, Steps(draw, losses), config, stage="image tokenizer", folder=folder, seed=seed, hardware=hardware)
     return tokenizer

@@ -97,6 +97,7 @@ def test_a_folder_may_be_called_replaced(tmp_path):
     [
         (errno.ENOSPC, "expected room to write it, got a full disk"),
         (errno.EDQUOT, "expected room to write it, got a full disk"),
+        (errno.EFBIG, "expected room to write it, got a full disk"),
         (errno.EROFS, "expected a place that can be written to"),
         (errno.EACCES, "expected a place that can be written to"),
     ],

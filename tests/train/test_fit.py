@@ -1,19 +1,25 @@
 """fit: stopped and gone on with, it is the training that was never stopped."""
 
 import json
+import math
 import os
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from brainjanus.core.errors import UserError
-from brainjanus.train.fit import Log, fit
+from brainjanus.core.errors import Preempted, UserError
+from brainjanus.train.fit import Steps, Watch, fit
 from brainjanus.train.optim import OptimConfig
+from brainjanus.train.parallel import Hardware
+from brainjanus.train.watch import Log, Work
 
 CONFIG = OptimConfig(steps=9, learning_rate=0.05, precision="float32", log_every=2, save_every=4)
+CONFIG_OF_8 = replace(CONFIG, batch_size=8)
 
 
 class Net(nn.Module):
@@ -36,21 +42,28 @@ class Net(nn.Module):
 def training(net, at=None, do=lambda: None):
     """Losses of a regression; at step `at`, something happens."""
 
-    def losses_of(step, generator):
+    def draw(step, generator, rows):
+        return step, torch.randn(8, 4, generator=generator)[rows]
+
+    def losses(call, batch, generator, counts):
+        step, x = batch
         if step == at:
             do()
-        x = torch.randn(8, 4, generator=generator)
         net.seen += 1
-        error = (net(x @ net.seldom if step % 3 == 2 else x)[:, 0] - x.sum(dim=1)).square().mean()
+        error = (call(x @ net.seldom if step % 3 == 2 else x)[:, 0] - x.sum(dim=1)).square().sum() / counts[0]
         return {"loss": error, "odd": error.detach() * 2} if step % 2 else {"loss": error}
 
-    return losses_of
+    return Steps(draw, losses, counts=lambda batch: torch.tensor([float(len(batch[1]))]))
 
 
-def run(folder, at=None, do=lambda: None, config=CONFIG, seed=3):
+def run(folder, at=None, do=lambda: None, config=CONFIG, seed=3, **how):
     net = Net()
-    fit(net, training(net, at, do), config, stage="test", folder=folder, seed=seed)
-    return net
+    return fit(net, training(net, at, do), config, stage="test", folder=folder, seed=seed, **how)
+
+
+def saved(folder):
+    """The steps of the states that are kept."""
+    return sorted(int(state.name[5:]) for state in (folder / "state").iterdir())
 
 
 def interrupt():
@@ -62,7 +75,9 @@ def stop():
 
 
 def log(folder):
-    return (folder / "log.jsonl").read_text()
+    """Its lines, but for how fast it went."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.endswith("per_sec")} for line in lines]
 
 
 def assert_same(one, other):
@@ -105,7 +120,8 @@ def test_interrupted_twice(tmp_path, uninterrupted):
 def test_a_line_of_the_log_that_was_cut_short_is_dropped(tmp_path, uninterrupted):
     with pytest.raises(RuntimeError):
         run(tmp_path, 6, stop)
-    (tmp_path / "log.jsonl").write_text(log(tmp_path)[:-9])
+    text = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(text[:-9])
     run(tmp_path)
     assert log(tmp_path) == uninterrupted[1]
 
@@ -118,7 +134,7 @@ def test_what_is_finished_is_not_trained_again(tmp_path, uninterrupted):
 
 def test_it_learns_and_says_so(tmp_path):
     net = run(tmp_path, config=OptimConfig(steps=60, learning_rate=0.05, precision="float32", log_every=20))
-    lines = [json.loads(line) for line in log(tmp_path).splitlines()]
+    lines = log(tmp_path)
     assert [line["step"] for line in lines] == [20, 40, 60]
     assert all(line["stage"] == "test" for line in lines)
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
@@ -126,12 +142,12 @@ def test_it_learns_and_says_so(tmp_path):
 
 
 def test_a_line_of_the_log_is_the_mean_since_the_last(tmp_path):
-    log = Log(tmp_path / "log.jsonl", "test", 0, {})
+    logged = Log(tmp_path / "log.jsonl", "test", 0, {})
     for step, write in ((1, False), (2, True), (3, True)):
-        losses = {"loss": torch.tensor(float(step))} | ({"b": torch.tensor(8.0)} if step == 1 else {})
-        log.add(step, losses, lr=0.5, write=write)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert lines == [
+        logged.add({"loss": float(step)} | ({"b": 8.0} if step == 1 else {}))
+        if write:
+            logged.write(logged.means(step, lr=0.5))
+    assert log(tmp_path) == [
         {"stage": "test", "step": 2, "lr": 0.5, "loss": 1.5, "b": 8.0},
         {"stage": "test", "step": 3, "lr": 0.5, "loss": 3.0},
     ]
@@ -145,15 +161,25 @@ def test_the_seed_decides(tmp_path, uninterrupted):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_leaves_the_last_state(tmp_path, uninterrupted, value):
     net = Net()
-    losses_of = training(net)
+    steps = training(net)
 
-    def spoiled(step, generator):
-        losses = losses_of(step, generator)
-        return losses | {"loss": losses["loss"] * value} if step == 6 else losses
+    def spoiled(call, batch, generator, counts):
+        losses = steps.losses(call, batch, generator, counts)
+        return losses | {"loss": losses["loss"] * value} if batch[0] == 6 else losses
 
-    with pytest.raises(UserError, match=f"test: expected a finite loss, got {value} at step 6. The last saved state"):
-        fit(net, spoiled, CONFIG, stage="test", folder=tmp_path, seed=3)
-    assert json.loads((tmp_path / "state/state.json").read_text())["step"] == 4
+    before = {}
+
+    def note(optimizer, *_):
+        before.update({name: value.clone() for name, value in net.named_parameters()})
+
+    hook = register_optimizer_step_post_hook(note)
+    with pytest.raises(
+        UserError, match=f"test: expected a finite loss, got {value} at step 6. .* data and weights are"
+    ):
+        fit(net, replace(steps, losses=spoiled), CONFIG, stage="test", folder=tmp_path, seed=3)
+    hook.remove()
+    assert all(torch.equal(value, before[name]) for name, value in net.named_parameters())
+    assert saved(tmp_path) == [4, 6]
     assert_same(uninterrupted[0], run(tmp_path))
 
 
@@ -188,20 +214,20 @@ def test_gradients_are_clipped(tmp_path):
         ours = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         squares.append(float(sum(p.grad.square().sum() for p in ours)))
 
-    def losses_of(step, generator):
-        return {"loss": 1000.0 * training(net)(step, generator)["loss"]}
+    steps = training(net)
+
+    def large(*of):
+        return {"loss": 1000.0 * steps.losses(*of)["loss"]}
 
     hook = register_optimizer_step_pre_hook(note)
     config = OptimConfig(steps=1, precision="float32", clip=1e-3)
-    fit(net, losses_of, config, stage="test", folder=tmp_path, seed=3)
+    fit(net, replace(steps, losses=large), config, stage="test", folder=tmp_path, seed=3)
     hook.remove()
     assert sum(squares) ** 0.5 == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_a_full_disk_while_the_log_grows_is_a_sentence(tmp_path, monkeypatch):
     """The last saved state is intact, and goes on."""
-    from pathlib import Path
-
     run(tmp_path / "whole")
     opened = Path.open
 
@@ -215,11 +241,263 @@ def test_a_full_disk_while_the_log_grows_is_a_sentence(tmp_path, monkeypatch):
         run(tmp_path / "stopped")
     monkeypatch.undo()
     run(tmp_path / "stopped")
-    assert (tmp_path / "stopped/log.jsonl").read_text() == (tmp_path / "whole/log.jsonl").read_text()
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole")
 
 
 def test_a_damaged_line_of_the_log_is_a_sentence(tmp_path):
-    run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 3, interrupt)
     (tmp_path / "log.jsonl").write_text("what?\n")
     with pytest.raises(UserError, match="The log is damaged"):
         run(tmp_path)
+
+
+def test_sigterm_is_another_end_than_ctrl_c(tmp_path, uninterrupted):
+    with pytest.raises(Preempted, match="test is saved at step 3 of 9"):
+        run(tmp_path, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert saved(tmp_path) == [3]
+    assert_same(uninterrupted[0], run(tmp_path))
+
+
+def test_a_signal_during_a_save_ends_it_there(tmp_path, uninterrupted, monkeypatch):
+    """Not a step later, nor, behind the last one, never."""
+    from brainjanus.train import fit as module
+
+    save = module.save_state
+
+    def interrupted(*of):
+        save(*of)
+        interrupt()
+
+    for at in (4, 8, 9):
+        monkeypatch.setattr(module, "save_state", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=f"test is saved at step {at} of 9"):
+            run(tmp_path)
+    assert_same(uninterrupted[0], run(tmp_path))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 20])
+def test_a_few_rows_at_a_time_come_to_the_same(tmp_path, uninterrupted, rows_at_once):
+    net = run(tmp_path, config=CONFIG_OF_8, hardware=Hardware("cpu", rows_at_once=rows_at_once))
+    whole = run(tmp_path / "whole", config=CONFIG_OF_8)
+    for name, value in whole.named_parameters():
+        assert torch.allclose(net.get_parameter(name), value, atol=1e-6), name
+    for line, other in zip(log(tmp_path), log(tmp_path / "whole"), strict=True):
+        assert line.pop("stage") == other.pop("stage") and line == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_rate_follows_the_schedule(tmp_path, schedule):
+    """As it is logged, and as the optimizers have it."""
+    rates = []
+
+    def note(optimizer, *_):
+        rates.append({group["lr"] for group in optimizer.param_groups})
+
+    hook = register_optimizer_step_pre_hook(note)
+    run(tmp_path, config=replace(CONFIG, schedule=schedule, log_every=1, optimizer="adamw", warmup=0.2))
+    hook.remove()
+    told = [line["lr"] for line in log(tmp_path)]
+    assert rates == [{rate} for rate in told]
+    assert told[:3] == pytest.approx([0.025, 0.05, 0.05])
+    last = {"cosine": (1 + math.cos(math.pi * 6 / 7)) / 2, "linear": 1 / 7, "constant": 1.0}[schedule]
+    assert told[-1] == pytest.approx(0.05 * (0.05 + 0.95 * last))
+
+
+AVERAGED = replace(CONFIG, optimizer="adamw", average=0.3)
+
+
+def test_averages_are_what_is_delivered(tmp_path):
+    """The decay begins at a tenth, so that the first weights do not stay."""
+    net, weights = Net(), []
+    hook = register_optimizer_step_post_hook(lambda *_: weights.append(net.head.weight.detach().clone()))
+    average = net.head.weight.detach().clone()
+    fit(net, training(net), AVERAGED, stage="test", folder=tmp_path, seed=3)
+    hook.remove()
+    assert len(weights) == 9
+    for step, value in enumerate(weights):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * value
+    assert torch.allclose(net.head.weight, average, atol=1e-6)
+    assert not torch.allclose(net.head.weight, weights[-1], atol=1e-4)
+
+
+@pytest.mark.parametrize("at", [0, 4, 7])
+def test_averages_go_on_too(tmp_path, at):
+    whole = run(tmp_path / "whole", config=AVERAGED)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", at, interrupt, config=AVERAGED)
+    assert_same(whole, run(tmp_path / "stopped", config=AVERAGED))
+    assert_same(whole, run(tmp_path / "stopped", at=0, do=stop, config=AVERAGED))  # it is at its end
+
+
+STEADY = replace(CONFIG, steps=30, save_every=100, log_every=100, learning_rate=1e-4)
+
+
+def fit_with_spike(folder, config=STEADY, stepped=lambda net: None):
+    """A training whose loss jumps at step 25. stepped: is told the module after every step of an optimizer."""
+    net = Net()
+    steps = training(net)
+
+    def losses(call, batch, generator, counts):
+        found = steps.losses(call, batch, generator, counts)
+        return found | {"loss": found["loss"] * (100 if batch[0] == 25 else 1)}
+
+    hook = register_optimizer_step_post_hook(lambda *_: stepped(net))
+    try:
+        return fit(net, replace(steps, losses=losses), config, stage="test", folder=folder, seed=3)
+    finally:
+        hook.remove()
+
+
+def test_a_spike_stops_it_before_the_step(tmp_path):
+    last = {}
+
+    def stepped(net):
+        last.update({name: value.clone() for name, value in net.state_dict().items()}, net=net)
+
+    with pytest.raises(UserError, match=r"near those before it .* at step 25: a spike\. The state before it is saved"):
+        fit_with_spike(tmp_path, stepped=stepped)
+    assert saved(tmp_path) == [25]
+    for name, value in last.pop("net").state_dict().items():
+        assert torch.equal(value, last[name]), name  # buffers, too
+    assert last["seen"] == 25
+
+
+def test_a_spike_comes_again_unless_it_is_gone_over(tmp_path):
+    """The losses before it are in the state: by itself, the one behind it would have nothing to be compared with."""
+    for _ in range(2):
+        with pytest.raises(UserError, match="at step 25: a spike"):
+            fit_with_spike(tmp_path)
+    net = fit_with_spike(tmp_path, replace(STEADY, spike=0.0))
+    assert_same(net, fit_with_spike(tmp_path / "whole", replace(STEADY, spike=0.0)))
+    assert net.seen == 30
+
+
+@pytest.mark.parametrize("settings", [{"log_every": 3}, {"save_every": 1}, {"spike": 0.0}])
+def test_how_often_is_said_and_saved_may_change_under_way(tmp_path, uninterrupted, settings):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 2, interrupt)
+    assert_same(uninterrupted[0], run(tmp_path, config=replace(CONFIG, **settings)))
+
+
+def test_losses_of_held_out_stimuli_stand_in_the_log_and_change_nothing(tmp_path, uninterrupted):
+    seen, shown = [], []
+
+    def validate(module):
+        assert not module.training and not torch.is_grad_enabled()
+        seen.append(module.head.weight.clone())
+        return {"loss": float(len(seen)), "nats/image": 0.5}
+
+    def show(module, step):
+        assert not module.training and not torch.is_grad_enabled()
+        shown.append(step)
+
+    net = run(tmp_path, watch=Watch(validate, 4, show=show, sample_every=3))
+    lines = log(tmp_path)
+    assert [line for line in lines if "split" not in line] == uninterrupted[1]
+    assert [line for line in lines if "split" in line] == [
+        {"stage": "test", "step": step, "split": "val", "loss": loss, "nats/image": 0.5}
+        for step, loss in ((4, 1.0), (8, 2.0), (9, 3.0))
+    ]
+    assert shown == [3, 6, 9]
+    assert_same(uninterrupted[0], net)
+    assert torch.equal(seen[-1], net.head.weight) and not torch.equal(seen[0], net.head.weight)
+
+
+def test_averages_are_what_is_looked_at_and_not_what_is_gone_on_with(tmp_path):
+    whole, seen = run(tmp_path / "whole", config=AVERAGED), []
+
+    def validate(module):
+        seen.append(module.head.weight.clone())
+        return {"loss": 1.0}
+
+    net = run(tmp_path / "watched", config=AVERAGED, watch=Watch(validate, 2))
+    assert_same(whole, net)
+    assert torch.equal(seen[-1], net.head.weight)
+
+
+VALIDATED = {1: float("nan"), 2: 3.0, 3: 4.0, 4: float("nan"), 5: 1.0, 6: 1.0, 7: 1.0, 8: 1.0, 9: 1.0}  # step -> loss
+
+
+def validating(weights, patience):
+    def validate(module):
+        return {"loss": VALIDATED[int(module.seen)]}  # steps that were done
+
+    def show(module, step):
+        weights[step] = {name: value.clone() for name, value in module.named_parameters()}
+
+    return Watch(validate, 1, patience, show, 1)
+
+
+def assert_delivered(net, weights):
+    assert all(torch.equal(value, weights[name]) for name, value in net.named_parameters())
+
+
+@pytest.mark.parametrize("average", [0.0, 0.3])
+def test_without_a_better_one_it_ends_and_delivers_the_best(tmp_path, average):
+    """3 is not bettered by 4 or nan: two in a row. What is delivered has been looked at, averages as well."""
+    weights, config = {}, replace(CONFIG, average=average, optimizer="adamw")
+    net = run(tmp_path, config=config, watch=validating(weights, 2))
+    assert max(weights) == 4 and saved(tmp_path) == [4]
+    assert_delivered(net, weights[2])
+    again = run(tmp_path, at=4, do=stop, config=config, watch=validating({}, 2))
+    assert_delivered(again, weights[2])
+
+
+def test_patience_begins_anew_with_a_better_one(tmp_path):
+    weights = {}
+    net = run(tmp_path, watch=validating(weights, 3))
+    assert max(weights) == 8, "1 came at step 5, and three behind it were no better"
+    assert_delivered(net, weights[5])
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_the_best_and_patience_go_on_too(tmp_path, at):
+    weights = {}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, at, interrupt, watch=validating(weights, 2))
+    net = run(tmp_path, watch=validating(weights, 2))
+    assert max(weights) == 4
+    assert_delivered(net, weights[2])
+
+
+def test_without_patience_the_last_weights_are_delivered(tmp_path, uninterrupted):
+    assert_same(uninterrupted[0], run(tmp_path, watch=validating({}, 0)))
+    assert not (tmp_path / "best.safetensors").exists()
+    assert_same(uninterrupted[0], run(tmp_path, watch=validating({}, 2)))  # nothing better was kept
+
+
+def test_in_place_of_damaged_best_weights_the_last_are_delivered(tmp_path, capsys):
+    weights = {}
+    run(tmp_path, watch=validating(weights, 2))
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert_delivered(run(tmp_path, watch=validating({}, 2)), weights[4])
+    said = capsys.readouterr().err
+    assert "best.safetensors: expected the weights of the best validation, got" in said
+    assert said.strip().endswith("The file is damaged: the last weights are delivered.")
+
+
+def test_the_log_says_how_fast_it_goes(tmp_path):
+    net = Net()
+    steps = replace(training(net), work=lambda batch: Work(len(batch[1]), 10**6))
+    fit(net, steps, CONFIG, stage="test", folder=tmp_path, seed=3)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(line["steps_per_sec"] > 0 for line in lines)
+    assert all(line["tokens_per_sec"] == pytest.approx(8 * line["steps_per_sec"]) for line in lines)
+    assert not any("share_of_peak" in line for line in lines), "a short training is not kept waiting for it"
+
+
+def test_a_task_is_named_when_its_loss_jumps(tmp_path):
+    """Each is compared with its own: the same loss may be usual for another."""
+    net = Net()
+    steps = replace(training(net), task=lambda batch: "even" if batch[0] % 2 == 0 else "odd")
+
+    def losses(call, batch, generator, counts):
+        found = steps.losses(call, batch, generator, counts)
+        return found | {"loss": found["loss"] * 0 + (2.0 if batch[0] % 2 == 0 or batch[0] == 45 else 1.0)}
+
+    config = replace(STEADY, steps=50)
+    with pytest.raises(UserError, match=r"expected a loss of odd near .* got 2 at step 45"):
+        fit(net, replace(steps, losses=losses), config, stage="test", folder=tmp_path, seed=3)

@@ -1,8 +1,8 @@
 """The unified training step: its losses by hand, and what it learns."""
 
-import json
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,7 +14,16 @@ from brainjanus.model.sequence import Block, Task
 from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train.codes import Batch, BrainRows, Codes
-from brainjanus.train.omni import OmniTrainingConfig, drawable, expand_tasks, fit_omni, step_losses, target_mask
+from brainjanus.train.omni import (
+    Drawn,
+    OmniTrainingConfig,
+    counts_of,
+    drawable,
+    expand_tasks,
+    fit_omni,
+    step_losses,
+    target_mask,
+)
 from brainjanus.train.optim import OptimConfig
 
 SEEN = wavelet(torch.zeros(1, 3, 8, 8)).shape[1:]  # tokens, channels
@@ -35,7 +44,27 @@ def brain_batch(rows=8):
 def losses(checkpoint, batch, **settings):
     plain = {"dropped": 0.0, "hidden": 0.5, "expectation": {"brain": 2.0, "image": 20.0}}
     config = OmniTrainingConfig(**(plain | settings))
-    return step_losses(checkpoint.model, checkpoint.tokenizers, batch, torch.Generator().manual_seed(0), config)
+    return losses_of(checkpoint.model, checkpoint.tokenizers, batch, config)
+
+
+class Losses(NamedTuple):
+    total: torch.Tensor
+    likelihood: torch.Tensor
+    expectation: torch.Tensor | None
+
+
+def losses_of(model, tokenizers, batch, config):
+    """Of a whole batch, which is drawn already."""
+
+    rows, modality = batch.target.batch, batch.target.modality
+    task = Task((), f"brain:{batch.target.subject}" if batch.target.subject else modality)
+    dropped = torch.rand(rows, generator=torch.Generator().manual_seed(0)) < config.dropped
+    hidden = torch.arange(rows) < (0 if modality == "text" else round(config.hidden * rows))
+    judged = bool(hidden.any()) and config.expectation.get(modality, 0) > 0
+    drawn = Drawn(task, batch, dropped, hidden, judged)
+    found = step_losses(model, tokenizers, drawn, counts_of(drawn), config)
+    named = {name.split("/")[0]: value for name, value in found.items()}
+    return Losses(named["loss"], named["nats"], named.get("mse"))
 
 
 def test_losses_by_hand(checkpoint):
@@ -170,6 +199,19 @@ def test_a_part_is_one_of_the_target_s_brain():
     }
 
 
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ({"foo->brain": 1.0}, "task 'foo->brain': expected conditions and a target out of .* got 'foo'"),
+        ({"image->brain:": 1.0}, "got 'brain:'"),
+        ({"image->brain": 0.0}, "tasks: expected at least one with a weight above 0, got image->brain without"),
+    ],
+)
+def test_says_which_tasks_do_not_exist(tasks, message):
+    with pytest.raises(UserError, match=message):
+        expand_tasks(tasks, ("a", "b"), {"image", "text"})
+
+
 def test_says_which_subjects_there_are():
     with pytest.raises(UserError, match=r"task 'brain:a->brain:c': expected one of the subjects a, b, got 'c'"):
         expand_tasks({"brain:a->brain:c": 1.0}, ("a", "b"), {"image", "text"})
@@ -182,6 +224,12 @@ def test_says_which_subjects_there_are():
         ({"hidden": -0.1}, r"hidden must lie in \[0, 1\], got -0.1"),
         ({"tasks": {"image": 1.0}}, "task 'image' must have the form condition->target"),
         ({"tasks": {"image->brain": -1.0}}, "task 'image->brain' must have a weight of at least 0"),
+        ({"tasks": {"image->brain": math.nan}}, "task 'image->brain' must have a weight of at least 0"),
+        ({"tasks_at_end": {"image->brain": math.inf}}, "task 'image->brain' must have a weight of at least 0"),
+        ({"expectation": {"brain": math.nan}}, "expectation of 'brain' must be at least 0, got nan"),
+        ({"validation": 0.6}, r"validation must lie in \[0, 0.5\], got 0.6"),
+        ({"validate_every": -1}, "validate_every must be at least 0, got -1"),
+        ({"patience": 2, "validate_every": 0}, "patience must come with validate_every"),
         ({"tasks": {"image": -1.0}, "hidden": 2.0}, "hidden .*; task 'image' must have the form.*; task 'image' must"),
     ],
 )
@@ -206,7 +254,7 @@ def planted(checkpoint, classes=6):
     )  # fmt: skip
 
 
-def test_a_planted_mapping_is_learnt(make_checkpoint, tmp_path):
+def test_a_planted_mapping_is_learnt(make_checkpoint, tmp_path, read_log):
     """After sixty steps captions tell the codes, code by code and all at once, and the log says so."""
     checkpoint = make_checkpoint()
     codes, model, tokenizers = planted(checkpoint), checkpoint.model.requires_grad_(True), checkpoint.tokenizers
@@ -224,7 +272,7 @@ def test_a_planted_mapping_is_learnt(make_checkpoint, tmp_path):
             assert nats < 0.3 * math.log(6), "the floor is that of six codes that are equally likely"
     greedy = GenerationConfig(temperature=0.0)
     assert generate(checkpoint, {"brain:a": brain.values}, "text", greedy).count("a red cup") <= 2
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = read_log(tmp_path / "log.jsonl")
     assert {"stage", "step", "lr", "loss", "nats/text->brain", "mse/text->brain", "nats/brain->text"} == set(lines[-1])
     assert lines[-1]["nats/brain->text"] < lines[0]["nats/brain->text"]
 
@@ -257,7 +305,7 @@ def test_the_expectation_is_the_decoded_one_with_what_the_draft_adds_where_it_co
     goal = Block("brain", codes=tokenizers.brain.encode(target, "a"), subject="a")
     config = OmniTrainingConfig(dropped=dropped, hidden=1.0)
     batch = Batch([block], goal, target, shown, beyond, judged)
-    losses = step_losses(model, tokenizers, batch, generator, config)
+    losses = losses_of(model, tokenizers, batch, config)
     p = marginal(model, [block.withheld() if dropped else block], goal)
     expected = tokenizers.brain.decode_probabilities(p, "a") + (0 if dropped else beyond)
     wrong = (expected - target).square()

@@ -9,6 +9,7 @@ from torch import nn
 from brainjanus.core.errors import UserError
 from brainjanus.model.decoder import Decoder, DecoderConfig
 from brainjanus.model.lora import LoraConfig, add_lora
+from brainjanus.train.muon import Muon
 from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizers_of
 
 
@@ -48,7 +49,7 @@ def test_every_weight_that_is_trained_has_one_optimizer(optimizer):
 def test_muon_moves_hidden_matrices_and_adamw_the_rest():
     net = Net()
     adamw, muon = optimizers_of(net, OptimConfig(weight_decay=0.3))
-    assert isinstance(adamw, torch.optim.AdamW) and isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW) and isinstance(muon, Muon)
     assert [p is net.layers[0].weight for group in muon.param_groups for p in group["params"]] == [True]
     assert [type(o) for o in optimizers_of(net, OptimConfig(optimizer="adamw"))] == [torch.optim.AdamW]
 
@@ -82,6 +83,8 @@ def test_auto_precision_follows_the_machine(monkeypatch, supported):
         ({"log_every": 0}, "log_every must be at least 1, got 0"),
         ({"save_every": 0}, "save_every must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"weight_decay": -3.0}, "weight_decay must be at least 0, got -3.0"),
         ({"warmup": 1.0}, r"warmup must lie in \[0, 1\), got 1.0"),
         ({"optimizer": "sgd"}, "optimizer must be muon or adamw, got 'sgd'"),
         ({"precision": "half"}, "precision must be auto, float32 or bfloat16, got 'half'"),
