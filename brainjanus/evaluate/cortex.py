@@ -44,6 +44,7 @@ VIEWS = (
     ("right", "medial", (-1.0, -1.3, -0.15), (0.0, 0.0, 1.0)),
     ("right", "lateral", (1.0, -1.3, -0.15), (0.0, 0.0, 1.0)),
 )
+SIDES = ("lateral", "medial", "ventral")
 
 
 class Mesh(NamedTuple):
@@ -77,6 +78,7 @@ def draw_maps(
     order: Int[np.ndarray, "v"] | None = None,
     categorical: bool = False,
     discrete: bool = False,
+    sides: Sequence[str] = SIDES,
 ) -> bytes:
     """A PNG with one row per map (title -> one value per site), all on one colour scale.
 
@@ -85,7 +87,8 @@ def draw_maps(
     NaN is not drawn. On a surface, a vertex that was not measured is drawn with the mean of its neighbours if most of
     them were. order: of the sites, for spaces without surface and volume. categorical: values are names of groups from
     0 to 1, not amounts: nothing is interpolated, a volume is drawn as points, and there is no colour bar.
-    discrete: of amounts that mean nothing between two sensors, nothing is drawn there.
+    discrete: of amounts that mean nothing between two sensors, nothing is drawn there. sides: from which a surface is
+    seen.
     Raises UserError if a map has another number of sites, or nilearn is missing for a surface.
     """
     for title, values in maps.items():
@@ -109,7 +112,7 @@ def draw_maps(
         return _encoded(figure)
     if kind == "surface":
         names = list(space.rois if outlines is None else outlines)
-        figure = _draw_surface(space, maps, norm, colours, names, categorical)
+        figure = _draw_surface(space, maps, norm, colours, names, categorical, sides)
     elif kind == "volume" and not categorical:
         figure = _draw_volume(space, maps, norm, colours)
     elif order is not None and space.coordinates_mm is not None:
@@ -191,22 +194,24 @@ def _draw_surface(
     colours: "Colormap",
     outlines: Sequence[str],
     categorical: bool,
+    sides: Sequence[str],
 ) -> "Figure":
     left_side, right_side = (_mesh(hemisphere).vertices for hemisphere in ("left", "right"))
     measured = np.concatenate([left_side, right_side])[space.index]
     part = "posterior" if (measured[:, 1] < FADE_MM[0]).all() else "whole"
-    views = [_view(*view, part) for view in VIEWS]
+    seen = [view for view in VIEWS if view[1] in sides]
+    views = [_view(*view, part) for view in seen]
     inches = [np.array(view.opacity.shape) / SUPERSAMPLING / DPI for view in views]
     gap, margin, header, title_height = 0.06, 0.12, 0.28, 0.26
     tallest = max(high for high, _ in inches)
     width = sum(wide for _, wide in inches) + gap * (len(views) - 1) + 2 * margin
     figure = _figure(width, header + len(maps) * (tallest + title_height) + BAR_HEIGHT)
-    regions = [_regions(space, outlines, hemisphere, view) for (hemisphere, *_), view in zip(VIEWS, views, strict=True)]
+    regions = [_regions(space, outlines, hemisphere, view) for (hemisphere, *_), view in zip(seen, views, strict=True)]
     for number, (title, values) in enumerate(maps.items()):
         top = header + number * (tallest + title_height)
         _text(figure, margin, top + title_height / 2, title, ha="left", fontsize=9, color=INK, weight="bold")
         hemispheres, left = space.to_surface(values), margin
-        for (hemisphere, name, *_), view, region, (high, wide) in zip(VIEWS, views, regions, inches, strict=True):
+        for (hemisphere, name, *_), view, region, (high, wide) in zip(seen, views, regions, inches, strict=True):
             axes = _axes(figure, left, top + title_height + (tallest - high) / 2, wide, high)
             filled = _filled(hemisphere, hemispheres[hemisphere], categorical)
             picture = _coloured(hemisphere, view, filled, region, norm, colours, categorical)

@@ -142,9 +142,9 @@ def even_ranks(scores: Float[np.ndarray, "n"], count: int) -> list[int]:
     return [int(row) for row in order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]]
 
 
-def displayable(picture: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+def displayable(pictures: Shaped[np.ndarray, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w 3"]:
     """8-bit RGB; values outside [0, 255], which a linear model may predict, are clipped for display only."""
-    return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+    return np.clip(np.round(pictures), 0, 255).astype(np.uint8)
 
 
 def _expect(predictions: Sequence[Predictions], *directions: Direction) -> None:

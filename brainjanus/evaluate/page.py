@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -17,7 +17,10 @@ from jaxtyping import Int, UInt8
 from brainjanus.evaluate.examples import CodebookUsage
 
 NUM_POINTS = 300  # of a loss curve; more cannot be seen
+SMOOTHED = 50  # a curve is averaged over a fiftieth of it to either side
 TOTAL = "total"  # the curve of the whole loss, drawn first
+NATS = "nats/"  # what a log calls the likelihood of a direction
+TRAINED, HELD_OUT = "training", "held out (dashed)"
 
 
 def page(title: str, badge: str, sections: Iterable[tuple[str, str, str]], style: str = "") -> str:
@@ -78,20 +81,41 @@ def bar_key(value: str, floor: str, linear: str, ceiling: str) -> str:
     return f'<p class="key">{parts}</p>'
 
 
+class Curve(NamedTuple):
+    """(step, value) of training, and of held-out stimuli."""
+
+    trained: list[tuple[float, float]]
+    held_out: list[tuple[float, float]]
+
+
 def training(losses: Iterable[Mapping[str, Any]]) -> str:
-    """Loss curves, a chart a stage. losses: lines of a training log, {"stage", "step", "loss", "loss/...": ...}."""
-    stages: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    """Curves by stage: the loss and its parts, and a small chart of the nats of each direction; held-out ones dashed.
+
+    losses: lines of a training log, {"stage", "step", "loss", "loss/...", "nats/...": ...}; with "split": "val", those
+    of held-out stimuli.
+    """
+    stages: dict[str, dict[str, Curve]] = {}
     for line in losses:
         for key, value in line.items():
-            name = key.removeprefix("loss/") if key != "loss" else TOTAL
-            if key.startswith("loss") and isinstance(value, int | float) and np.isfinite(value):
-                stages.setdefault(str(line.get("stage", "")), {}).setdefault(name, []).append(
-                    (float(line["step"]), float(value))
-                )
-    if not stages:
-        return ""
-    charts = [f'<figure class="keep">{figcaption(stage)}{_curves(curves)}</figure>' for stage, curves in stages.items()]
-    return f'<div class="columns">{"".join(charts)}</div>'
+            if key.startswith(("loss", NATS)) and isinstance(value, int | float) and np.isfinite(value):
+                curve = stages.setdefault(str(line.get("stage", "")), {}).setdefault(key, Curve([], []))
+                half = curve.held_out if line.get("split") == "val" else curve.trained
+                half.append((float(line["step"]), float(value)))
+    charts, directions = [], []
+    for stage, curves in stages.items():
+        parts = {key.removeprefix("loss/"): curve for key, curve in curves.items() if key.startswith("loss")}
+        if parts:
+            named = {TOTAL if name == "loss" else name: curve for name, curve in parts.items()}
+            charts.append(f'<figure class="keep">{figcaption(stage)}{_curves(named)}</figure>')
+        each = {key.removeprefix(NATS): curve for key, curve in curves.items() if key.startswith(NATS)}
+        small = "".join(
+            f'<figure class="keep">{figcaption(name)}{_curves({TRAINED: curve}, 200, 110, from_zero=False)}</figure>'
+            for name, curve in sorted(each.items())
+        )
+        if small:
+            note = "nats per code of each direction, the axis of each its own"
+            directions.append(f'<figure>{figcaption(stage, note)}<div class="small">{small}</div></figure>')
+    return (f'<div class="columns">{"".join(charts)}</div>' if charts else "") + "".join(directions)
 
 
 def codebooks(books: Sequence[CodebookUsage]) -> str:
@@ -114,42 +138,65 @@ def number(value: float | None) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}".replace("-0.000", "0.000")
 
 
-def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """A line for each loss; the y axis is logarithmic if the losses span more than a factor of 20."""
-    wide, high, left, bottom = 420, 200, 44, 22
-    values = np.array([value for curve in curves.values() for _, value in curve])
+def _curves(curves: Mapping[str, Curve], wide: int = 420, high: int = 200, *, from_zero: bool = True) -> str:
+    """A line for each loss, a dashed one for it on held-out stimuli; what they come to is the legend.
+
+    Lines of training are running means. The y axis is logarithmic if the losses span more than a factor of 20, and
+    otherwise begins at 0 or at the lowest.
+    """
+    left, bottom = 44, 22
+    curves = {name: Curve(smooth(curve.trained), curve.held_out) for name, curve in curves.items()}
+    points = [point for curve in curves.values() for half in curve for point in half]
+    values = np.array([value for _, value in points])
     logarithmic = bool(values.min() > 0 and np.percentile(values, 98) > 20 * values.min())
-    last_step = max(step for curve in curves.values() for step, _ in curve) or 1
-    low, high_value = (
-        (values.min(), np.percentile(values, 99.5)) if logarithmic else (min(0.0, values.min()), values.max())
-    )
-    if high_value <= low:
-        high_value = low + 1
+    last_step = max(step for step, _ in points) or 1
+    top = float(np.percentile(values, 99.5 if logarithmic else 100 if from_zero else 97))
+    low = float(values.min() if logarithmic or not from_zero else min(0.0, values.min()))
+    if top <= low:
+        top = low + 1
 
     def y(value: float) -> float:
-        value = min(max(value, low), high_value)
-        share = np.log(value / low) / np.log(high_value / low) if logarithmic else (value - low) / (high_value - low)
+        value = min(max(value, low), top)
+        share = np.log(value / low) / np.log(top / low) if logarithmic else (value - low) / (top - low)
         return round(float(8 + (1 - share) * (high - bottom - 8)), 1)
 
     parts = []
-    for tick in np.geomspace(low, high_value, 4) if logarithmic else np.linspace(low, high_value, 4):
+    ticks = 4 if high > 150 else 3
+    for tick in np.geomspace(low, top, ticks) if logarithmic else np.linspace(low, top, ticks):
         parts.append(f'<line class="grid" x1="{left}" x2="{wide}" y1="{y(tick)}" y2="{y(tick)}"/>')
         parts.append(f'<text x="{left - 6}" y="{y(tick) + 3}" text-anchor="end">{tick:.3g}</text>')
-    for step in (0, last_step / 2, last_step):
+    for step in (0, last_step / 2, last_step) if wide > 300 else (0, last_step):
         anchor = "start" if step == 0 else "end" if step == last_step else "middle"
         x = left + step / last_step * (wide - left)
         parts.append(f'<text x="{x:.0f}" y="{high - 8}" text-anchor="{anchor}">{step:,.0f}</text>')
     legend = []
     for number, (name, curve) in enumerate(sorted(curves.items(), key=lambda item: item[0] != TOTAL)):
-        kept = curve[:: max(1, len(curve) // NUM_POINTS)]
-        points = " ".join(f"{left + step / last_step * (wide - left):.1f},{y(value)}" for step, value in kept)
-        parts.append(f'<polyline class="c{number % 6}" points="{points}"/>')
-        if len(kept) == 1:
-            parts.append(f'<circle class="c{number % 6}" cx="{points.split(",")[0]}" cy="{y(kept[0][1])}" r="2"/>')
-        legend.append(f'<span class="c{number % 6}">{escape(name.replace("->", " → "))} {curve[-1][1]:.3g}</span>')
+        colour, told = f"c{number % 6}", []
+        for half, dashes, label in ((curve.trained, "", name), (curve.held_out, " held", HELD_OUT)):
+            kept = half[:: max(1, len(half) // NUM_POINTS)]
+            place = [f"{left + step / last_step * (wide - left):.1f},{y(value)}" for step, value in kept]
+            if len(kept) == 1:
+                parts.append(f'<circle class="{colour}" cx="{place[0].split(",")[0]}" cy="{y(kept[0][1])}" r="2"/>')
+            if kept:
+                parts.append(f'<polyline class="{colour}{dashes}" points="{" ".join(place)}"/>')
+                told.append(f"{escape(label.replace('->', ' → '))} {half[-1][1]:.3g}")
+        legend.append(f'<span class="{colour}">{" · ".join(told)}</span>')
     size = f'viewBox="0 0 {wide + 8} {high}"'
     svg = f'<svg class="chart" {size} role="img" aria-label="loss by step">{"".join(parts)}</svg>'
     return f'{svg}<p class="legend">{" ".join(legend)}</p>'
+
+
+def smooth(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Means over a window around each point, which is shorter at the ends; of few points, the points themselves."""
+    if not curve:
+        return []
+    steps, values = zip(*curve, strict=True)
+    reach = len(curve) // SMOOTHED
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(curve))
+    around = np.minimum(np.minimum(places, places[::-1]), reach)
+    means = (total[places + around + 1] - total[places - around]) / (2 * around + 1)
+    return list(zip(steps, means.tolist(), strict=True))
 
 
 def _usage(counts: Int[np.ndarray, "codes"]) -> str:
@@ -247,6 +294,9 @@ img.map { max-width: 100%; background: #fff; border-radius: 8px; border: 1px sol
 svg.chart { width: 100%; height: auto; display: block; overflow: visible; }
 svg.chart text { font-size: 10px; fill: var(--soft); } .grid { stroke: var(--line); }
 polyline { fill: none; stroke-width: 1.6; stroke: currentColor; stroke-linejoin: round; } circle { fill: currentColor; }
+.held { stroke-dasharray: 5 3; }
+.small { display: flex; flex-wrap: wrap; gap: 0 1.2rem; }
+.small figure { flex: 0 0 228px; margin: .3rem 0; } .small .legend { margin: 0; font-size: .72rem; }
 .area { fill: var(--accent); opacity: .75; } svg.chart line.linear { stroke-width: 1; stroke-dasharray: 4 3; }
 .legend { font-size: .8rem; } .legend span { margin-right: .9rem; white-space: nowrap; }
 .c0 { color: var(--ink); } .c1 { color: #3b82c4; } .c2 { color: #d1690e; } .c3 { color: #14804a; }

@@ -62,6 +62,12 @@ def test_a_map_is_drawn_where_it_was_measured(occipital):
     assert red[:, middle:].sum() == 0
 
 
+def test_a_surface_is_seen_from_the_sides_that_are_named(occipital):
+    space, values = surface(occipital), {"map": np.ones(len(occipital))}
+    wide, narrow = (pixels(draw_maps(space, values, sides=sides)) for sides in (cortex.SIDES, ("ventral",)))
+    assert 2 * narrow.shape[1] < wide.shape[1] and reddish(narrow).sum() > 0
+
+
 def test_sites_in_front_bring_the_whole_hemisphere(occipital):
     front = np.flatnonzero(cortex._mesh("left").vertices[:, 1] > 40)
     wide = pixels(draw_maps(surface(np.sort(front)), {"map": np.ones(len(front))}, limits=(-1.0, 1.0), outlines=[]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from brainjanus.evaluate.examples import CodebookUsage
-from brainjanus.evaluate.page import bar, bar_key, codebooks, facts, glossary, page, training
+from brainjanus.evaluate.page import bar, bar_key, codebooks, facts, glossary, page, smooth, training
 
 
 def test_a_page_has_the_sections_that_hold_something_and_a_link_to_each():
@@ -43,6 +43,50 @@ def test_losses_are_drawn_by_stage_and_what_is_no_number_is_left_out():
     drawn = training(lines)
     assert drawn.count("<polyline") == 1 and "a → b" in drawn and "total 0.4" in drawn
     assert training([]) == ""
+
+
+def test_held_out_losses_are_dashed_beside_those_of_training():
+    lines = [{"stage": "omni", "step": s, "loss": 2.0, "lr": 1.0, "tokens_per_sec": 9.0} for s in (10, 20)]
+    drawn = training([*lines, {"stage": "omni", "step": 20, "loss": 1.0, "split": "val"}])
+    trained, held_out = re.findall(r'<polyline class="([\w ]+)" points="([^"]*)"', drawn)
+    assert (trained[0], held_out[0]) == ("c0", "c0 held")
+    assert len(trained[1].split()) == 2 and len(held_out[1].split()) == 1
+    assert held_out[1].split(",")[0] == trained[1].split()[1].split(",")[0], "one axis of steps"
+    assert float(held_out[1].split(",")[1]) > float(trained[1].split()[1].split(",")[1]), "lower is better"
+    assert (
+        "total 2 · held out (dashed) 1" in drawn
+        and "tokens" not in drawn
+        and ".held { stroke-dasharray" in page("", "", [("x", "x", drawn)])
+    )
+
+
+def test_each_direction_has_a_small_chart_with_an_axis_of_its_own():
+    values = {"brain->text": (0.4, 0.5), "image->brain": (4.9, 5.1)}
+    lines = [{"stage": "omni", "step": s, "loss": 1.0, "mse/image->brain": 7.0} for s in (1, 2)]
+    lines += [
+        {"stage": "omni", "step": s + 1, **{f"nats/{name}": of[s] for name, of in values.items()}, "split": split}
+        for split in ("train", "val")
+        for s in (0, 1)
+    ]
+    drawn = training(lines)
+    small = drawn[drawn.index('<div class="small">') :]
+    charts = small.split("<figure")[1:]
+    assert [re.search(r"<b>(.*?)</b>", chart)[1] for chart in charts] == ["brain → text", "image → brain"]
+    for chart, (low, high) in zip(charts, values.values(), strict=True):
+        ticks = [float(text) for text in re.findall(r'text-anchor="end">([\d.]+)</text>', chart)]
+        assert min(ticks[:3]) == low and max(ticks[:3]) == pytest.approx(high, abs=0.02)
+        assert chart.count("<polyline") == 2 and f"training {high:.3g} · held out (dashed) {high:.3g}" in chart
+    assert "7" not in re.sub(r"[\d.]+,[\d.]+", "", "".join(re.findall(r"<b>.*?</b>|legend.*?</p>", drawn)))
+
+
+def test_curves_are_running_means_that_end_where_the_losses_do():
+    few = [(float(s), float(s % 2)) for s in range(49)]
+    assert smooth(few) == few and smooth([]) == []
+    line = [(float(s), 3.0 * s) for s in range(500)]
+    np.testing.assert_allclose(smooth(line), line)
+    noisy = np.array(smooth([(float(s), float(s % 2)) for s in range(500)]))
+    assert (noisy[:, 0] == np.arange(500)).all()
+    assert noisy[10:-10, 1].std() < 0.05 and noisy[200, 1] == pytest.approx(sum(s % 2 for s in range(190, 211)) / 21)
 
 
 def test_codebooks_say_how_much_of_them_is_used():
