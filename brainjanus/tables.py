@@ -1,6 +1,7 @@
 """What the terminal shows of results: tables of records, and what could not be scored.
 
-Enters: records, a comparison, or needs of memory. Leaves: text on standard output, no wider than the terminal.
+Enters: records, a comparison, needs of memory, or learning rates. Leaves: text on standard output, no wider than the
+terminal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
 from brainjanus.evaluate.score import MAIN_METRICS
 from brainjanus.memory import GB, Row
 from brainjanus.outputs import Ranked
+from brainjanus.tune import Tuned, row_of
 
 WIDE = 116  # columns of a terminal that all figures need
 
@@ -91,6 +93,22 @@ def print_memory(rows: Sequence[Row], title: str) -> None:
         parts = (sum(peak.weights.values()), peak.gradients, peak.moments, peak.cache, peak.working, peak.total)
         table.add_row(row.what, *(f"{part / GB:.1f}" for part in parts), ", ".join(peak.cards) or "none")
     _console().print(table)
+
+
+def print_rates(tuned: Tuned) -> None:
+    """Each learning rate with its loss on held-out stimuli, and the range over seeds; the best one is marked."""
+    table = _table("losses on held-out stimuli")
+    for column in ("rate", "", "steps", "loss", "over seeds"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=True)
+    for one in tuned.rates:
+        row = row_of(one)
+        told = "best" if one == tuned.best else "" if one.outcome == "done" else one.outcome
+        between = f"{row['lowest']:.4f}-{row['highest']:.4f}" if row["seeds"] > 1 and "loss" in row else ""
+        loss = f"{row['loss']:.4f}" if "loss" in row else ""
+        table.add_row(f"{one.rate:g}", told, str(row["step"]), loss, between)
+    _console().print(table)
+    if tuned.advice:
+        print(tuned.advice)
 
 
 def print_ranking(ranking: Sequence[Ranked]) -> None:
