@@ -1,14 +1,17 @@
 """The command line: arguments enter, one function of the package runs, the path of what it made is printed last.
 
-A user's mistake ends with one sentence and status 2, Ctrl-C with one sentence and status 130; our own mistakes keep
-their traceback. A command imports what it needs when it runs, so that `brainjanus --help` answers at once.
+A user's mistake ends with one sentence and status 2, Ctrl-C with one sentence and status 130, SIGTERM (a scheduler
+wants the machine back) with one sentence and status 75: run the same command again. Our own mistakes keep their
+traceback. A command imports what it needs when it runs, so that `brainjanus --help` answers at once.
 """
 
 import argparse
 import inspect
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,13 +19,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
-from brainjanus.core.errors import UserError
+from brainjanus.core.errors import Preempted, UserError
 
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
 DatasetFolder = Positional[Annotated[Path, arg(metavar="DATASET")]]
-T = TypeVar("T", Path, str)
+T = TypeVar("T")
 C = TypeVar("C")
-RESUMABLE = ("demo", "train", "ablate")  # the others write their result at the very end, or not at all
+RESUMABLE = ("demo", "train", "tune", "ablate")  # the others write their result at the very end, or not at all
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            return dispatch(argv)
+            with heeding_sigterm():
+                return dispatch(argv)
         finally:
             sys.stdout.flush()
     except UserError as error:
@@ -38,10 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"brainjanus: {after_interrupt(argv[0], str(interrupt))}", file=sys.stderr)
-        return 130
+        return TRY_AGAIN if isinstance(interrupt, Preempted) else 130
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would complain
         return 128 + 13
+
+
+@contextmanager
+def heeding_sigterm() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does; what has more to save than that sees to it itself."""
+
+    def end(number: int, _frame: object) -> None:
+        raise Preempted
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def dispatch(argv: list[str]) -> int:
@@ -166,7 +189,7 @@ def prepare(argv: list[str]) -> Path:
     return parse(prepare, run, argv)
 
 
-def train(argv: list[str]) -> Path:
+def train(argv: list[str]) -> Path | str:
     """Train the tokenizers and one model on a dataset; goes on where it was stopped.
 
     Examples:
@@ -175,6 +198,7 @@ def train(argv: list[str]) -> Path:
         brainjanus train data/v4 --out runs/v4 --recipe neurons --omni.image-input mobilenet
         brainjanus train data/nsd --out runs/nsd --recipe nsd-1b --janus models/Janus-Pro-1B
         brainjanus train tokenizer data/mine --out runs/tokenizer   (the brain tokenizer alone; see its --help)
+        torchrun --nproc-per-node 4 -m brainjanus train data/nsd --out runs/nsd --recipe nsd-7b --hardware.parallel fsdp
 
     Args:
         dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
@@ -184,20 +208,19 @@ def train(argv: list[str]) -> Path:
             nsd-1b, nsd-7b (Janus-Pro; with --janus, its folder or its name on the hub). Without it, the one that fits
             the dataset, with the features that the dataset stores.
         tokenizer: Folder of a brain tokenizer that was trained on this dataset, to be used as it is.
+        log_to: Where the log goes besides RUN/stages/*/log.jsonl.
+        hardware: What it runs on; may differ when it goes on.
     """
-    from brainjanus.recipes import RunConfig, fitting, named
+    from brainjanus.core.processes import is_first_of_all
+    from brainjanus.recipes import RunConfig
     from brainjanus.run import train as fit
+    from brainjanus.train.parallel import ANY, Hardware
+    from brainjanus.train.watch import Sink
 
     if argv and argv[0] == "tokenizer":
         return train_tokenizer(argv[1:])
 
-    file, name = config_file(argv), early(argv, "--recipe")
-    if name is not None and file is not None:
-        raise UserError("train: expected --recipe or --config, got both. Leave one of them out.")
-    if file is not None:
-        base = RunConfig.load(file)
-    else:
-        base = named(name) if name is not None else fitted(argv, fitting, RunConfig())
+    base = settings(argv, "train")
 
     def run(
         dataset: DatasetFolder,
@@ -205,15 +228,17 @@ def train(argv: list[str]) -> Path:
         config: Path | None = None,
         recipe: str | None = None,
         tokenizer: Path | None = None,
+        log_to: tuple[Sink, ...] = (),
+        hardware: Hardware = ANY,
         options: Annotated[RunConfig, arg(name="")] = base,
-    ) -> Path:
+    ) -> str:
         if tokenizer is not None and options.brain_tokenizer != base.brain_tokenizer:
             raise UserError(
                 "train: expected --tokenizer or settings of a brain tokenizer, got both. A trained tokenizer is used "
                 "as it is: leave the --brain-tokenizer options out."
             )
-        fit(dataset, out, options, tokenizer=tokenizer)
-        return out
+        fit(dataset, out, options, tokenizer=tokenizer, hardware=hardware, sinks=log_to)
+        return str(out) if is_first_of_all() else ""
 
     return parse(train, run, argv)
 
@@ -233,11 +258,13 @@ def train_tokenizer(argv: list[str]) -> Path:
         config: JSON or TOML file with the options below, such as the config.json of a tokenizer.
         published: The published encoder and codebook instead of those that fit the dataset. Slow.
         start: Folder of a trained tokenizer. The subjects of the dataset are added to it; all that it has stays.
+        device: auto (a GPU where there is one), cpu or cuda.
     """
     from brainjanus.recipes import TokenizerRunConfig, tokenizer_fitting
     from brainjanus.tokenize import report_tokenizer
     from brainjanus.tokenize import train_tokenizer as fit
     from brainjanus.tokenizers.brain import published as published_tokenizer
+    from brainjanus.train.parallel import Hardware
 
     file = config_file(argv)
     unfitted = TokenizerRunConfig()
@@ -253,6 +280,7 @@ def train_tokenizer(argv: list[str]) -> Path:
         config: Path | None = None,
         published: bool = False,
         start: Path | None = None,
+        device: str = "auto",
         options: Annotated[TokenizerRunConfig, arg(name="")] = base,
     ) -> Path:
         if start is not None and options.tokenizer != base.tokenizer:
@@ -260,11 +288,60 @@ def train_tokenizer(argv: list[str]) -> Path:
                 "train tokenizer: expected --start or settings of the tokenizer, got both. A new subject is added to a "
                 "tokenizer as it is: leave the --tokenizer options out."
             )
-        fit(dataset, out, options, start=start)
+        fit(dataset, out, options, start=start, hardware=Hardware(device))
         report_tokenizer(out, dataset)
         return out / "report.html"
 
     return parse(train_tokenizer, run, argv, "train tokenizer")
+
+
+def tune(argv: list[str]) -> Path:
+    """Search for a learning rate in short trainings; goes on where it was stopped.
+
+    Examples:
+        brainjanus tune data/mine --out runs/rates
+        brainjanus tune data/mine --out runs/rates --rates 1e-3 2e-3 4e-3 8e-3 --steps 300 --seeds 0 1
+        brainjanus train data/mine --out runs/mine --config runs/rates/config.json
+
+    Args:
+        dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
+        out: Folder for rates.tsv, rates.png and config.json: the settings, with the best rate. Rates and seeds may be
+            added in the same folder.
+        rates: Learning rates of the model. Default: a quarter, half, once and twice that of the options below.
+        steps: Of each training; its whole schedule is scaled to them.
+        seeds: Of weights and batches, each with each rate. Default: the one of the options below.
+        config: JSON or TOML file with the options below, such as the config.json of a run.
+        recipe: Defaults of the options below, as in `train`. Without it, the one that fits the dataset.
+        tokenizer: Folder of a brain tokenizer that was trained on this dataset, to be used as it is.
+        hardware: What it runs on; may differ when it goes on.
+    """
+    from brainjanus.recipes import RunConfig
+    from brainjanus.train.parallel import ANY, Hardware
+
+    base = settings(argv, "tune")
+
+    def run(
+        dataset: DatasetFolder,
+        out: Path,
+        rates: tuple[float, ...] = (),
+        steps: int = 300,
+        seeds: tuple[int, ...] = (),
+        config: Path | None = None,
+        recipe: str | None = None,
+        tokenizer: Path | None = None,
+        hardware: Hardware = ANY,
+        options: Annotated[RunConfig, arg(name="")] = base,
+    ) -> Path:
+        from brainjanus.tables import print_rates
+        from brainjanus.tune import tune as search
+
+        found = search(
+            dataset, out, options, rates, steps=steps, seeds=seeds, tokenizer=tokenizer, hardware=hardware
+        )  # fmt: skip
+        print_rates(found)
+        return out / "config.json"
+
+    return parse(tune, run, argv)
 
 
 def tokenize(argv: list[str]) -> Path:
@@ -748,6 +825,7 @@ COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "simulate": simulate,
     "prepare": prepare,
     "train": train,
+    "tune": tune,
     "tokenize": tokenize,
     "generate": generate,
     "memory": memory,
@@ -771,6 +849,18 @@ def config_file(argv: list[str]) -> Path | None:
     """The file behind --config."""
     found = early(argv, "--config")
     return None if found is None else Path(found)
+
+
+def settings(argv: list[str], command: str) -> Any:
+    """Defaults of a run's settings: out of --config, by --recipe, or those that fit the dataset."""
+    from brainjanus.recipes import RunConfig, fitting, named
+
+    file, name = config_file(argv), early(argv, "--recipe")
+    if name is not None and file is not None:
+        raise UserError(f"{command}: expected --recipe or --config, got both. Leave one of them out.")
+    if file is not None:
+        return RunConfig.load(file)
+    return named(name) if name is not None else fitted(argv, fitting, RunConfig())
 
 
 def fitted(argv: list[str], fit: Callable[[Any], C], otherwise: C) -> C:

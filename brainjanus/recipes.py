@@ -20,7 +20,7 @@ from brainjanus.tokenizers.image import FOLD, ImageTokenizerConfig
 from brainjanus.tokenizers.patch import PatchConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.tokenizers.text import TextTokenizerConfig
-from brainjanus.train.omni import OmniTrainingConfig
+from brainjanus.train.omni import OmniTrainingConfig, default_tasks
 from brainjanus.train.optim import OptimConfig
 from brainjanus.train.tokenizer import ObjectiveConfig
 
@@ -54,6 +54,10 @@ class RunConfig:
     text_tokenizer: TextTokenizerConfig = field(default_factory=TextTokenizerConfig)
     omni: OmniConfig = field(default_factory=OmniConfig)
     training: OmniTrainingConfig = field(default_factory=OmniTrainingConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {self.seed}. Correct the seed.")
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
@@ -93,8 +97,22 @@ def load_run_config(kind: type[C], path: Path | str) -> C:
 
 
 def laptop(seed: int = 0) -> RunConfig:
-    """fMRI of a few thousand sites a subject, pictures and captions, on a few cores in about ten minutes."""
-    return RunConfig(seed=seed)
+    """fMRI of a few thousand sites a subject, pictures and captions, on a few cores in about ten minutes.
+
+    A position reads three patches of a brain: a third of the sequence for the same sites. Captions, whose steps have
+    become the shortest by that, are drawn more often. The brain tokenizer is solved for; training adds little to it.
+    """
+    return RunConfig(
+        seed=seed,
+        brain_training=OptimConfig(steps=150, batch_size=64, learning_rate=2e-3),
+        image_training=OptimConfig(steps=400, batch_size=64, learning_rate=2e-3),
+        omni=OmniConfig(brain_fold=3),
+        training=OmniTrainingConfig(
+            optim=OptimConfig(steps=2000, batch_size=64, learning_rate=4e-3),
+            tasks=default_tasks() | {"brain->text": 3.0},
+            sample_every=1000,
+        ),
+    )
 
 
 def quick(seed: int = 0) -> RunConfig:
@@ -103,7 +121,10 @@ def quick(seed: int = 0) -> RunConfig:
         seed=seed,
         brain_training=OptimConfig(steps=150, batch_size=48, learning_rate=2e-3),
         image_training=OptimConfig(steps=150, batch_size=48, learning_rate=2e-3),
-        training=OmniTrainingConfig(optim=OptimConfig(steps=220, batch_size=48, learning_rate=4e-3)),
+        omni=OmniConfig(brain_fold=3),
+        training=OmniTrainingConfig(
+            optim=OptimConfig(steps=220, batch_size=48, learning_rate=4e-3), validate_every=100, sample_every=200
+        ),
     )
 
 
@@ -150,8 +171,8 @@ def few_trials(seed: int = 0, image_features: str = "wavelet", text_features: st
 
 
 def nsd_1b(seed: int = 0, janus: str | None = None) -> RunConfig:
-    """NSD on Janus-Pro-1B, all of it trained, as published; sized for one GPU of 80 GB, but `train` computes on the CPU
-    today. Real weights were not at hand: it was run on tiny checkpoints that `transformers` wrote.
+    """NSD on Janus-Pro-1B, all of it trained, as published; sized for one GPU of 80 GB. Neither real weights nor a GPU
+    were at hand: it was run on a CPU, on tiny checkpoints that `transformers` wrote.
 
     The brain tokenizer is ours at the published rate (64 sites a token, 128 codes). Pictures are read by Janus's
     understanding encoder, pooled to 64 features: all 576 of all of NSD's pictures would take 86 GB.

@@ -6,8 +6,10 @@ RUN/config.json                 all settings, the dataset's fingerprint
     model.json, model.safetensors, tokenizers/, spaces/     the checkpoint; written when training is complete
 """
 
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ import torch
 
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.processes import by_itself, first_before_others, is_first, own_device, together, wait
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
 from brainjanus.evaluate.encode_decode import control_records, encode_decode_records
@@ -35,22 +38,28 @@ from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, 
 from brainjanus.generate import Generated, GenerationConfig, estimate, generate, score_candidates
 from brainjanus.generate import score as log_p
 from brainjanus.model.checkpoint import JANUS, Checkpoint, Tokenizers, interface_of
+from brainjanus.model.draft import Drafts
 from brainjanus.model.janus import JanusFolder, janus_model, janus_tokenizers, omni_config, open_janus
 from brainjanus.model.omni import OmniModel
 from brainjanus.recipes import RunConfig, fitting
+from brainjanus.samples import Samples
 from brainjanus.tokenizers.brain import BrainTokenizer
-from brainjanus.tokenizers.folder import load_tokenizer
+from brainjanus.tokenizers.folder import SavedTokenizer, load_tokenizer
 from brainjanus.tokenizers.image import ImageTokenizer
 from brainjanus.tokenizers.janus import JanusTextTokenizer
 from brainjanus.tokenizers.text import TextTokenizer
 from brainjanus.tokenizers.vision import ENCODERS, can_encode
-from brainjanus.train.codes import captions_of_each, encode_split, features_of
+from brainjanus.train.codes import Codes, captions_of_each, encode_split, features_of, pictures_of_each
 from brainjanus.train.draft import solve_drafts
 from brainjanus.train.omni import expand_tasks, fit_omni, weigh_drafts
+from brainjanus.train.parallel import ANY, Hardware
+from brainjanus.train.state import WATCHED, generator_of
 from brainjanus.train.tokenizer import fit_brain_tokenizer, fit_image_tokenizer
+from brainjanus.train.watch import Sink, check_sinks
 
 STAGES = ("brain", "image", "omni")
 LEAST_STIMULI = {"train": 3, "test": 2}
+LEAST_HELD_OUT, HELD_OUT = 16, -1  # stimuli; the step whose generator says which
 GUIDANCE = 2.0  # of the guided picture that stands beside the expected one
 
 
@@ -68,9 +77,12 @@ class Run(NamedTuple):
         config: RunConfig | None = None,
         *,
         tokenizer: Path | str | None = None,
+        hardware: Hardware = ANY,
+        sinks: Sequence[Sink] = (),
     ) -> "Run":
-        """Train, or go on with an unfinished run in `out`. tokenizer: a brain tokenizer to be used as it is."""
-        return cls(Path(out), train(dataset, out, config, tokenizer=tokenizer))
+        """Train, or go on with an unfinished run in `out`; see `brainjanus.run.train`."""
+        checkpoint = train(dataset, out, config, tokenizer=tokenizer, hardware=hardware, sinks=sinks)
+        return cls(Path(out), checkpoint)
 
     @classmethod
     def open(
@@ -120,15 +132,115 @@ def train(
     config: RunConfig | None = None,
     *,
     tokenizer: Path | str | None = None,
+    hardware: Hardware = ANY,
+    sinks: Sequence[Sink] = (),
 ) -> Checkpoint:
     """Train tokenizers and model on the training split; an unfinished run in `out` goes on where it stopped.
 
-    tokenizer: a brain tokenizer that was trained on this dataset, to be used as it is.
+    tokenizer: a brain tokenizer that was trained on this dataset, to be used as it is. hardware: what it runs on; where
+    the environment tells of several processes, they share the work. sinks: where logs go besides log.jsonl.
 
     Raises UserError if `out` holds something else, or a run on other data or with other settings.
     """
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
-    out, config = Path(out), config or fitting(dataset)
+    with together(own_device(hardware.device)):
+        return train_together(dataset, Path(out), config or fitting(dataset), tokenizer, hardware, sinks)
+
+
+def train_together(
+    dataset: Dataset,
+    out: Path,
+    config: RunConfig,
+    tokenizer: Path | str | None,
+    hardware: Hardware,
+    sinks: Sequence[Sink],
+) -> Checkpoint:
+    """`train`, among the processes that there are."""
+    check_sinks(sinks)
+    begun = settle(dataset, config, tokenizer)
+    made_from = None if begun.saved is None else begun.saved.fingerprint
+    first_before_others(lambda: claim(out, dataset, begun.config, tokenizer=made_from))
+    if (out / "model.json").exists():
+        return Checkpoint.load(out)
+    with only_one(out):
+        return train_model(dataset, out, begun, hardware, sinks)
+
+
+def train_model(dataset: Dataset, out: Path, begun: "Settled", hardware: Hardware, sinks: Sequence[Sink]) -> Checkpoint:
+    """Tokenizers, codes and the model, each gone on with where it was stopped, and the checkpoint."""
+    first_before_others(lambda: check_unchanged(dataset, out))
+    config, made, stage = begun.config, tokenized(dataset, begun, out, hardware), out / "stages" / "omni"
+    model = fit_omni(
+        new_model(made, config, config.seed),
+        made.tokenizers,
+        made.training,
+        config.training,
+        stage,
+        config.seed,
+        validation=made.validation,
+        hardware=hardware,
+        show=Samples(dataset, made.used, made.training, made.validation, stage, config.training.optim.steps),
+        sinks=sinks,
+    )
+    drafts = made.drafts
+    if is_first():
+        with by_itself():
+            weigh_drafts(model, made.tokenizers, made.codes, drafts, config.seed)
+            provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
+            provenance["brain_tokenizer"] = fingerprint(made.tokenizers.brain)
+            spaces = {subject: dataset.space(subject) for subject in dataset.subjects}
+            units = {subject: dataset.units(subject) for subject in dataset.subjects}
+            checkpoint = Checkpoint(made.tokenizers, model, provenance, spaces, units, drafts)
+            checkpoint.save(out)
+    wait()
+    return checkpoint if is_first() else Checkpoint.load(out)
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Keep the folder of a run to this training. Raises UserError if another one is at it."""
+    if not is_first():
+        yield
+        return
+    with open(out / "config.json") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{out}: expected a run that nobody is training, got one that another process is at. Was the command "
+                "given twice? Wait for it, stop it, or choose another --out."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def check_unchanged(dataset: Dataset, out: Path) -> None:
+    """Compare the dataset's files with their checksums, once, and again when one of them was touched.
+
+    Raises UserError naming the first that was changed.
+    """
+    files = {name: dataset.path / name for name in dataset.manifest["files"]}
+    found = {name: [path.stat().st_size, path.stat().st_mtime_ns] for name, path in files.items()}
+    record = out / "codes" / "dataset.json"
+    if record.exists() and read_json(record) == found:
+        return
+    dataset.verify()
+    with written_beside(record) as beside:
+        beside.write_text(json.dumps(found))
+
+
+class Settled(NamedTuple):
+    """Settings that fit the data. saved: the brain tokenizer that was given. captions: those of training."""
+
+    config: RunConfig
+    saved: SavedTokenizer | None
+    janus: JanusFolder | None
+    captions: list[str]
+
+
+def settle(dataset: Dataset, config: RunConfig, tokenizer: Path | str | None) -> Settled:
+    """Settings with what a given tokenizer and Janus decide. Raises UserError if they do not fit the data."""
     saved = None if tokenizer is None else load_tokenizer(tokenizer)
     if saved is not None:
         saved.check_trained_on(dataset.name, dataset.fingerprint, dataset.subjects)
@@ -136,11 +248,27 @@ def train(
     janus = None if config.janus is None else open_janus(config.janus, image_tokens=config.janus_tokens)
     if janus is not None:
         config = replace(config, omni=omni_config(janus, config.omni))
-    captions = check_fits(dataset, config, janus)
-    claim(out, dataset, config, tokenizer=None if saved is None else saved.fingerprint)
-    if (out / "model.json").exists():
-        return Checkpoint.load(out)
-    stages = out / "stages"
+    return Settled(config, saved, janus, check_fits(dataset, config, janus))
+
+
+class Tokenized(NamedTuple):
+    """What models are trained from. used: the tokenizers of what the data has. codes: the training split; training,
+    validation: what is trained on, and what is held out. precision: of weights that come from Janus."""
+
+    tokenizers: Tokenizers
+    used: Tokenizers
+    codes: Codes
+    drafts: Drafts
+    training: Codes
+    validation: Codes | None
+    janus: JanusFolder | None
+    precision: str
+
+
+def tokenized(dataset: Dataset, begun: Settled, out: Path, hardware: Hardware) -> Tokenized:
+    """Train the tokenizers in `out`, or go on with that, and tokenize the data there."""
+    config, saved, janus, captions = begun
+    stages, precision = out / "stages", "auto"
 
     torch.manual_seed(config.seed)  # initial weights only; training draws from generators of its own
     orders = {subject: torch.from_numpy(np.array(dataset.space(subject).order)) for subject in dataset.subjects}
@@ -148,58 +276,90 @@ def train(
     if saved is not None:
         brain.load_state_dict({name: saved.tokenizer.state_dict()[name] for name in brain.state_dict()})
     else:
-        stage = stages / "brain"
-        fit_brain_tokenizer(brain, dataset, config.brain_training, stage, config.seed, config.brain_objective)
+        stage, device = stages / "brain", Hardware(hardware.device)
+        first_before_others(
+            lambda: fit_brain_tokenizer(
+                brain, dataset, config.brain_training, stage, config.seed, config.brain_objective, hardware=device
+            )
+        )
     if janus is not None:
         janus = with_text_length(janus, dataset, config.text_tokenizer.max_length)
         # What is trained in all its parts is held in float32; what stays as it is, as it was delivered.
         precision = "float32" if config.training.trained == "full" else "auto"
         tokenizers = janus_tokenizers(janus, brain, precision=precision)
     else:
-        tokenizers = fit_tokenizers(dataset, config, brain, captions, stages)
+        tokenizers = fit_tokenizers(dataset, config, brain, captions, stages, hardware)
 
     image = tokenizers.image if dataset.image_size is not None else None
     text = tokenizers.text if captions else None
     inputs = [(config.omni.image_input, image), (config.omni.text_input, text)]
     features = [name for name, tokenizer in inputs if tokenizer is not None and name != "codes"]
-    codes = encode_split(dataset, replace(tokenizers, image=image, text=text), "train", features, out / "codes")
+    used = replace(tokenizers, image=image, text=text)
+    codes = replace(encode_split(dataset, used, "train", features, out / "codes"), shown=config.training.shown)
     solved = solve_drafts(dataset, codes.descriptions(), config.seed)
     for subject in solved.whole.drafts.ranks:
         solved.whole.drafts.scatter(subject).solve(codes.residuals(subject).numpy())
     codes = replace(codes, solved=solved)
-    sizes = {name: (values.shape[1], values.shape[2]) for name, values in codes.features.items()}
-    torch.manual_seed(config.seed)
-    if janus is not None:
-        others = {name: values for name, values in codes.features.items() if name != JANUS}
-        sizes = {name: sizes[name] for name in others}
-        model = janus_model(janus, tokenizers, config.omni, sizes, precision=precision)
-        model.load_feature_statistics(others)
-    else:
-        model = OmniModel(config.omni, interface_of(tokenizers, sizes))
-        model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
-        model.load_feature_statistics(codes.features)
-    fit_omni(model, tokenizers, codes, config.training, stages / "omni", config.seed)
-    weigh_drafts(model, tokenizers, codes, solved.whole.drafts, config.seed)
+    training, validation = held_out(dataset, used, codes, config, features, out / "codes")
+    return Tokenized(tokenizers, used, codes, solved.whole.drafts, training, validation, janus, precision)
 
-    provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
-    provenance["brain_tokenizer"] = fingerprint(brain)
-    spaces = {subject: dataset.space(subject) for subject in dataset.subjects}
-    units = {subject: dataset.units(subject) for subject in dataset.subjects}
-    checkpoint = Checkpoint(tokenizers, model, provenance, spaces, units, solved.whole.drafts)
-    checkpoint.save(out)
-    return checkpoint
+
+def new_model(made: Tokenized, config: RunConfig, seed: int) -> OmniModel:
+    """A model that is not trained yet."""
+    codes, janus = made.codes, made.janus
+    brain, image = made.tokenizers.brain, made.tokenizers.image
+    sizes = {name: (values.shape[1], values.shape[2]) for name, values in codes.features.items()}
+    torch.manual_seed(seed)
+    if janus is not None:
+        sizes = {name: size for name, size in sizes.items() if name != JANUS}
+        model = janus_model(janus, made.tokenizers, config.omni, sizes, precision=made.precision)
+        model.load_feature_statistics({name: codes.sample_of_features(name) for name in sizes})
+    else:
+        model = OmniModel(config.omni, interface_of(made.tokenizers, sizes))
+        model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
+        model.load_feature_statistics({name: codes.sample_of_features(name) for name in sizes})
+    return model
+
+
+def held_out(
+    dataset: Dataset, tokenizers: Tokenizers, codes: Codes, config: RunConfig, features: Sequence[str], store: Path
+) -> tuple[Codes, Codes | None]:
+    """What is trained on, and what losses are measured on meanwhile: the split "val", if every subject has one;
+    otherwise some stimuli of the training split, which then are not trained on. None if there would be too few.
+
+    The test split is no part of either.
+    """
+    training = config.training
+    if not training.validate_every:
+        return codes, None
+    if has_validation(dataset):
+        val = encode_split(dataset, tokenizers, "val", features, store)
+        return codes, replace(val, solved=codes.solved.for_others(len(val.ids)) if codes.solved else None)
+    count = round(training.validation * len(codes.ids))
+    if count < LEAST_HELD_OUT:
+        return codes, None
+    apart = torch.zeros(len(codes.ids), dtype=torch.bool)
+    apart[torch.randperm(len(apart), generator=generator_of(config.seed, HELD_OUT))[:count]] = True
+    return codes.among(~apart), codes.among(apart)
+
+
+def has_validation(dataset: Dataset) -> bool:
+    """Whether every subject has a split "val"."""
+    return all(dataset.trials(subject).stimuli("val") for subject in dataset.subjects)
 
 
 def fit_tokenizers(
-    dataset: Dataset, config: RunConfig, brain: BrainTokenizer, captions: list[str], stages: Path
+    dataset: Dataset, config: RunConfig, brain: BrainTokenizer, captions: list[str], stages: Path, hardware: Hardware
 ) -> Tokenizers:
     """Tokenizers of pictures and captions, trained on those of the training split, where the dataset has such."""
     image = text = None
     if dataset.image_size is not None:
-        image = ImageTokenizer(config.image_tokenizer)
-        pictures = np.concatenate([dataset.pictures(stimulus) for stimulus in dataset.split_ids("train")])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-        fit_image_tokenizer(image, pixels, config.image_training, stages / "image", config.seed)
+        made = ImageTokenizer(config.image_tokenizer)
+        pixels, _ = pictures_of_each(dataset, dataset.split_ids("train"))
+        stage, device = stages / "image", Hardware(hardware.device)
+        image = first_before_others(
+            lambda: fit_image_tokenizer(made, pixels, config.image_training, stage, config.seed, hardware=device)
+        )
     if captions:
         # Pieces are learnt of the training split alone; the others have to fit.
         text = TextTokenizer.fit(captions, config.text_tokenizer, longest_among=every_caption(dataset))
@@ -264,7 +424,15 @@ def check_fits(dataset: Dataset, config: RunConfig, janus: JanusFolder | None = 
                 "or prepare the dataset with these features."
             )
     available = {name for name, _, there, _ in inputs if there}
-    expand_tasks(config.training.tasks, dataset.subjects, available)
+    for tasks in filter(None, (config.training.tasks, config.training.tasks_at_end)):
+        expand_tasks(tasks, dataset.subjects, available)
+    count, validated = round(config.training.validation * len(ids)), has_validation(dataset)
+    if config.training.patience and not validated and count < LEAST_HELD_OUT:
+        raise UserError(
+            f"training.patience: expected at least {LEAST_HELD_OUT} held-out stimuli to judge by, got {count} "
+            f"({config.training.validation:g} of {len(ids)} training stimuli). Raise training.validation, or give "
+            'the dataset a split "val".'
+        )
     return captions
 
 
@@ -284,11 +452,11 @@ def claim(out: Path, dataset: Dataset, config: object, **made_from: str | None) 
                 f"{out}: expected a run on this dataset ({dataset.name}, {dataset.fingerprint[:12]}), got one on "
                 f"'{found.get('dataset')}' ({str(found.get('fingerprint'))[:12]}). Choose another --out."
             )
-        if found.get("config") != facts["config"]:
-            changed = different(found.get("config", {}), facts["config"])
+        changed = different(found.get("config", {}), facts["config"])
+        if changed := [setting for setting in changed if setting.split()[0].rpartition(".")[2] not in WATCHED]:
             raise UserError(
                 f"{out}: expected the settings that this run was started with, got others ({'; '.join(changed[:4])}). "
-                f"Go on with --config {out / 'config.json'}, or choose another --out."
+                f"Leave these options out, go on with --config {out / 'config.json'}, or choose another --out."
             )
         for name, value in made_from.items():
             if found.get(name) != value:

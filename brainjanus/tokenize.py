@@ -26,6 +26,7 @@ from brainjanus.run import LEAST_STIMULI, claim
 from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.folder import SavedTokenizer, load_tokenizer
 from brainjanus.train.alignment import seen
+from brainjanus.train.parallel import ANY, Hardware
 from brainjanus.train.tokenizer import fit_brain_tokenizer
 
 
@@ -35,11 +36,12 @@ def train_tokenizer(
     config: TokenizerRunConfig | None = None,
     *,
     start: Path | str | None = None,
+    hardware: Hardware = ANY,
 ) -> SavedTokenizer:
     """Train a brain tokenizer on the training split, or go on with an unfinished one in `out`.
 
     start: a trained tokenizer to add the dataset's subjects to: only what belongs to these is trained; the codebook,
-    the shared weights and the codes of its own subjects stay as they are.
+    the shared weights and the codes of its own subjects stay as they are. hardware: what it runs on; one process.
     Raises UserError if `out` holds something else, or a tokenizer of other data or settings.
     """
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
@@ -89,6 +91,7 @@ def train_tokenizer(
         config.seed,
         config.objective,
         maps_only=before is not None,
+        hardware=Hardware(hardware.device),
     )
     saved = SavedTokenizer(tokenizer.eval().requires_grad_(False), spaces, provenance)
     saved.save(out)

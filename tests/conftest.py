@@ -77,6 +77,43 @@ def study(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
+def read_log():
+    """A function that returns the lines of a training log, but for what differs from run to run: how fast it went."""
+    import json
+
+    def read(path: Path) -> list[dict]:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        speed = ("steps_per_sec", "tokens_per_sec", "share_of_peak")
+        return [{name: value for name, value in line.items() if name not in speed} for line in lines]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def interrupting():
+    """A function that makes of `fit` one that gets Ctrl-C in the middle of the step `at` of a stage."""
+    import os
+    import signal
+    from dataclasses import replace
+
+    def wrap(fit, at: int, stage: str = ""):
+        def stopped(net, steps, *rest, **more):
+            calls = []
+
+            def losses(*arguments):
+                if len(calls) == at:
+                    os.kill(os.getpid(), signal.SIGINT)
+                calls.append(at)
+                return steps.losses(*arguments)
+
+            return fit(net, replace(steps, losses=losses) if stage in more["stage"] else steps, *rest, **more)
+
+        return stopped
+
+    return wrap
+
+
+@pytest.fixture(scope="session")
 def make_checkpoint():
     """A function that returns an untrained checkpoint with decided opinions: subjects a (10 sites) and b (8), 4 sites
     a patch; 8 x 8 pictures of 4 codes; short captions. stages: codes of a patch, residual if more than one."""

@@ -152,7 +152,7 @@ def test_the_option_that_the_export_asks_for_exists(monkeypatch):
     from brainjanus import run
 
     asked = []
-    monkeypatch.setattr(run, "train", lambda dataset, out, options, tokenizer: asked.append(options))
+    monkeypatch.setattr(run, "train", lambda dataset, out, options, **how: asked.append(options))
     cli.main(["train", "data", "--out", "out", "--recipe", "nsd-1b", "--omni.no-image-places"])
     assert asked[0].omni.image_places is False
 

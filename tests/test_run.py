@@ -1,9 +1,7 @@
 """A run from a dataset to its report, stopped and gone on with, and what it refuses."""
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 
 import numpy as np
@@ -35,7 +33,7 @@ from brainjanus.tokenizers.patch import PatchConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
 from brainjanus.tokenizers.vision import wavelet
-from brainjanus.train import omni, tokenizer
+from brainjanus.train import omni, tokenizer, watch
 from brainjanus.train.codes import encode_split
 from brainjanus.train.omni import OmniTrainingConfig, default_tasks
 from brainjanus.train.optim import OptimConfig
@@ -101,7 +99,7 @@ def test_the_folder_is_as_it_says(short):
     stages = {
         f"stages/{stage}/{name}"
         for stage in ("brain", "image", "omni")
-        for name in ("log.jsonl", "state/state.json", "state/model.safetensors", "state/optimizer.safetensors")
+        for name in ("log.jsonl", f"state/step-{4 if stage != 'omni' else 6:08d}/state.json")
     }
     assert {"config.json", "model.json", "model.safetensors", "tokenizers/tokenizer.json"} | stages <= files
     assert {f.rpartition(".")[2] for f in files} == {"json", "jsonl", "safetensors"}
@@ -125,27 +123,17 @@ def test_a_config_may_be_a_file(tmp_path):
 
 
 def test_a_finished_run_is_loaded_and_not_trained_again(short, study, monkeypatch):
-    monkeypatch.setattr(module, "fit_brain_tokenizer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(module, "fit_brain_tokenizer", lambda *_, **__: pytest.fail("trained again"))
     assert train(study, short, SHORT).provenance["fingerprint"] == study.fingerprint
 
 
 # --- stopped and gone on with
 
 
-@pytest.mark.parametrize("stage", ["fit_brain_tokenizer", "fit_image_tokenizer", "fit_omni"])
-def test_a_stopped_run_goes_on_to_the_same_weights(short, study, tmp_path, monkeypatch, stage):
-    home = omni if stage == "fit_omni" else tokenizer
-    fit = home.fit
-
-    def stopped(net, losses_of, config, **rest):
-        def and_interrupt(step, generator):
-            if step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
-            return losses_of(step, generator)
-
-        return fit(net, and_interrupt if rest["stage"].split()[0] in stage else losses_of, config, **rest)
-
-    monkeypatch.setattr(home, "fit", stopped)
+@pytest.mark.parametrize("stage", ["brain", "image", "omni"])
+def test_a_stopped_run_goes_on_to_the_same_weights(short, study, tmp_path, monkeypatch, stage, interrupting, read_log):
+    home = omni if stage == "omni" else tokenizer
+    monkeypatch.setattr(home, "fit", interrupting(home.fit, 2, stage))
     with pytest.raises(KeyboardInterrupt, match="is saved at step 3 of"):
         train(study, tmp_path / "run", SHORT)
     monkeypatch.undo()
@@ -156,7 +144,56 @@ def test_a_stopped_run_goes_on_to_the_same_weights(short, study, tmp_path, monke
         assert (tmp_path / "run" / file).read_bytes() == (short / file).read_bytes(), file
     for name in module.STAGES:
         log = f"stages/{name}/log.jsonl"
-        assert (tmp_path / "run" / log).read_text() == (short / log).read_text()
+        assert read_log(tmp_path / "run" / log) == read_log(short / log)
+
+
+def test_a_dataset_that_was_changed_meanwhile_is_refused(study, tmp_path, interrupting, monkeypatch):
+    """Its checksums are compared before it is used, and again when a file was touched."""
+    dataset = Dataset.open(shutil.copytree(study.path, tmp_path / "data"))
+    monkeypatch.setattr(tokenizer, "fit", interrupting(tokenizer.fit, 1))
+    with pytest.raises(KeyboardInterrupt):
+        train(dataset, tmp_path / "run", SHORT)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "tokenized", lambda *_: pytest.fail("used"))
+    file = dataset.path / "subjects/s1/responses.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"s1/responses\.safetensors: expected SHA-256"):
+        train(dataset, tmp_path / "run", SHORT)
+
+
+def test_a_folder_is_trained_into_by_one_at_a_time(study, tmp_path):
+    train(study, tmp_path, SHORT)
+    (tmp_path / "model.json").unlink()
+    with module.only_one(tmp_path), pytest.raises(UserError, match="expected a run that nobody is training"):
+        train(study, tmp_path, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"tasks_at_end": {"image->brain": 0.0}}, "expected at least one with a weight above 0"),
+        ({"patience": 2, "validation": 0.1}, "expected at least 16 held-out stimuli to judge by, got"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_written(study, tmp_path, training, message):
+    with pytest.raises(UserError, match=message):
+        train(study, tmp_path / "run", replace(SHORT, training=replace(SHORT.training, **training)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sink_that_is_not_installed_is_said_first(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--log-to wandb: expected the package wandb.*brainjanus\[wandb\]"):
+        train(study, tmp_path / "run", SHORT, sinks=["wandb"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_cannot_take_is_refused(seed):
+    with pytest.raises(UserError, match="seed: expected a whole number from 0"):
+        RunConfig(seed=seed)
 
 
 def test_the_seed_decides(short, study, tmp_path):
@@ -186,7 +223,7 @@ def trained_tokenizer(study, tmp_path_factory):
 
 def test_a_trained_tokenizer_is_used_as_it_is(study, short, trained_tokenizer, tmp_path, monkeypatch):
     """Its settings stand for those of the config, and nothing of it moves."""
-    monkeypatch.setattr(module, "fit_brain_tokenizer", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(module, "fit_brain_tokenizer", lambda *_, **__: pytest.fail("trained again"))
     run = Run.train(study, tmp_path / "run", SHORT, tokenizer=trained_tokenizer)
     saved = load_tokenizer(trained_tokenizer)
     assert RunConfig.load(run.path / "config.json") == replace(SHORT, brain_tokenizer=TOKENIZER.tokenizer)
@@ -585,10 +622,10 @@ def test_janus_is_trained_on_prompts_and_on_answers_that_end_as_its_own(study, j
     assert (target == text.end).any(dim=1).all()
     said = {text.decode(row[None])[0] for row in target}
     assert said <= {caption for stimulus in study.split_ids("train") for caption in study.captions(stimulus)}
-    (kept,) = tmp_path.glob("features-train-*.safetensors")
+    (kept,) = tmp_path.glob("features-train-*/part-*.safetensors")
     first = kept.stat().st_mtime_ns
     again = encode_split(study, tokenizers, "train", [JANUS], tmp_path)
-    assert torch.equal(again.features[JANUS], codes.features[JANUS]) and kept.stat().st_mtime_ns == first
+    assert torch.equal(again.features[JANUS][:], codes.features[JANUS][:]) and kept.stat().st_mtime_ns == first
 
 
 def test_the_command_line_trains_a_recipe_of_nsd_on_janus(study, janus_folder, tmp_path, capsys):

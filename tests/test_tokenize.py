@@ -1,8 +1,6 @@
 """Brain tokenizers on their own: trained, stopped and gone on with, extended, reported, used; and what is refused."""
 
 import json
-import os
-import signal
 from dataclasses import replace
 
 import numpy as np
@@ -85,18 +83,8 @@ def test_a_finished_one_is_loaded_and_not_trained_again(done, study, monkeypatch
     assert train_tokenizer(study.path, str(done), SHORT).fingerprint == load_tokenizer(done).fingerprint
 
 
-def test_a_stopped_one_goes_on_to_the_same_bytes(done, study, tmp_path, monkeypatch):
-    fit = training.fit
-
-    def stopped(net, losses_of, *rest, **more):
-        def and_interrupt(step, generator):
-            if step == 6:
-                os.kill(os.getpid(), signal.SIGINT)
-            return losses_of(step, generator)
-
-        return fit(net, and_interrupt, *rest, **more)
-
-    monkeypatch.setattr(training, "fit", stopped)
+def test_a_stopped_one_goes_on_to_the_same_bytes(done, study, tmp_path, monkeypatch, interrupting):
+    monkeypatch.setattr(training, "fit", interrupting(training.fit, 6))
     with pytest.raises(KeyboardInterrupt, match="saved at step 7 of 12"):
         train_tokenizer(study, tmp_path / "out", SHORT)
     monkeypatch.undo()
