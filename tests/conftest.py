@@ -77,6 +77,21 @@ def study(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
+def fused_attention() -> dict:
+    """For `FlopCounterMode`: torch does not count its fused attention on a CPU: two products forward, and for each of
+    these two backward."""
+    from math import prod
+
+    import torch
+
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * prod(q) * k[2],
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, *__, **___: 8 * prod(q) * k[2],
+    }
+
+
+@pytest.fixture(scope="session")
 def read_log():
     """A function that returns the lines of a training log, but for what differs from run to run: how fast it went."""
     import json

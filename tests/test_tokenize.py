@@ -64,7 +64,8 @@ def bytes_in(folder, pattern="*"):
 
 
 def test_the_folder_is_as_it_says_and_loads(done, study):
-    state = {f"stages/brain/state/{name}" for name in ("state.json", "model.safetensors", "optimizer.safetensors")}
+    files_of_state = ("state.json", "shard-00001-model-00001-of-00001.safetensors")
+    state = {f"stages/brain/state/step-00000012/{name}" for name in files_of_state}
     files = {"config.json", "tokenizer.json", "tokenizer.safetensors", "stages/brain/log.jsonl"} | state
     spaces = {f"spaces/{s}/{name}" for s in study.subjects for name in ("space.json", "space.safetensors")}
     assert set(bytes_in(done)) == files | spaces
@@ -83,7 +84,7 @@ def test_a_finished_one_is_loaded_and_not_trained_again(done, study, monkeypatch
     assert train_tokenizer(study.path, str(done), SHORT).fingerprint == load_tokenizer(done).fingerprint
 
 
-def test_a_stopped_one_goes_on_to_the_same_bytes(done, study, tmp_path, monkeypatch, interrupting):
+def test_a_stopped_one_goes_on_to_the_same_bytes(done, study, tmp_path, monkeypatch, interrupting, read_log):
     monkeypatch.setattr(training, "fit", interrupting(training.fit, 6))
     with pytest.raises(KeyboardInterrupt, match="saved at step 7 of 12"):
         train_tokenizer(study, tmp_path / "out", SHORT)
@@ -92,7 +93,13 @@ def test_a_stopped_one_goes_on_to_the_same_bytes(done, study, tmp_path, monkeypa
         load_tokenizer(tmp_path / "out")
     torch.rand(3)  # what drew random numbers before does not matter
     train_tokenizer(study, tmp_path / "out", SHORT)
-    assert bytes_in(tmp_path / "out") == bytes_in(done)
+    parts, whole = bytes_in(tmp_path / "out"), bytes_in(done)
+    logs = [folder / "stages/brain/log.jsonl" for folder in (tmp_path / "out", done)]
+    assert read_log(logs[0]) == read_log(logs[1])
+    earlier = {name for name in parts if "/state/step-00000007/" in name}  # where it was stopped
+    assert parts.keys() - whole.keys() == earlier
+    same = {name for name in whole if not name.startswith("stages/")}  # logs and states say how fast it went
+    assert all(parts[name] == whole[name] for name in same)
 
 
 def test_the_seed_decides(done, study, tmp_path):
@@ -154,7 +161,10 @@ def test_other_tokenizers_to_start_from_are_refused(done, extended, second, stud
 
 def test_other_settings_and_other_data_are_refused(done, study, second):
     longer = replace(SHORT, training=replace(SHORT.training, steps=13), seed=2)
-    with pytest.raises(UserError, match=r"got others \(seed 0 -> 2; training\.steps 12 -> 13\)\. Go on with --config"):
+    with pytest.raises(
+        UserError,
+        match=r"got others \(seed 0 -> 2; training\.steps 12 -> 13\)\. Leave these options out, go ",
+    ):
         train_tokenizer(study, done, longer)
     with pytest.raises(UserError, match=rf"expected a run on this dataset \(study, {second.fingerprint[:12]}\), got"):
         train_tokenizer(second, done, SHORT)

@@ -94,9 +94,9 @@ def test_the_published_size_and_work():
 
 
 @pytest.mark.parametrize("num_patches", [1, 6])
-def test_work_is_what_torch_counts(num_patches):
+def test_work_is_what_torch_counts(num_patches, fused_attention):
     coder = make()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=fused_attention) as counter:
         coder.decode(coder.encode(patches(num_patches, batch=1), "one"), "one")
     assert coder.flops(num_patches, 4) == counter.get_total_flops()
 

@@ -156,9 +156,9 @@ def test_each_subject_has_its_own_maps_and_shares_the_rest(patches):
 
 
 @pytest.mark.parametrize("settings", [{}, {"depth": 0}, {"reach": "patch"}, {"depth": 2, "rank": 5}])
-def test_work_is_what_torch_counts(patches, settings):
+def test_work_is_what_torch_counts(patches, settings, fused_attention):
     coder = make(patches, **settings)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=fused_attention) as counter:
         coder.decode(coder.encode(patches[:1], "a"), "a")
     assert coder.flops(K, P) == counter.get_total_flops()
 
