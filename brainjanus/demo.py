@@ -17,7 +17,7 @@ def demo(out: Path | str, *, seed: int = 0, quick: bool = False) -> Path:
     Puts report.html and scores.json into `out`, beside the study and the run. Stopped anywhere, it goes on from there.
     """
     out = Path(out)
-    simulation = SimulationConfig(num_train=500, num_test=100, seed=seed) if quick else SimulationConfig(seed=seed)
+    simulation = SimulationConfig(num_train=400, num_test=50, seed=seed) if quick else SimulationConfig(seed=seed)
     config = recipes.quick(seed) if quick else recipes.laptop(seed)
     study = out / "study"
     dataset = Dataset.open(study / "dataset") if (study / "dataset").exists() else simulate(study, simulation)

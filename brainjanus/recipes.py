@@ -119,11 +119,11 @@ def quick(seed: int = 0) -> RunConfig:
     """The same in about two minutes, with worse scores: to see that everything runs."""
     return RunConfig(
         seed=seed,
-        brain_training=OptimConfig(steps=150, batch_size=48, learning_rate=2e-3),
-        image_training=OptimConfig(steps=150, batch_size=48, learning_rate=2e-3),
+        brain_training=OptimConfig(steps=60, batch_size=48, learning_rate=2e-3),
+        image_training=OptimConfig(steps=120, batch_size=48, learning_rate=2e-3),
         omni=OmniConfig(brain_fold=3),
         training=OmniTrainingConfig(
-            optim=OptimConfig(steps=220, batch_size=48, learning_rate=4e-3), validate_every=100, sample_every=200
+            optim=OptimConfig(steps=200, batch_size=48, learning_rate=4e-3), validate_every=100, sample_every=200
         ),
     )
 
