@@ -163,6 +163,24 @@ def test_a_dataset_that_was_changed_meanwhile_is_refused(study, tmp_path, interr
         train(dataset, tmp_path / "run", SHORT)
 
 
+def test_what_losses_are_measured_on_is_not_trained_on(study, tmp_path, monkeypatch):
+    """Nor is it of the test split."""
+
+    class Seen(Exception):
+        pass
+
+    def look(model, tokenizers, training, *_, validation, **__):
+        assert not (training.allowed & validation.allowed).any()
+        assert (training.allowed | validation.allowed).all()
+        assert validation.allowed.sum() == round(0.4 * len(training.ids)) >= 16
+        assert set(validation.ids) == set(study.split_ids("train"))
+        raise Seen
+
+    monkeypatch.setattr(module, "fit_omni", look)
+    with pytest.raises(Seen):
+        train(study, tmp_path, replace(SHORT, training=replace(SHORT.training, validation=0.4)))
+
+
 def test_a_folder_is_trained_into_by_one_at_a_time(study, tmp_path):
     train(study, tmp_path, SHORT)
     (tmp_path / "model.json").unlink()
