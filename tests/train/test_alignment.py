@@ -153,7 +153,8 @@ def trained(plant, tmp_path_factory):
             codes = [tokenizer.encode(torch.from_numpy(average.responses), "a") for average in averages]
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         vectors = [tokenizer.quantizer.codebook[one].flatten(1) for one in codes]
-        made[weight] = load_file(folder / "state" / "model.safetensors"), lines, vectors
+        (state,) = (folder / "state").glob("step-*150/*.safetensors")
+        made[weight] = load_file(state), lines, vectors
     facts = [torch.from_numpy(dataset.features("some", average.stimulus_ids)[:, 0]) for average in averages]
     return made, [(x - facts[0].mean(0)) / facts[0].std(0) for x in facts]
 
@@ -178,7 +179,7 @@ def test_the_maps_are_trained_and_saved_with_the_state(trained):
     made, (_, test) = trained
     state, lines, (_, held) = made[3.0]
     names = ("brain:a", "image")
-    maps = [(state[f"alignment.maps.{name}.weight"], state[f"alignment.maps.{name}.bias"]) for name in names]
+    maps = [[state[f"model.alignment.maps.{name}.{of}"] for of in ("weight", "bias")] for name in names]
     assert retrieved(F.linear(held, *maps[0]), F.linear(test, *maps[1])) > 0.8, "chance is 0.5"
     assert lines[-1]["alignment"] < 0.7 * lines[0]["alignment"]
 
