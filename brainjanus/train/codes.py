@@ -137,13 +137,20 @@ class Codes:
 
     @torch.no_grad()
     def batch(
-        self, task: Task, size: int, generator: torch.Generator, config: OmniConfig, part: slice = slice(None)
+        self,
+        task: Task,
+        size: int,
+        generator: torch.Generator,
+        config: OmniConfig,
+        part: slice = slice(None),
+        pixels: bool = True,
     ) -> Batch:
         """Random stimuli for a task, all equally likely, among those that its first brain saw.
 
         A brain is shown as `shown` says. A target that its subject never saw is what its encoding model expects, with
         noise of its own. part: which of the `size` rows are read and made. All are drawn, so that several processes
-        with generators of the same state make the parts of one batch, and their generators stay the same.
+        with generators of the same state make the parts of one batch, and their generators stay the same. pixels:
+        whether those of a picture that is a target are read.
         """
         drawn_stimuli = self._draw_stimuli(task, size, generator)
         stimuli = drawn_stimuli[part]
@@ -168,8 +175,8 @@ class Codes:
             return Batch(conditions, self._text(drawn_stimuli, generator, part), None)
         if task.target == "image":
             picked = pick(self.pictures_of, drawn_stimuli, generator, part)
-            assert self.pixels is not None
-            return Batch(conditions, self._picture(picked), unit_pixels(self.pixels[picked]))
+            shown = unit_pixels(self.pixels[picked]) if pixels and self.pixels is not None else None
+            return Batch(conditions, self._picture(picked), shown)
         goal = Block("brain", codes=drawn[target].codes, subject=target)
         draft = draft_of(self.solved.at(stimuli), given, target) if self.solved and given else None
         if draft is None:

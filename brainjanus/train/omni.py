@@ -27,7 +27,7 @@ from brainjanus.model.checkpoint import Tokenizers
 from brainjanus.model.draft import Drafts
 from brainjanus.model.lora import LoraConfig, save_lora
 from brainjanus.model.omni import OmniConfig, OmniModel
-from brainjanus.model.sequence import Task, subject_of, total_length
+from brainjanus.model.sequence import Task, modality_of, subject_of, total_length
 from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.train.codes import Batch, Codes
 from brainjanus.train.fit import Steps, Watch, fit
@@ -205,11 +205,11 @@ def draw(
     part: slice = slice(None),
 ) -> Drawn:
     """Those rows `part` of a batch of `size`; which conditions and targets are withheld is drawn for all rows."""
-    batch = codes.batch(task, size, generator, model, part)
+    target = modality_of(task.target)
+    hidden = torch.arange(size) < round((0.0 if target == "text" else config.hidden) * size)
+    judged = bool(hidden.any()) and config.expectation.get(target, 0) > 0
+    batch = codes.batch(task, size, generator, model, part, pixels=judged)
     dropped = torch.rand(size, generator=generator) < config.dropped
-    share = 0.0 if batch.target.modality == "text" else config.hidden
-    hidden = torch.arange(size) < round(share * size)
-    judged = bool(hidden.any()) and config.expectation.get(batch.target.modality, 0) > 0
     return Drawn(task, batch, dropped[part], hidden[part], judged)
 
 

@@ -186,7 +186,8 @@ def peak_rate(device: torch.device, dtype: torch.dtype, times: int = 3) -> float
     """Floating-point operations a second of this device in square matrix products: the best of a few."""
     best = 0.0
     for side in SIDES if device.type == "cpu" else [8192]:
-        a = torch.ones(side, side, device=device, dtype=dtype)
+        generator = torch.Generator(device).manual_seed(0)  # ones would take less power, and so less time
+        a = torch.randn(side, side, device=device, generator=generator).to(dtype)
         for _ in range(times):
             synchronize(device)
             start = time.perf_counter()
