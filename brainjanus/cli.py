@@ -566,10 +566,12 @@ def memory(argv: list[str]) -> str:
         brainjanus memory nsd-7b
         brainjanus memory nsd-7b --training.optim.batch-size 8 --training.lora.rank 64
         brainjanus memory nsd-1b --samples 64 --study.subjects 1
+        brainjanus memory nsd-1b --rows-at-once 16
 
     Args:
         recipe: nsd-1b or nsd-7b; the options below are its settings.
         samples: Of one request.
+        rows_at_once: Rows of a batch that a training step takes at a time (--hardware.rows-at-once); 0: all.
         study: Whose brains there are.
     """
     from brainjanus.memory import Study, janus_table
@@ -582,6 +584,7 @@ def memory(argv: list[str]) -> str:
     def run(
         recipe: Positional[Annotated[str, arg(metavar="RECIPE")]],
         samples: int = 16,
+        rows_at_once: int = 0,
         study: Study = nsd,
         options: Annotated[RunConfig, arg(name="")] = base,
     ) -> str:
@@ -589,7 +592,7 @@ def memory(argv: list[str]) -> str:
 
         if recipe != name:
             raise UserError(f"memory: expected one of {', '.join(recipes)}, got '{recipe}'. Name one of these recipes.")
-        print_memory(janus_table(options, study, samples), f"{recipe}, computed, GB at the peak")
+        print_memory(janus_table(options, study, samples, rows_at_once), f"{recipe}, computed, GB at the peak")
         return ""
 
     return parse(memory, run, argv)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -350,7 +349,7 @@ def nats_of(model: OmniModel, conditions: Sequence[Block], target: Block) -> Flo
     """log p of the codes of a target, summed."""
     assert target.codes is not None
     logits = model(conditions, target).float()
-    log_p = -F.cross_entropy(logits.transpose(1, 2), target.codes, reduction="none")
+    log_p = -nats(logits, target.codes)
     if target.modality == "text":
         ends = target.codes == model.interface.text_end
         log_p = log_p * (ends.cumsum(dim=1) - ends.int() == 0)

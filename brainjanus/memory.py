@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -23,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.fused import nats
 from brainjanus.core.vocabulary import Modality, Vocabulary
 from brainjanus.generate import GenerationConfig, sample
 from brainjanus.model.checkpoint import JANUS
@@ -77,7 +77,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step of the longest task. precision: what is computed in; trained weights are float32."""
+    """A training step of the longest task. precision: what is computed in; trained weights are float32. rows_at_once:
+    see `train.parallel.Hardware`.
+    """
 
     conditions: tuple[str, ...]
     target: str
@@ -87,6 +89,7 @@ class Step:
     optim: OptimConfig = field(default_factory=OptimConfig)
     recompute: bool = False
     precision: torch.dtype = torch.bfloat16
+    rows_at_once: int = 0
 
 
 class Enough(Exception):
@@ -154,11 +157,14 @@ def step_peak(config: OmniConfig, interface: Interface, step: Step) -> Peak:
         trained = [p for p in model.parameters() if p.requires_grad]
         moments = moments_of(model, step.optim)
         held = [torch.empty(moments, dtype=torch.uint8)]
-        conditions = [content(interface, config, name, step.batch_size) for name in step.conditions]
-        goal = target_codes(interface, step.target, step.batch_size)
-        with torch.autocast("cpu", step.precision, enabled=step.precision != torch.float32):
-            loss = loss_of(model, conditions, goal)
-        loss.backward()
+        rows = min(step.rows_at_once or step.batch_size, step.batch_size)
+        conditions = [content(interface, config, name, rows) for name in step.conditions]
+        goal = target_codes(interface, step.target, rows)
+        for _ in range(1 if rows == step.batch_size else 2):  # the second part finds the gradients of the first
+            with torch.autocast("cpu", step.precision, enabled=step.precision != torch.float32):
+                loss = loss_of(model, conditions, goal)
+            loss.backward()
+            del loss
         del held
     parts = weights_of(model)
     gradients = sum(size_of(p.grad) for p in trained if p.grad is not None)
@@ -171,7 +177,7 @@ def loss_of(model: OmniModel, conditions: Sequence[Block], goal: Block) -> Tenso
     hidden = torch.zeros(goal.batch, goal.length, dtype=torch.bool)
     logits = model(conditions, goal, hidden).float()
     assert goal.codes is not None
-    loss = F.cross_entropy(logits.transpose(1, 2), goal.codes, reduction="none").mean()
+    loss = nats(logits, goal.codes).mean()
     if goal.modality == "brain":
         expected = logits[: goal.batch // 2].softmax(dim=-1) @ model.brain_codebook
         loss = loss + expected.float().square().mean()
@@ -272,15 +278,19 @@ class Row(NamedTuple):
     peak: Peak
 
 
-def janus_table(recipe: RunConfig, study: Study, samples: int = 16) -> list[Row]:
+def janus_table(recipe: RunConfig, study: Study, samples: int = 16, rows_at_once: int = 0) -> list[Row]:
     """What Janus-Pro needs on NSD: requests in bfloat16, some for `samples`, and all ways to train it."""
-    return [Row(what, need()) for what, need in janus_needs(recipe, study, samples).items()]
+    return [Row(what, need()) for what, need in janus_needs(recipe, study, samples, rows_at_once).items()]
 
 
-def janus_needs(recipe: RunConfig, study: Study, samples: int = 16) -> dict[str, Callable[[], Peak]]:
+def janus_needs(
+    recipe: RunConfig, study: Study, samples: int = 16, rows_at_once: int = 0
+) -> dict[str, Callable[[], Peak]]:
     """The lines of `janus_table`, each computed when it is called. A step is one of the task that needs most."""
     if samples < 1:
         raise UserError(f"--samples: expected at least 1, got {samples}. Correct it.")
+    if rows_at_once < 0:
+        raise UserError(f"--rows-at-once: expected at least 0, got {rows_at_once}. Correct it.")
     config, interface = janus_model(recipe, study)
     training, brain = recipe.training, "brain:subj01"
     requests = {
@@ -290,10 +300,11 @@ def janus_needs(recipe: RunConfig, study: Study, samples: int = 16) -> dict[str,
         f"image -> brain, {samples} samples": Request(("image",), brain, samples=samples),
     }
     batch = training.optim.batch_size
+    told = f"batch {batch}" + (f", {rows_at_once} rows at once" if 0 < rows_at_once < batch else "")
     ways = [(trained, again) for trained in get_args(Trained) for again in (False, True)]
     steps = {
-        f"train {trained}, batch {batch}{', recomputed' if again else ''}": Step(
-            (brain,), "image", batch, trained, training.lora, training.optim, again
+        f"train {trained}, {told}{', recomputed' if again else ''}": Step(
+            (brain,), "image", batch, trained, training.lora, training.optim, again, rows_at_once=rows_at_once
         )
         for trained, again in ways
     }

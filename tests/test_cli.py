@@ -123,7 +123,9 @@ def test_memory_takes_its_recipe_from_any_place(options, monkeypatch, capsys):
     from brainjanus import memory
 
     asked = []
-    monkeypatch.setattr(memory, "janus_table", lambda recipe, study, samples: asked.append((recipe, samples)) or [])
+    monkeypatch.setattr(
+        memory, "janus_table", lambda recipe, study, samples, rows: asked.append((recipe, samples)) or []
+    )
     assert cli.main(["memory", *options]) == 0
     ((recipe, samples),) = asked
     assert (recipe.omni.decoder.hidden_size, samples) == (4096, 4)

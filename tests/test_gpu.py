@@ -112,11 +112,10 @@ def test_it_answers_what_a_cpu_answers(on_cpu, target, config):
         assert torch.allclose(answers[0].float().cpu(), answers[1].float().cpu(), rtol=5e-3, atol=5e-3)
 
 
-@pytest.mark.parametrize("acceleration", ["graphs", "compile"])
-def test_recorded_and_compiled_steps_answer_the_same(on_cpu, acceleration):
+def test_recorded_steps_answer_the_same(on_cpu):
     conditions = {"brain:s2": torch.randn(3, 28, generator=torch.Generator().manual_seed(0))}
     answers = [
         generate(Checkpoint.load(on_cpu, device="cuda").prepare("float32", how), conditions, "image", GREEDY)
-        for how in ("none", acceleration)
+        for how in ("none", "graphs")
     ]
     assert torch.allclose(answers[0].float(), answers[1].float(), rtol=5e-3, atol=5e-3)

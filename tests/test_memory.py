@@ -203,7 +203,7 @@ def fitting(peak):
 def test_the_command_shows_a_table(monkeypatch, capsys):
     asked = []
 
-    def table(recipe, study, samples):
+    def table(recipe, study, samples, rows_at_once):
         asked.append((recipe.training.optim.batch_size, study.subjects, samples))
         return [Row("train lora", Peak({"decoder": 10 * GB, "lora": GB}, GB, 2 * GB, 0, 12 * GB))]
 

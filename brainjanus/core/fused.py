@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -20,6 +20,7 @@ def linears(x: Float[Tensor, "*b i"], layers: Sequence[nn.Module]) -> Sequence[T
     Elsewhere (LoRA, or nothing is to be differentiated) the layers are called.
     """
     if not torch.is_grad_enabled() or any(type(layer) is not nn.Linear or layer.bias is not None for layer in layers):
+        x = x.to(computed_in(x))  # once for all of them
         return [layer(x) for layer in layers]
     return Linears.apply(x, *(layer.weight for layer in layers))
 
@@ -41,12 +42,23 @@ def rotate(x: Float[Tensor, "b l h e"], rotation: tuple[Tensor, Tensor]) -> Floa
     return Rotation.apply(x, *rotation) if torch.is_grad_enabled() else turn(x, *rotation)
 
 
+def computed_in(x: Tensor) -> torch.dtype:
+    """What products of x are computed in here: what autocast says, or its own dtype."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def nats(logits: Float[Tensor, "*b n"], codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """-log p of each code. Classes in the middle, as torch wants them for more than one dimension, take a GPU several
+    times as long."""
+    return F.cross_entropy(logits.flatten(0, -2), codes.flatten(), reduction="none").view_as(codes)
+
+
 class Linears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        with torch.autocast(kind, enabled=False):
+        dtype = computed_in(x)
+        with torch.autocast(x.device.type, enabled=False):
             entered, weights = x.to(dtype), tuple(weight.to(dtype) for weight in weights)
             ctx.save_for_backward(entered if any(ctx.needs_input_grad[1:]) else None, *weights)
             return tuple(F.linear(entered, weight) for weight in weights)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brainjanus.core.attention import attention
 from brainjanus.core.errors import UserError
-from brainjanus.core.fused import linears, rms_norm, rotate, swiglu
+from brainjanus.core.fused import computed_in, linears, rms_norm, rotate, swiglu
 from brainjanus.core.linear import Joined, PackedLinear
 
 
@@ -174,9 +174,9 @@ class Decoder(nn.Module):
             assert x.shape[1] == 1 and seen is None, "a filled cache is continued one position at a time"
             rotation, bias = cache.step()
         elif seen is None:
-            rotation = rotary(self.config, torch.arange(x.shape[1], device=x.device), x.dtype)
+            rotation = rotary(self.config, torch.arange(x.shape[1], device=x.device), computed_in(x))
         else:
-            rotation = rotary(self.config, (seen.cumsum(dim=1) - 1).clamp_min(0), x.dtype)
+            rotation = rotary(self.config, (seen.cumsum(dim=1) - 1).clamp_min(0), computed_in(x))
             bias = bias_of(causally(seen), x.dtype)
             if cache:
                 cache.hide(seen)

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.fused import computed_in
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -71,8 +72,12 @@ class LoraLinear(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(linear.out_features, config.rank, device=device))
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
-        low = F.linear(x, self.lora_a.to(x.dtype))
-        return F.linear(x, self.weight) + F.linear(low * self.scale, self.lora_b.to(x.dtype))
+        x = x.to(computed_in(x))
+        with torch.autocast(x.device.type, enabled=False):
+            low = F.linear(x, self.lora_a.to(x.dtype)).flatten(0, -2)
+            out = F.linear(x, self.weight.to(x.dtype))
+            out.flatten(0, -2).addmm_(low, self.lora_b.to(x.dtype).mT, alpha=self.scale)
+        return out
 
     @torch.no_grad()
     def merged(self, dtype: torch.dtype | None = None) -> nn.Linear:

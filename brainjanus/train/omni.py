@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.fused import nats
 from brainjanus.core.processes import is_first, own_device
 from brainjanus.model.checkpoint import Tokenizers
 from brainjanus.model.draft import Drafts
@@ -245,9 +245,9 @@ def step_losses(
     conditions = [replace(block, dropped=drawn.dropped) for block in conditions]
     logits = model(conditions, target, hidden[:, None].expand(-1, target.length)).float()
     assert target.codes is not None
-    nats = F.cross_entropy(logits.transpose(1, 2), target.codes, reduction="none")
-    seen = target_mask(target.codes, text_end) if modality == "text" else torch.ones_like(nats)
-    likelihood = (nats * seen).sum() / counts[0]
+    of_codes = nats(logits, target.codes)
+    seen = target_mask(target.codes, text_end) if modality == "text" else torch.ones_like(of_codes)
+    likelihood = (of_codes * seen).sum() / counts[0]
     if not drawn.judged:
         return {"loss": likelihood, f"nats/{direction}": likelihood}
     error = likelihood.new_zeros(())

@@ -11,6 +11,7 @@ tensors anew. Its safetensors form is used, as the other one is pickled; nothing
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from brainjanus.core.errors import UserError, reported
 from brainjanus.core.processes import gathered, is_first, rank, world
 from brainjanus.core.weights import fingerprint
 
+PER_FILE = 2**30  # bytes of a file of a state, about; one is held in memory while it is written
+THREADS = 8  # that read back what was written
 KEPT = 2  # states; the older one is what a damaged one costs no more than
 WATCHED = ("log_every", "save_every", "sample_every", "spike")  # settings that may change under way
 
@@ -63,15 +67,14 @@ def save_state(
     try:
         with agreed(), reported(folder), without_warning():
             try:
-                dcp.save(
-                    tensors, storage_writer=HuggingFaceStorageWriter(str(beside), save_distributed=True),
-                    no_dist=world() == 1,
-                )  # fmt: skip
+                # in one thread: what fails in those of torch is not told
+                writer = HuggingFaceStorageWriter(str(beside), files_of(tensors), save_distributed=True)
+                dcp.save(tensors, storage_writer=writer, no_dist=world() == 1)
             except dcp.api.CheckpointException as error:
                 raise next(iter(error.failures.values()))[0] from error
         with agreed(), reported(folder):
             files = sorted(beside.glob("*.safetensors"))
-            own = {path.name: proven(path) for path in files[rank() % world() :: world()]}
+            own = all_proven(files[rank() % world() :: world()])
         sound = dict(gathered(list(own.items())))
         with agreed(), reported(folder):
             if is_first():
@@ -164,13 +167,14 @@ def tensors_of(
 
 def check_names(state: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raises UserError if a state has not exactly these tensors, in these shapes."""
-    shapes: dict[str, set[tuple[int, ...]]] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {}
     for path in state.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            shapes |= {name: {tuple(file.get_slice(name).get_shape())} for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                shapes.setdefault(name, []).append(tuple(file.get_slice(name).get_shape()))
     others = shapes.keys() ^ tensors.keys()
-    if not others and world() == 1 and len(list(state.glob("*.safetensors"))) == 1:
-        others = {name for name, value in tensors.items() if {tuple(value.shape)} != shapes[name]}
+    if not others and world() == 1:  # what stands in several files is cut
+        others = {n for n, value in tensors.items() if len(shapes[n]) == 1 and [tuple(value.shape)] != shapes[n]}
     if others:
         raise damaged(state, "weights of another model")
 
@@ -219,12 +223,25 @@ def read_facts(state: Path) -> dict[str, Any]:
     try:
         facts = json.loads((state / "state.json").read_text())
         _ = int(facts["step"]), dict(facts["config"]), dict(facts["slots"])
+        found = all_proven([state / name for name in facts["files"]])
         for name, wanted in facts["files"].items():
-            if proven(state / name) != wanted:
+            if found[name] != wanted:
                 raise ValueError(f"{name} has changed")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise damaged(state, error) from error
     return facts
+
+
+def files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Which of several files, counted from 1, each tensor goes to."""
+    ends = list(itertools.accumulate(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
+    return {name: 1 + end // PER_FILE for name, end in zip(tensors, ends, strict=True)}
+
+
+def all_proven(files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """By name, what is `proven` of each."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip((path.name for path in files), pool.map(proven, files), strict=True))
 
 
 def proven(path: Path) -> dict[str, Any]:
