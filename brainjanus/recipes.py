@@ -171,8 +171,8 @@ def few_trials(seed: int = 0, image_features: str = "wavelet", text_features: st
 
 
 def nsd_1b(seed: int = 0, janus: str | None = None) -> RunConfig:
-    """NSD on Janus-Pro-1B, all of it trained, as published; sized for one GPU of 80 GB. Neither real weights nor a GPU
-    were at hand: it was run on a CPU, on tiny checkpoints that `transformers` wrote.
+    """NSD on Janus-Pro-1B, all of it trained, as published; sized for one GPU of 80 GB. The published weights were not
+    at hand: it was run on tiny checkpoints that `transformers` wrote and, for speed and memory, on noise of its size.
 
     The brain tokenizer is ours at the published rate (64 sites a token, 128 codes). Pictures are read by Janus's
     understanding encoder, pooled to 64 features: all 576 of all of NSD's pictures would take 86 GB.
@@ -209,8 +209,9 @@ def nsd_7b(seed: int = 0, janus: str | None = None) -> RunConfig:
 
 def of_nsd(decoder: DecoderConfig, training: OmniTrainingConfig, seed: int, janus: str | None) -> RunConfig:
     """What both sizes share. Rates, batch and the first four tasks are the published ones; steps are about 15 passes
-    over the stimuli that the eight subjects saw. Pictures are trained by the likelihood of their codes alone: decoding
-    each expectation at 384 pixels would cost more than the model."""
+    over the stimuli that the eight subjects saw, and states of 16 GB (1B in full) are saved every few minutes. Pictures
+    are trained by the likelihood of their codes alone: decoding each expectation at 384 pixels would cost more than the
+    model."""
     return RunConfig(
         seed=seed,
         janus=janus,
@@ -223,7 +224,7 @@ def of_nsd(decoder: DecoderConfig, training: OmniTrainingConfig, seed: int, janu
         omni=OmniConfig(decoder, image_input="janus", image_head="mlp", text_opening=False),
         training=replace(
             training,
-            optim=OptimConfig(optimizer="adamw", steps=33_000, batch_size=32, learning_rate=1e-4, warmup=0.05),
+            optim=OptimConfig(optimizer="adamw", steps=33_000, batch_size=32, learning_rate=1e-4, save_every=1000),
             tasks={
                 "image->brain": 1.0,
                 "text->brain": 1.0,

@@ -10,7 +10,7 @@ A constant picture or feature vector, for which r is undefined, scores r = 0. Va
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,7 @@ _BATCH_VALUES = 2**25  # values held at once: 128 MB in float32
 _CACHE_VALUES = 2**21  # values that are worked on at once: they stay in the processor's cache
 _GAUSSIAN = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)  # sigma 1.5, cut at 3.5 sigma
 _GAUSSIAN /= _GAUSSIAN.sum()
+_KEPT_WINDOWS = 250  # decoded pictures of which these are held: 2.8 MB each
 
 
 # N stimuli, P pictures, H height, W width, C = 3, D features
@@ -72,11 +73,12 @@ def pixcorr_scores(
 def ssim_pairs(
     seen: Sequence[Shaped[np.ndarray, "_ h w 3"]],
     decoded: Shaped[np.ndarray, "n H W 3"],
-    order: Int[np.ndarray, "n"] | None = None,
-) -> Float[np.ndarray, "n"]:
-    """Structural similarity of the pictures `seen[i]` with `decoded[order[i]]`, averaged over the pictures of i.
+    orders: Int[np.ndarray, "k n"] | None = None,
+) -> Float[np.ndarray, "k n"]:
+    """Structural similarity of the pictures `seen[i]` with `decoded[orders[:, i]]`, averaged over the pictures of i.
 
-    order: which decoded picture each stimulus is held against; by default its own, a permutation gives the floor.
+    orders: which decoded picture each stimulus is held against; None: its own, as the only row. Permutations give the
+    floor.
     Pixels are in 8-bit units, [0, 255], integers and floats alike.
     Grey pictures of 425 pixels; Gaussian weights (sigma 1.5, 11 x 11), population covariance, data range 1; the mean
     over the positions where the window fits. Equals skimage.metrics.structural_similarity(gaussian_weights=True,
@@ -84,17 +86,15 @@ def ssim_pairs(
     `multichannel=True`, which newer versions ignore and older ones took for columns that are channels.
     Source: Wang et al. 2004. Raises UserError if floats are all in [0, 1], or a value is NaN.
     """
-    order = np.arange(len(decoded)) if order is None else order
-    pairs = [(i, picture) for i, group in enumerate(seen) for picture in range(len(group))]
+    orders = np.arange(len(decoded))[None] if orders is None else orders
     check_unit("seen", seen)
     check_unit("decoded", [decoded])
-    sums = np.zeros(len(seen))
-    for some in _batches([1] * len(pairs), 3 * SIZE**2, _CACHE_VALUES):
-        batch = pairs[some]
-        x = _grey(np.stack([seen[i][picture] for i, picture in batch]))
-        y = _grey(np.stack([decoded[order[i]] for i, _ in batch]))
-        np.add.at(sums, [i for i, _ in batch], _ssim(x, y).double().numpy())
-    return sums / np.array([len(group) for group in seen])
+    kept = lru_cache(_KEPT_WINDOWS)(lambda row: _windows(decoded[row]))
+    sums = np.zeros(orders.shape)
+    for i, group in enumerate(seen):
+        for own in map(_windows, group):
+            sums[:, i] += [_ssim(own, kept(row)) / len(group) for row in orders[:, i].tolist()]
+    return sums
 
 
 def two_way_scores(similarity: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
@@ -279,29 +279,42 @@ def _lengths(flat: Float[np.ndarray, "p d"]) -> Float[np.ndarray, "p"]:
     return torch.linalg.vector_norm(torch.from_numpy(flat), dim=1).numpy()
 
 
-def _grey(pictures: Shaped[np.ndarray, "b h w 3"]) -> Float[Tensor, "b 425 425"]:
-    grey = torch.einsum("bchw,c->bhw", as_tensor(pictures), torch.tensor(GREY) / WHITE)
-    return resized(resized(grey[:, None], FIRST_SIZE, FIRST_SIZE), SIZE, SIZE)[:, 0]
+class _Windows(NamedTuple):
+    """A grey picture of 425 pixels minus its mean, and what its windows hold: weighted means (of the picture, and of it
+    minus its mean) and variances."""
+
+    deviation: Float[Tensor, "425 425"]
+    mean: Float[Tensor, "415 415"]
+    shift: Float[Tensor, "415 415"]
+    variance: Float[Tensor, "415 415"]
 
 
-def _ssim(x: Float[Tensor, "b h w"], y: Float[Tensor, "b h w"]) -> Float[Tensor, "b"]:
-    mean_x, mean_y = _smooth(x), _smooth(y)
-    product, squares = mean_x * mean_y, mean_x**2 + mean_y**2
-    covariance, variances = _smooth(x * y) - product, _smooth(x**2 + y**2) - squares
+def _windows(picture: Shaped[np.ndarray, "h w 3"]) -> _Windows:
+    grey = torch.einsum("chw,c->hw", as_tensor(picture[None])[0], torch.tensor(GREY) / WHITE)[None, None]
+    grey = resized(resized(grey, FIRST_SIZE, FIRST_SIZE), SIZE, SIZE)[0, 0]
+    whole = grey.mean()
+    deviation = grey - whole
+    shift = _smooth(deviation)
+    return _Windows(deviation, shift + whole, shift, _smooth(deviation.square()) - shift.square())
+
+
+def _ssim(x: _Windows, y: _Windows) -> float:
     c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * product + c1) * (2 * covariance + c2) / ((squares + c1) * (variances + c2))
-    return similarity.mean(dim=(1, 2), dtype=torch.float64)
+    covariance = _smooth(x.deviation * y.deviation).addcmul_(x.shift, y.shift, value=-1)
+    alike = covariance.mul_(2).add_(c2).mul_((x.mean * y.mean).mul_(2).add_(c1))
+    largest = (x.mean.square().addcmul_(y.mean, y.mean).add_(c1)).mul_((x.variance + y.variance).add_(c2))
+    return float(alike.div_(largest).mean(dtype=torch.float64))
 
 
-def _smooth(pictures: Float[Tensor, "b h w"]) -> Float[Tensor, "b k l"]:
+def _smooth(picture: Float[Tensor, "h w"]) -> Float[Tensor, "k l"]:
     """Gaussian weighted means of 11 x 11 pixels. As sums of shifted pictures: eight times faster than a convolution."""
-    for axis in (1, 2):
-        length = pictures.shape[axis] - len(_GAUSSIAN) + 1
-        total = pictures.narrow(axis, 0, length) * float(_GAUSSIAN[0])
+    for axis in (0, 1):
+        length = picture.shape[axis] - len(_GAUSSIAN) + 1
+        total = picture.narrow(axis, 0, length) * float(_GAUSSIAN[0])
         for shift, weight in enumerate(_GAUSSIAN[1:], start=1):
-            total.add_(pictures.narrow(axis, shift, length), alpha=float(weight))
-        pictures = total
-    return pictures
+            total.add_(picture.narrow(axis, shift, length), alpha=float(weight))
+        picture = total
+    return picture
 
 
 def _products(
