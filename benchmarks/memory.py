@@ -29,6 +29,7 @@ from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.train.codes import BrainRows, Codes
 from brainjanus.train.omni import OmniTrainingConfig, fit_omni
 from brainjanus.train.optim import OptimConfig
+from brainjanus.train.parallel import Hardware
 
 WITHIN = 0.10
 SITES, PATCH, STIMULI = 512, 16, 16
@@ -79,7 +80,8 @@ def measured_training(tokens: int, step: Step) -> int:
     def run() -> None:
         checkpoint = stand_in(tokens)
         with tempfile.TemporaryDirectory() as folder:
-            fit_omni(checkpoint.model, checkpoint.tokenizers, codes, config, Path(folder), seed=0)
+            hardware = Hardware("cpu", rows_at_once=step.rows_at_once)
+            fit_omni(checkpoint.model, checkpoint.tokenizers, codes, config, Path(folder), seed=0, hardware=hardware)
 
     return measured_peak(run)
 
@@ -125,6 +127,8 @@ def agreements(quick: bool) -> list[tuple[str, Peak, int]]:
                 step = Step(("image",), "brain:a", 8, trained, LORA, optim, again, torch.float32)
                 name = f"training, {length}, {trained}{', recomputed' if again else ''}"
                 add(name, step_peak, measured_training, tokens, step)
+        step = Step(("image",), "brain:a", 8, "full", LORA, OptimConfig(optimizer="adamw"), False, torch.float32, 2)
+        add(f"training, {length}, full, 2 rows at once", step_peak, measured_training, tokens, step)
     return found
 
 

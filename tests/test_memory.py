@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,6 +73,15 @@ def test_a_training_needs_what_is_computed(benchmark, stand_in, trained, again):
     step = Step(("image",), "brain:a", 8, trained, benchmark.LORA, ADAMW, again, torch.float32)
     computed = memory.step_peak(stand_in.config, stand_in.interface, step)
     assert computed.total == pytest.approx(benchmark.measured_training(64, step), rel=0.1)
+
+
+def test_a_batch_in_parts_needs_what_is_computed(benchmark, stand_in):
+    """The parts behind the first find its gradients there already."""
+    step = Step(("image",), "brain:a", 8, "full", benchmark.LORA, ADAMW, False, torch.float32, rows_at_once=2)
+    computed = memory.step_peak(stand_in.config, stand_in.interface, step)
+    assert computed.total == pytest.approx(benchmark.measured_training(64, step), rel=0.1)
+    whole = memory.step_peak(stand_in.config, stand_in.interface, replace(step, rows_at_once=0))
+    assert computed.working < 0.5 * whole.working
 
 
 def test_nothing_is_given_out_for_it(stand_in):

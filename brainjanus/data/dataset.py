@@ -188,7 +188,14 @@ class Dataset:
         return BrainSpace.load(self._folder(subject))
 
     def trials(self, subject: str) -> Trials:
-        return Trials.load(self._folder(subject) / "trials.tsv")
+        """Which stimulus each row of the responses belongs to. Read once."""
+        if subject not in self._trials:
+            self._trials[subject] = Trials.load(self._folder(subject) / "trials.tsv")
+        return self._trials[subject]
+
+    @cached_property
+    def _trials(self) -> dict[str, Trials]:
+        return {}
 
     def zscore(self, subject: str) -> ZScore:
         """The statistics that were used to z-score one subject."""
