@@ -46,6 +46,19 @@ def tiny(optimizer="adamw", precision="float32", **more) -> RunConfig:
     )
 
 
+def noting(fit, drawn):
+    """A `fit` that adds each step it draws to a list."""
+
+    def noted(net, steps, *rest, **more):
+        def draw(step, *of):
+            drawn.append(step)
+            return steps.draw(step, *of)
+
+        return fit(net, replace(steps, draw=draw), *rest, **more)
+
+    return noted
+
+
 def losses(run, stage="omni"):
     lines = [json.loads(line) for line in (run / "stages" / stage / "log.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "split" not in line]
@@ -80,8 +93,11 @@ def test_a_stopped_training_goes_on_on_the_other(study, on_cpu, tmp_path, direct
         patch.setattr(omni, "fit", interrupting(omni.fit, 7))
         with pytest.raises(KeyboardInterrupt):
             train(study, tmp_path / "run", tiny(), hardware=Hardware(first))
-    assert len(losses(tmp_path / "run")) < 12
+    assert len(losses(tmp_path / "run")) == 8
+    drawn: list[int] = []
+    monkeypatch.setattr(omni, "fit", noting(omni.fit, drawn))
     train(study, tmp_path / "run", tiny(), hardware=Hardware(second))
+    assert drawn[0] == 8, "none of what was done is done again"
     assert losses(tmp_path / "run") == pytest.approx(losses(on_cpu), rel=0.02)
 
 

@@ -32,6 +32,7 @@ def swiglu(gate: Float[Tensor, "*b d"], up: Float[Tensor, "*b d"]) -> Float[Tens
 
 def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, "d"], eps: float) -> Float[Tensor, "*b d"]:
     """x / sqrt(mean(x^2) + eps) * weight. torch has one kernel for it on a GPU, and six steps on a CPU."""
+    weight = weight.float() if x.dtype == torch.float32 else weight  # sharded layers are gathered in half precision
     if x.device.type != "cpu" or not torch.is_grad_enabled() or x.dtype != weight.dtype:
         return F.rms_norm(x, weight.shape, weight, eps)
     return RMSNorm.apply(x, weight, eps)

@@ -1,7 +1,7 @@
 """fit: the loop that trains any of the modules. What a step is made of enters; the trained module and a log leave.
 
 The story: resume; then step, log, look, save, as often as each is due; stop cleanly when asked to, or when the loss
-says so. What a step draws and computes is the caller's. Batches are drawn one step ahead. Several processes, and a
+says so. What a step draws and computes is the caller's. Batches are drawn two steps ahead. Several processes, and a
 batch that is taken a part at a time, come to what one process comes to with the whole of it.
 """
 
@@ -11,13 +11,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -25,13 +25,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from brainjanus.core.config import to_dict
-from brainjanus.core.errors import Preempted, written_beside
+from brainjanus.core.errors import Preempted, UserError, written_beside
 from brainjanus.core.heap import keep_freed_memory
 from brainjanus.core.processes import gathered, is_first, own_device, summed, wait, world
 from brainjanus.core.progress import progress
 from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizers_of
 from brainjanus.train.parallel import CPU, Hardware, skeleton, spread, whole
-from brainjanus.train.state import frozen_fingerprint, generator_of, interruptible, load_state, save_state
+from brainjanus.train.state import agreed, frozen_fingerprint, generator_of, interruptible, load_state, save_state
 from brainjanus.train.store import ahead
 from brainjanus.train.watch import (
     Line,
@@ -83,10 +83,10 @@ class Steps:
 class Watch:
     """What is looked at under way; nothing of it changes what is learned, but when it ends.
 
-    validate: module -> losses of held-out stimuli, "loss" among them, every `validate_every` steps. patience: so many
-    validations without a better one end the training, and the best weights are what is delivered; 0: it goes to its
-    end, and the last ones are. show: (module, step) draws samples, every `sample_every` steps. sinks: where the log
-    goes besides log.jsonl.
+    validate: module -> losses of held-out stimuli, "loss" among them, every `validate_every` steps; the best weights
+    are kept. patience: so many validations without a better one end the training, and the best weights are what is
+    delivered; 0: it goes to its end, and the last ones are. show: (module, step) draws samples, every `sample_every`
+    steps. sinks: where the log goes besides log.jsonl.
     """
 
     validate: Callable[[nn.Module], Mapping[str, float]] | None = None
@@ -101,9 +101,11 @@ UNWATCHED = Watch()
 
 
 class Drawn(NamedTuple):
-    """The parts of a step's batch that this process does, each with its generator."""
+    """The parts of a step's batch that this process does, each with its generator, or what they could not be drawn
+    for."""
 
     parts: list[tuple[Any, torch.Generator]]
+    error: UserError | OSError | None = None
 
 
 def fit(
@@ -117,16 +119,20 @@ def fit(
     hardware: Hardware = CPU,
     watch: Watch = UNWATCHED,
     settings: Mapping[str, Any] | None = None,
+    option: str = "--training.optim",
 ) -> nn.Module:
     """Train `module` for config.steps steps, going on from the state in `folder` if there is one.
 
-    Writes folder/state and folder/log.jsonl ({"stage", "step", "lr", "loss", ...} a line, means since the last line;
-    lines of validation have "split": "val"). settings: what else decides the result and has to be the same when it is
-    gone on with.
-    Raises UserError if the loss is not finite or jumps, after saving the state before it; KeyboardInterrupt, after
-    saving, when it is interrupted, and Preempted when it is asked to end by SIGTERM.
+    Writes folder/state, folder/log.jsonl ({"stage", "step", "lr", "loss", ...} a line, means since the last line;
+    lines of validation have "split": "val") and folder/best.safetensors, the weights of the best validation. settings:
+    what else decides the result and has to be the same when it is gone on with. option: where a user finds `config`.
+    Returns the module on the CPU; one that was sharded has its weights in the first process alone, and is without
+    content (on "meta") in the others.
+    Raises UserError if the loss is not finite or jumps, and what `draw` raises of UserError and OSError, after saving
+    the state before it; KeyboardInterrupt, after saving, when it is interrupted, and Preempted when it is asked to end
+    by SIGTERM.
     """
-    return Loop(module, steps, config, stage, folder, seed, hardware, watch, settings or {}).run()
+    return Loop(module, steps, config, stage, folder, seed, hardware, watch, settings or {}, option).run()
 
 
 class Loop:
@@ -143,9 +149,10 @@ class Loop:
         hardware: Hardware,
         watch: Watch,
         settings: Mapping[str, Any],
+        option: str,
     ):
         self.steps, self.config, self.stage, self.folder, self.seed = steps, config, stage, folder, seed
-        self.watch = watch
+        self.watch, self.option = watch, option
         self.settings = to_dict(config) | {"seed": seed} | dict(settings)
         self.rows = hardware.parts(config.batch_size)
         self.device = own_device(hardware.device)
@@ -162,6 +169,9 @@ class Loop:
         self.sums: dict[str, list[float]] = facts.get("since_log", {})
         self.best: dict[str, Any] = facts.get("best", {"loss": None, "step": 0, "kept": False, "ended": False})
         self.spikes = Spikes(config.spike, facts.get("losses"))
+        self.received: list[int] = []  # signals
+        self.asked: type[KeyboardInterrupt] | None = None  # by which of them to end
+        self.told: Tensor | None = None  # of the last step, what all processes told each other before it
 
     def trained(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
@@ -173,7 +183,8 @@ class Loop:
     def run(self) -> nn.Module:
         if not self.ended:
             with ExitStack() as stack:
-                writers = [Writer(sink, self.folder, self.settings) for sink in self.watch.sinks if is_first()]
+                sinks = self.watch.sinks if is_first() else ()
+                writers = [Writer(sink, self.folder, self.settings, self.done) for sink in sinks]
                 stack.callback(close_all, writers)
                 self.log = Log(self.folder / "log.jsonl", self.stage, self.done, self.sums, writers)
                 self.go_on(stack)
@@ -184,13 +195,12 @@ class Loop:
         keep_freed_memory()
         config, watch = self.config, self.watch
         self.module.train()
-        interrupted = stack.enter_context(interruptible())
+        self.received = stack.enter_context(interruptible())
         advance = stack.enter_context(progress(self.stage, config.steps, self.done))
         meter, start = Meter(self.device, self.dtype), time.perf_counter()
         for drawn in stack.enter_context(closing(ahead(self.draw, self.done, config.steps))):
             losses, work = self.step(drawn)
             self.done += 1
-            asked = self.note_signals(interrupted)
             meter.add(time.perf_counter() - start, work)
             self.log.add(losses)
             last = self.done == config.steps
@@ -202,62 +212,97 @@ class Loop:
                 self.validate(watch.validate)
             if watch.show and watch.sample_every and self.done % watch.sample_every == 0:
                 self.show(watch.show)
-            if self.done % config.save_every == 0 or last or asked or self.ended:
+            if self.done % config.save_every == 0 or last or self.asked or self.ended:
                 self.save()
-                asked = asked or self.note_signals(interrupted)  # which a save takes long enough for
-            if asked:
-                told = f"{self.stage} is saved at step {self.done} of {config.steps}"
-                raise (Preempted if asked == 2 else KeyboardInterrupt)(told)
+                self.asked = self.asked or asked_by(summed(self.signals()))  # which a save takes long enough for
+            if self.asked:
+                raise self.asked(f"{self.stage} is saved at step {self.done} of {config.steps}")
             if self.ended:
                 return
             start = time.perf_counter()  # waiting for the next batch counts
 
     def draw(self, step: int) -> Drawn:
         parts = []
-        for rows in self.rows:
-            generator = generator_of(self.seed, step)
-            parts.append((self.steps.draw(step, generator, rows), generator))
+        try:
+            for rows in self.rows:
+                generator = generator_of(self.seed, step)
+                parts.append((self.steps.draw(step, generator, rows), generator))
+        except (UserError, OSError) as error:
+            return Drawn([], error)  # raised when it is that step's turn
         return Drawn(parts)
 
     def step(self, drawn: Drawn) -> tuple[dict[str, float], Work]:
-        """Losses, gradients, and a step of the optimizers. Raises UserError, having saved, before a step that would
-        spoil the weights."""
+        """Losses, gradients, and a step of the optimizers. Raises, having saved, what kept a process from drawing its
+        rows, and UserError before a step that would spoil the weights."""
+        counts, work = self.added_up(drawn)
         rate = learning_rate(self.config, self.done)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         before = {
             name: buffer.clone() for name, buffer in self.module.named_buffers()
         }  # codebooks move as they are used
+        totals = self.gradients(drawn, counts)
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained().values() if p.grad is not None])
+        norm = whole(norm).to(self.device)
+        own = torch.stack([*totals.values(), norm / world()]).double().cpu()
+        values, signals = summed(torch.cat([own, self.signals()])).split([len(own), 2])
+        self.asked = asked_by(signals)
+        *losses, total_norm = values.tolist()
+        named = dict(zip(totals, losses, strict=True))
+        batches = [batch for batch, _ in drawn.parts]
+        self.check(self.steps.task(batches[0]), named["loss"], total_norm, batches, before)
+        nn.utils.clip_grads_with_norm_(self.trained().values(), self.config.clip, norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.move_averages()
+        return named, work
+
+    def added_up(self, drawn: Drawn) -> tuple[Tensor, Work]:
+        """What losses are divided by, and what the step costs, of all processes.
+
+        One that could not draw its rows tells the others by NaN; all of them save then, and raise its error.
+        """
+        if drawn.error is None:
+            works = [self.steps.work(batch) for batch, _ in drawn.parts]
+            cost = torch.tensor([[w.positions, w.flops] for w in works], dtype=torch.float64).sum(dim=0)
+            own = torch.cat([cost, sum((self.steps.counts(batch) for batch, _ in drawn.parts), torch.zeros(1))])
+        elif self.told is None:
+            raise drawn.error  # of the first step: there is nothing to save
+        else:
+            own = torch.full_like(self.told, math.nan)
+        self.told = summed(own)
+        if self.told.isnan().any():
+            with suppress(UserError, OSError):
+                self.save()
+            with agreed():
+                if drawn.error is not None:
+                    raise drawn.error
+        cost, counts = self.told[:2], self.told[2:]
+        return counts.to(self.device, torch.float32), Work(*cost.long().tolist())
+
+    def gradients(self, drawn: Drawn, counts: Tensor) -> dict[str, Tensor]:
+        """Those of all parts, which add up; the losses of them all."""
         self.module.zero_grad(set_to_none=True)  # before the forward pass, which needs the room
-        task = self.steps.task(drawn.parts[0][0])
-        counts = summed(sum((self.steps.counts(batch) for batch, _ in drawn.parts), torch.zeros(1)))
         totals: dict[str, Tensor] = {}
         for number, (batch, generator) in enumerate(drawn.parts):
             on_device = moved(batch, self.device)
             with self.quietly(number < len(drawn.parts) - 1):
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    losses = self.steps.losses(self.call, on_device, generator, counts.to(self.device))
+                with self.autocast():
+                    losses = self.steps.losses(self.call, on_device, generator, counts)
                 (losses["loss"] * world()).backward()  # of several processes, the mean of gradients is taken
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros((), device=self.device)) + value.detach().float()
-        norm = nn.utils.get_total_norm([p.grad for p in self.trained().values() if p.grad is not None])
-        norm = whole(norm).to(self.device)
-        values = summed(torch.stack([*totals.values(), norm / world()]).double().cpu()).tolist()
-        named = dict(zip(totals, values, strict=False))
-        self.check(task, named["loss"], values[-1], [batch for batch, _ in drawn.parts], before)
-        nn.utils.clip_grads_with_norm_(self.trained().values(), self.config.clip, norm)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        return totals
+
+    @torch.no_grad()
+    def move_averages(self) -> None:
         if self.averages:
-            with torch.no_grad():
-                weight = 1 - min(self.config.average, (1 + self.done) / (10 + self.done))  # it begins with the first
-                own = self.trained()
-                torch._foreach_lerp_(
-                    list(self.averages.values()), [own[name].detach() for name in self.averages], weight
-                )
-        works = [self.steps.work(batch) for batch, _ in drawn.parts]
-        total = summed(torch.tensor([[w.positions, w.flops] for w in works]).sum(dim=0))
-        return named, Work(*total.tolist())
+            weight = 1 - min(self.config.average, (1 + self.done) / (10 + self.done))  # it begins with the first
+            own = self.trained()
+            torch._foreach_lerp_(list(self.averages.values()), [own[name].detach() for name in self.averages], weight)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def quietly(self, more_to_come: bool) -> Any:
         """Without the exchange of gradients, where there are more to come."""
@@ -273,7 +318,7 @@ class Loop:
             what = str(loss) if not math.isfinite(loss) else f"{loss:.4g}, whose gradient is {norm},"
             stop = not_finite(self.stage, self.done, what, cause_of(task, batches, self.module))
         elif self.spikes.jumps(task, loss):
-            stop = spiked(self.stage, self.done, task, loss, self.spikes.seen[task])
+            stop = spiked(self.stage, self.done, task, loss, self.spikes.seen[task], self.option)
         else:
             return
         for name, buffer in self.module.named_buffers():
@@ -281,40 +326,48 @@ class Loop:
         self.save()
         raise stop
 
-    def note_signals(self, interrupted: list[int]) -> int:
-        """0: go on; 1: Ctrl-C; 2: SIGTERM; the same in all processes."""
-        own = 0 if not interrupted else 2 if signal.SIGTERM in interrupted else 1
-        if world() == 1:
-            return own
-        flags = summed(F.one_hot(torch.tensor(own), 3))
-        return int(flags.nonzero().max())
+    def signals(self) -> Float[Tensor, "2"]:
+        """Whether this process got Ctrl-C, and SIGTERM."""
+        return torch.tensor([number in self.received for number in (signal.SIGINT, signal.SIGTERM)]).double()
 
     def validate(self, losses_of: Callable[[nn.Module], Mapping[str, float]]) -> None:
-        """Losses of held-out stimuli; the best weights are kept where they will be wanted."""
+        """Losses of held-out stimuli; the best weights are kept."""
         losses = gathered([self.look(losses_of)])[0]  # all have to find the same one the best
         self.log.write(Line(self.done, losses, "val"))
         if math.isfinite(losses["loss"]) and (self.best["loss"] is None or losses["loss"] < self.best["loss"]):
-            kept = self.watch.patience > 0
-            self.best = {"loss": losses["loss"], "step": self.done, "kept": kept, "ended": False}
-            if kept:
-                weights = self.weights()
-                if is_first():
-                    with written_beside(self.folder / "best.safetensors") as beside:
-                        save_file({name: value.contiguous() for name, value in weights.items()}, beside)
+            self.best = {"loss": losses["loss"], "step": self.done, "kept": self.keep(), "ended": False}
         elif self.watch.patience and self.done - self.best["step"] >= self.watch.patience * self.watch.validate_every:
             self.best["ended"] = True
 
+    def keep(self) -> bool:
+        """Write the weights as they would be delivered; whether it worked. Where they will not be, that it did not is
+        said, and no reason to end."""
+        weights = self.put_together(self.trained())
+        try:
+            with agreed():
+                if is_first():
+                    with written_beside(self.folder / "best.safetensors") as beside:
+                        save_file({name: value.contiguous() for name, value in weights.items()}, beside)
+        except UserError as error:
+            if self.watch.patience:
+                raise
+            if is_first():
+                print(f"{error} Training goes on without the weights of its best validation.", file=sys.stderr)
+            return False
+        return True
+
     def show(self, samples: Callable[[nn.Module, int], object]) -> None:
-        """Samples by the first process; a sharded module is put together for them."""
+        """Samples by the first process; a sharded module is put together for them, and given up again."""
         if self.empty is None:
             self.look(lambda module: samples(module, self.done) if is_first() else None)
             return
-        state = {n: whole(self.averages.get(n, v)).cpu() for n, v in self.module.state_dict().items()}
+        state = self.put_together(self.module.state_dict())
         if is_first():
             plain = copy.deepcopy(self.empty)
             plain.load_state_dict(state, assign=True)
-            with torch.no_grad():
-                samples(plain.eval(), self.done)
+            del state
+            with torch.no_grad(), self.autocast():
+                samples(plain.to(self.device).eval(), self.done)
 
     def look(self, at: Callable[[nn.Module], Any]) -> Any:
         """Something of the module as it would be delivered, without gradients; then training goes on."""
@@ -325,7 +378,7 @@ class Loop:
                 own[name].copy_(value)
             self.module.eval()
             try:
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                with self.autocast():
                     return at(self.module)
             finally:
                 self.module.train()
@@ -340,33 +393,40 @@ class Loop:
         facts |= {} if self.frozen is None else {"frozen": self.frozen}
         save_state(self.folder / "state", self.module, self.optimizers, facts, self.averages)
 
-    def weights(self) -> dict[str, Tensor]:
-        """What is trained, whole, as it would be delivered."""
-        return {name: whole(self.averages.get(name, value)).cpu() for name, value in self.trained().items()}
+    def put_together(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All of these of which each process may have a share, as they would be delivered, on the CPU of the first; the
+        others, which have to call it as well, keep nothing."""
+        found = {}
+        for name, value in tensors.items():
+            value = whole(self.averages.get(name, value))
+            if is_first():
+                found[name] = value.cpu()
+        return found
 
     def delivered(self) -> nn.Module:
-        """The module as it was given, with the weights that it was trained for."""
-        weights = self.weights()
-        module = self.module
+        """The module as it was given, with the weights that it was trained for; of a sharded one, see `fit`."""
+        module, weights = self.module, dict(self.averages)
         if self.empty is not None:
-            state = {name: whole(value).cpu() for name, value in module.state_dict().items()}
-            module = self.empty
-            module.load_state_dict(state, assign=True)
+            module, weights = self.empty, self.put_together(module.state_dict())
         wait()  # the first has written the best weights
+        if self.empty is not None and not is_first():
+            return module.eval()
         if self.watch.patience and self.best["kept"]:
-            weights = best_weights(self.folder / "best.safetensors") or weights
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                if name in weights:
-                    parameter.copy_(weights[name])
+            weights |= best_weights(self.folder / "best.safetensors")
+        module.load_state_dict(weights, strict=False, assign=self.empty is not None)
         return module.to("cpu").eval()
 
 
-def best_weights(path: Path) -> dict[str, Tensor] | None:
-    """None where they cannot be read, which is said: the last ones are no reason to train again."""
+def asked_by(signals: Float[Tensor, "2"]) -> type[KeyboardInterrupt] | None:
+    """What a training ends by, if any process got Ctrl-C, or SIGTERM."""
+    return Preempted if signals[1] else KeyboardInterrupt if signals[0] else None
+
+
+def best_weights(path: Path) -> dict[str, Tensor]:
+    """None of them where they cannot be read, which is said: the last ones are no reason to train again."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         damage = f"{path}: expected the weights of the best validation, got '{error}'. The file is damaged"
         print(f"{damage}: the last weights are delivered.", file=sys.stderr)
-        return None
+        return {}

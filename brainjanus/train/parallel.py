@@ -2,7 +2,9 @@
 
 Data parallel (DDP): every process holds the whole model, and gradients are averaged. Sharded (FSDP2, Zhao et al. 2023):
 every process holds its share of weights, gradients and moments, and layers are gathered as they are needed, in the
-precision that is computed in. What a training comes to does not depend on either, but for rounding.
+precision that is computed in. Between them states stay in float32, as on one device: what surrounds the layers, which
+states are made of, is gathered as it is held, and autocast alone says what is computed in half precision. What a
+training comes to does not depend on either, but for rounding.
 """
 
 import copy
@@ -81,12 +83,12 @@ def spread(
         ids = [device.index] if device.type == "cuda" else None
         # which parameters take part differs from task to task
         return module, DistributedDataParallel(module, device_ids=ids, find_unused_parameters=True)
-    policy = MixedPrecisionPolicy(dtype, torch.float32) if dtype != torch.float32 else MixedPrecisionPolicy()
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     mesh = init_device_mesh(device.type, (world(),))
-    how: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": not hardware.gather_once}
+    how: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": not hardware.gather_once}
     for layers in (child for child in module.modules() if isinstance(child, nn.ModuleList)):
         for layer in layers:
-            fully_shard(layer, **how)
+            fully_shard(layer, mp_policy=policy, **how)
     fully_shard(module, **how)
     return module, module
 

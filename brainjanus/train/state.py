@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,9 +72,10 @@ def save_state(
                 dcp.save(tensors, storage_writer=writer, no_dist=world() == 1)
             except dcp.api.CheckpointException as error:
                 raise next(iter(error.failures.values()))[0] from error
+        # a file system of several machines may be slow to show each of them what the others wrote
+        written = sorted(set(gathered([path.name for path in beside.glob("*.safetensors")])))
         with agreed(), reported(folder):
-            files = sorted(beside.glob("*.safetensors"))
-            own = all_proven(files[rank() % world() :: world()])
+            own = all_proven([beside / name for name in written[rank() % world() :: world()]])
         sound = dict(gathered(list(own.items())))
         with agreed(), reported(folder):
             if is_first():
@@ -98,14 +99,16 @@ def load_state(
 ) -> dict[str, Any] | None:
     """Put the newest sound state back; its facts, or None where there is none.
 
-    A damaged state is said and left out, and the one before it is gone on from.
-    frozen: hash of what is frozen, which has to be the one in its facts.
-    Raises UserError if all are damaged, or one was made with another config or began from other frozen weights.
+    A damaged state is said and left out, and the one before it is gone on from; of the first, the training begins anew.
+    config: its "save_every" says how long the first interval is. frozen: hash of what is frozen, which has to be the
+    one in its facts.
+    Raises UserError if more than an interval would be lost so, or a state was made with another config or began from
+    other frozen weights.
     """
     found: list[Any] = []
     with agreed():
         if is_first() or world() == 1:
-            found = [newest(folder)]
+            found = [newest(folder, config.get("save_every", 0))]
     newest_one = gathered(found)[0]
     if newest_one is None:
         return None
@@ -126,7 +129,7 @@ def load_state(
             "Load the model that it began from, or train into another --out."
         )
     tensors, _ = tensors_of(module, optimizers, averages or {}, facts["slots"])
-    check_names(state, tensors)
+    check_names(state, facts["files"], tensors)
     with agreed(), without_warning():
         try:
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(state)), no_dist=world() == 1)
@@ -165,10 +168,10 @@ def tensors_of(
     return tensors, found
 
 
-def check_names(state: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises UserError if a state has not exactly these tensors, in these shapes."""
+def check_names(state: Path, files: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
+    """Raises UserError if the files of a state have not exactly these tensors, in these shapes."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
-    for path in state.glob("*.safetensors"):
+    for path in (state / name for name in files):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118
                 shapes.setdefault(name, []).append(tuple(file.get_slice(name).get_shape()))
@@ -179,8 +182,12 @@ def check_names(state: Path, tensors: Mapping[str, Tensor]) -> None:
         raise damaged(state, "weights of another model")
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest state that is sound, and its facts. Raises UserError if there are several, all damaged."""
+def newest(folder: Path, first: int) -> tuple[Path, dict[str, Any]] | None:
+    """The newest state that is sound, and its facts.
+
+    first: steps of the first interval. Raises UserError if all are damaged, unless it is a single one that is no
+    further.
+    """
     for beside in folder.glob(".step-*.part"):
         with suppress(UserError):  # killed while it was written
             read_facts(beside)
@@ -198,9 +205,9 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         for later in (later for later in saved_states(folder) if later.name > state.name):
             shutil.rmtree(later, ignore_errors=True)
         return state, facts
-    if len(wrong) == 1:  # no more than the first interval is lost
+    if len(wrong) == 1 and step_of(saved_states(folder)[0]) <= first:  # no more than the first interval is lost
         print(f"{wrong[0]} Starting this stage anew.", file=sys.stderr)
-    elif wrong:
+    elif wrong:  # of two, the other one may have been left out as damaged before
         raise UserError(f"{wrong[0]} Delete {folder} to train this stage from its start.")
     return None
 
@@ -215,11 +222,15 @@ def give_name(beside: Path, done: Path) -> None:
 
 def saved_states(folder: Path) -> list[Path]:
     """The states of a folder, the newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    return sorted(folder.glob("step-" + 8 * "[0-9]"), reverse=True)
+
+
+def step_of(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))
 
 
 def read_facts(state: Path) -> dict[str, Any]:
-    """The facts of a state whose files are all there, byte for byte."""
+    """The facts of a state whose files are all there, byte for byte, and no others."""
     try:
         facts = json.loads((state / "state.json").read_text())
         _ = int(facts["step"]), dict(facts["config"]), dict(facts["slots"])
@@ -227,6 +238,9 @@ def read_facts(state: Path) -> dict[str, Any]:
         for name, wanted in facts["files"].items():
             if found[name] != wanted:
                 raise ValueError(f"{name} has changed")
+        for path in state.glob("*.safetensors"):  # all that are there would be loaded
+            if path.name not in found:
+                raise ValueError(f"{path.name}, which is none of its files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise damaged(state, error) from error
     return facts

@@ -98,16 +98,19 @@ class Log:
 
 
 class Writer:
-    """TensorBoard or wandb. Raises UserError if its package is not installed."""
+    """TensorBoard or wandb. Raises UserError if its package is not installed.
 
-    def __init__(self, sink: Sink, folder: Path, config: Mapping[str, Any]):
+    start: the step that is gone on from; TensorBoard hides what it was told of later ones, which come again.
+    """
+
+    def __init__(self, sink: Sink, folder: Path, config: Mapping[str, Any], start: int = 0):
         self.sink = sink
         if sink == "tensorboard":
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise missing(sink) from error
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         else:
             try:
                 import wandb
@@ -236,12 +239,13 @@ class Spikes:
         return {name: list(values) for name, values in self.seen.items()}
 
 
-def spiked(stage: str, step: int, task: str, loss: float, before: Sequence[float]) -> Diverged:
+def spiked(stage: str, step: int, task: str, loss: float, before: Sequence[float], option: str) -> Diverged:
+    """option: where the settings of this training are."""
     return Diverged(
         f"{stage}: expected a loss of {task} near those before it (mean {sum(before) / len(before):.3g}, largest "
         f"{max(before):.3g}), got {loss:.3g} at step {step}: a spike. The state before it is saved, and the optimizer "
         "did not step. Lower the learning rate or `clip` and train into another --out; or, if the data of that step "
-        "are as they should be, go on over it: the same command with --training.optim.spike 0."
+        f"are as they should be, go on over it: the same command with {option}.spike 0."
     )
 
 

@@ -2,9 +2,9 @@
 
     python faults_script.py
 
-Reads one {"out": FOLDER, "data": FILE, "room": bytes, "full_at": step} a line. For each it forks a process that trains,
-or goes on, as the command line would. It says its number, each step as it begins, and how it ended; what it writes to
-stderr is in OUT/../stderr.
+Reads one {"out": FOLDER, "data": FILE, "room": bytes, "full_at": step, "kill_at": step} a line. For each it forks a
+process that trains, or goes on, as the command line would. It says its number, each step as it begins, and how it
+ended; what it writes to stderr is in OUT/../stderr.
 """
 
 import json
@@ -15,15 +15,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch._dynamo  # the first optimizer imports it, which takes longer than all else
 from safetensors.torch import save_file
 from torch import nn
 
 from brainjanus.core.errors import Preempted, UserError
+from brainjanus.data.dataset import checksum
 from brainjanus.train.fit import Steps, fit
 from brainjanus.train.optim import OptimConfig
+from brainjanus.train.store import Rows
 
 CONFIG = OptimConfig(
     steps=300, batch_size=8, learning_rate=0.01, precision="float32", log_every=7, save_every=10, average=0.9
@@ -43,28 +44,26 @@ class Net(nn.Module):
         self.register_buffer("steps", torch.zeros(()))
 
 
-def train(out, data, steps=CONFIG.steps, room=None, full_at=None):
-    """room: a disk that has no more for any file, from when step `full_at` is drawn on."""
-    net, begun = Net(), os.stat(data)
-    rows = np.load(data, mmap_mode="r")
+def train(out, data, room=None, full_at=None, kill_at=None):
+    """room: a disk that has no more for any file, from when step `full_at` is drawn on. kill_at: SIGKILL in it."""
+    net, rows = Net(), Rows.of(Path(data), "rows")
 
     def draw(step, generator, which):
         if step == full_at:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-        now = os.stat(data)
-        if (now.st_size, now.st_mtime_ns) != (begun.st_size, begun.st_mtime_ns):
-            raise UserError(f"{data}: expected the file that this run began with, got a changed one. Put it back.")
-        return step, torch.from_numpy(rows[torch.randint(len(rows), (8,), generator=generator).numpy()[which]])
+        return step, rows[torch.randint(len(rows), (8,), generator=generator)[which]]
 
     def losses(call, batch, generator, counts):
         step, x = batch
         say("step", step)
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.002)
         net.steps += 1
         hidden = net.layers[1](net.layers[0](x).tanh()).tanh()
         return {"loss": (net.head(hidden)[:, 0] - x.sum(dim=1)).square().mean()}
 
-    settings = {"bytes": begun.st_size}
+    settings = {"data": checksum(Path(data))}
     fit(net, Steps(draw, losses), CONFIG, stage="test", folder=out, seed=3, settings=settings)
     save_file({name: value.contiguous() for name, value in net.state_dict().items()}, out / "trained.safetensors")
 

@@ -2,7 +2,8 @@
 
     python parallel_script.py FOLDER
 
-FOLDER/NAME/log.jsonl and FOLDER/NAME.safetensors are left of each training; FOLDER/facts-ROLE.json says what else came.
+FOLDER/checkpoint is what unified models begin as. FOLDER/NAME/log.jsonl and FOLDER/NAME.safetensors are left of each
+training; FOLDER/facts-ROLE.json says what else came.
 """
 
 import json
@@ -19,9 +20,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from brainjanus.core.errors import Preempted, UserError
-from brainjanus.core.processes import rank, together, world
-from brainjanus.train import state
+from brainjanus.core.processes import by_itself, rank, together, world
+from brainjanus.generate import GenerationConfig, generate
+from brainjanus.model.checkpoint import Checkpoint
+from brainjanus.model.lora import LoraConfig
+from brainjanus.train import muon, state
+from brainjanus.train.codes import BrainRows, Codes
 from brainjanus.train.fit import UNWATCHED, Steps, Watch, fit
+from brainjanus.train.omni import OmniTrainingConfig, fit_omni
 from brainjanus.train.optim import OptimConfig
 from brainjanus.train.parallel import Hardware
 from brainjanus.train.trained import recompute
@@ -32,8 +38,10 @@ ADAMW = OptimConfig(
 )
 MUON, AVERAGED = replace(ADAMW, optimizer="muon"), replace(ADAMW, average=0.7)
 HALF = replace(ADAMW, precision="bfloat16")
+GREEDY = GenerationConfig(temperature=0.0)
 DDP, FSDP, ONE = Hardware("cpu", "ddp"), Hardware("cpu", "fsdp"), Hardware("cpu")
 FACTS = {}
+muon.product_dtype = lambda device: torch.float32  # as on any processor, so that what is compared is near
 
 
 class Net(nn.Module):
@@ -79,14 +87,25 @@ def training(net, at=None, do=lambda: None, spoiled=False):
 
 
 def train(name, hardware, config, *, frozen=None, light=False, watch=UNWATCHED, **what):
-    """One training, and its weights beside its folder. frozen: the dtype of a first layer that is not trained."""
-    net = Net()
+    """One training, and its weights beside its folder; FACTS has the step that it began with.
+
+    frozen: the dtype of a first layer that is not trained.
+    """
+    net, drawn = Net(), []
     if frozen is not None:
         net.layers[0].requires_grad_(False).to(frozen)
     if light:
         recompute(net.layers)
     steps = training(net, **what)
-    net = fit(net, steps, config, stage="test", folder=FOLDER / name, seed=3, hardware=hardware, watch=watch)
+
+    def draw(step, *of):
+        drawn.append(step)
+        return steps.draw(step, *of)
+
+    noted = replace(steps, draw=draw)
+    net = fit(net, noted, config, stage="test", folder=FOLDER / name, seed=3, hardware=hardware, watch=watch)
+    FACTS[f"begins-{name}"] = drawn[0]
+    FACTS[f"meta-{name}"] = any(parameter.is_meta for parameter in net.parameters())
     if rank() == 0:
         save_file({key: value.contiguous() for key, value in net.state_dict().items()}, f"{FOLDER / name}.safetensors")
 
@@ -112,6 +131,29 @@ def watched(name, hardware, config):
     train(name, hardware, config, watch=Watch(lambda module: {"loss": of(module)}, 3, show=show, sample_every=4))
 
 
+def omni(name, hardware, trained="full", precision="float32"):
+    """A few steps of a small unified model, whose matrices half precision can hold, and what it says under way."""
+    checkpoint = Checkpoint.load(FOLDER / "checkpoint")
+    model, tokenizers = checkpoint.model.requires_grad_(True), checkpoint.tokenizers
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    which = torch.arange(6)
+    brain = tokenizers.brain.decode(which[:, None].expand(-1, 3), "a")
+    captions = tokenizers.text.encode(["a red cup", "a blue one", "one", "cup", "red", "blue"])
+    rows = {"a": BrainRows(which, which < 0, brain, which[:, None].expand(-1, 3))}
+    codes = Codes(tuple("abcdef"), None, None, [], captions, [i[None] for i in which], {}, rows, tokenizers.brain)
+
+    def show(module, step):
+        with by_itself():
+            said = generate(Checkpoint(tokenizers, module, {}), {"brain:a": brain}, "text", GREEDY)
+        FACTS[f"{name}-{step}"] = [said, str(module.decoder.layers[0].mlp.up_proj.weight.dtype)]
+
+    optim = replace(ADAMW, steps=4, batch_size=6, learning_rate=5e-3, precision=precision)
+    tasks = {"text->brain": 1.0, "brain->text": 1.0}
+    config = OmniTrainingConfig(optim, trained, LoraConfig(rank=2), tasks=tasks, sample_every=2)
+    fit_omni(model, tokenizers, codes, config, FOLDER / name, seed=0, hardware=hardware, show=show)
+
+
 def full_disk(path):
     if rank() == 1:
         raise OSError(28, "No space left on device")
@@ -126,6 +168,10 @@ def damage():
     raise UserError("data: expected what was there before, got others. Put them back.")
 
 
+def leave():
+    os._exit(3)
+
+
 def first_phase(role):
     if role == "one":
         train("one-adamw", ONE, ADAMW)
@@ -134,6 +180,10 @@ def first_phase(role):
         train("one-half", ONE, HALF, frozen=torch.bfloat16)
         watched("one-watched", ONE, AVERAGED)
         stopped("one-asked", ONE, AVERAGED, at=3, do=ask)
+        omni("one-omni", ONE)
+        omni("one-omni-half", ONE, precision="bfloat16")
+        omni("one-lora", ONE, "lora")
+        omni("one-lora-half", ONE, "lora", "bfloat16")
         return
     for kind, hardware in (("ddp", DDP), ("fsdp", FSDP)):
         train(f"{kind}-adamw", hardware, ADAMW)
@@ -145,6 +195,11 @@ def first_phase(role):
         watched(f"{kind}-watched", replace(hardware, gather_once=kind == "fsdp"), AVERAGED)
         stopped(f"{kind}-asked", hardware, AVERAGED, at=3, do=ask)
         stopped(f"{kind}-spoiled", hardware, ADAMW, at=3, spoiled=True)
+        stopped(f"{kind}-damaged", hardware, ADAMW, at=3, do=damage)
+    omni("ddp-omni", DDP)
+    omni("fsdp-lora", FSDP, "lora")
+    omni("fsdp-omni-half", FSDP, precision="bfloat16")
+    omni("fsdp-lora-half", FSDP, "lora", "bfloat16")
     proven, state.proven = state.proven, full_disk
     stopped("full", FSDP, ADAMW)
     state.proven = proven
@@ -162,8 +217,8 @@ def second_phase(role):
 
 
 def last_phase(role):
-    """An error in one of them ends both."""
-    train("ended", DDP, ADAMW, at=3, do=damage)
+    """One that is gone ends both."""
+    train("left", DDP, ADAMW, at=3, do=leave)
 
 
 def fork(phase, role):

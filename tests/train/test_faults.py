@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 SEED, SAVE_EVERY, STEPS = 0, 10, 300
 FAULTS = ["kill"] * 7 + ["terminate"] * 5 + ["full"] * 5 + ["cut"] * 4 + ["change"] * 4
@@ -26,7 +26,7 @@ class Trainer:
     """The process that forks those that train: what is slow to import is imported once."""
 
     def __init__(self, folder):
-        self.out, self.data, self.steps = folder / "run", folder / "rows.npy", []
+        self.out, self.data, self.steps = folder / "run", folder / "rows.safetensors", []
         script = Path(__file__).with_name("faults_script.py")
         self.process = subprocess.Popen(
             [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -65,7 +65,8 @@ class Trainer:
 
 @pytest.fixture
 def trainer(tmp_path):
-    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((64, 6)).astype(np.float32))
+    rows = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    save_file({"rows": rows}, tmp_path / "rows.safetensors")
     trainer = Trainer(tmp_path)
     yield trainer
     with trainer.process:
@@ -84,6 +85,19 @@ def result(out):
     return lines, {name: value.numpy().tobytes() for name, value in load_file(out / "trained.safetensors").items()}
 
 
+def step_of(state):
+    return int(state.name.removeprefix("step-"))
+
+
+def refused(trainer):
+    """A training of which nothing sound is left says so, and begins anew only when it is told to."""
+    trainer.start()
+    status, said = trainer.ended()
+    assert status == 2 and len(said) == 1 and not trainer.steps
+    assert said[0].endswith(f"It is damaged. Delete {trainer.out / 'state'} to train this stage from its start.")
+    shutil.rmtree(trainer.out / "state")
+
+
 def cut(state, draw):
     """Cut a file of a state off at a random byte."""
     path = draw.choice(sorted(state.iterdir()))
@@ -98,7 +112,7 @@ def test_25_faults_cost_no_more_than_the_last_interval(trainer, tmp_path):
     trainer.start()
     assert trainer.ended() == (0, [trainer_end(tmp_path / "whole")])
     expected, trainer.out = result(tmp_path / "whole"), whole
-    shutil.copy2(trainer.data, tmp_path / "before.npy")
+    shutil.copy2(trainer.data, tmp_path / "before")
     size = max(path.stat().st_size for path in states(tmp_path / "whole")[-1].iterdir())
 
     begins, at_least = 0, 0  # the step that the next one should begin with is no earlier
@@ -123,7 +137,7 @@ def test_25_faults_cost_no_more_than_the_last_interval(trainer, tmp_path):
         at_least = begins - begins % SAVE_EVERY  # this one was saved, as a step after it has begun
         if status != -9:
             assert not list(trainer.out.glob("state/.*")), "nothing is left half-written"
-            said = [line for line in said if "It is damaged. Going on" not in line]
+            said = [line for line in said if "It is damaged. " not in line]
             assert len(said) == 1 and said[0].startswith("brainjanus: "), (fault, said)
         if fault == "terminate":
             assert said == [f"brainjanus: test is saved at step {begins + 1} of {STEPS}"]
@@ -131,14 +145,18 @@ def test_25_faults_cost_no_more_than_the_last_interval(trainer, tmp_path):
         elif fault == "full":
             assert "got a full disk (File too large)" in said[0]
         elif fault == "change":
-            assert "expected the file that this run began with, got a changed one" in said[0]
+            assert "expected the file that was opened before" in said[0]
+            at_least = begins + 1
             trainer.start()
             status, said = trainer.ended()
             assert status == 2 and len(said) == 1 and "expected the config that this training was started" in said[0]
-            shutil.copy2(tmp_path / "before.npy", trainer.data)
-        elif fault == "cut" and len(states(trainer.out)) == 2:
-            cut(states(trainer.out)[-1], draw)
-            at_least -= SAVE_EVERY
+            shutil.copy2(tmp_path / "before", trainer.data)
+        elif fault == "cut" and states(trainer.out):
+            *before, last = states(trainer.out)
+            cut(last, draw)
+            at_least = step_of(before[-1]) if before else 0
+            if not before and step_of(last) > SAVE_EVERY and not list(trainer.out.glob("state/.*")):
+                refused(trainer)
         begins = max(0, at_least)
 
     trainer.start()
@@ -147,6 +165,26 @@ def test_25_faults_cost_no_more_than_the_last_interval(trainer, tmp_path):
     assert trainer.steps[0] >= at_least
     assert result(trainer.out) == expected
     assert not list(trainer.out.glob("state/.*"))
+
+
+def killed_in(trainer, step):
+    """A training that kills itself in a step; the one that it began with."""
+    trainer.start(kill_at=step)
+    assert trainer.ended()[0] == -9
+    return trainer.steps[0]
+
+
+def test_more_than_an_interval_is_never_lost_in_silence(trainer):
+    draw = random.Random(SEED)
+    assert killed_in(trainer, 15) == 0
+    cut(states(trainer.out)[-1], draw)
+    assert killed_in(trainer, 35) == 0, "the first interval alone: it begins anew"
+    assert [step_of(state) for state in states(trainer.out)] == [20, 30]
+    cut(states(trainer.out)[-1], draw)
+    assert killed_in(trainer, 25) == 20
+    assert [step_of(state) for state in states(trainer.out)] == [20]
+    cut(states(trainer.out)[-1], draw)
+    refused(trainer)
 
 
 def trainer_end(out):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -56,9 +57,18 @@ def training(net, at=None, do=lambda: None):
     return Steps(draw, losses, counts=lambda batch: torch.tensor([float(len(batch[1]))]))
 
 
-def run(folder, at=None, do=lambda: None, config=CONFIG, seed=3, **how):
-    net = Net()
-    return fit(net, training(net, at, do), config, stage="test", folder=folder, seed=seed, **how)
+def run(folder, at=None, do=lambda: None, config=CONFIG, seed=3, begins=None, **how):
+    """begins: the step that it has to begin with."""
+    net, drawn = Net(), []
+    steps = training(net, at, do)
+
+    def draw(step, *of):
+        drawn.append(step)
+        return steps.draw(step, *of)
+
+    net = fit(net, replace(steps, draw=draw), config, stage="test", folder=folder, seed=seed, **how)
+    assert begins is None or drawn[:1] == list(range(config.steps))[begins:][:1]
+    return net
 
 
 def saved(folder):
@@ -95,7 +105,7 @@ def uninterrupted(tmp_path_factory):
 def test_interrupted_and_gone_on_with_is_the_same_training(tmp_path, uninterrupted, at):
     with pytest.raises(KeyboardInterrupt, match=f"test is saved at step {at + 1} of 9"):
         run(tmp_path, at, interrupt)
-    net = run(tmp_path)
+    net = run(tmp_path, begins=at + 1)
     assert_same(uninterrupted[0], net)
     assert log(tmp_path) == uninterrupted[1]
 
@@ -105,7 +115,7 @@ def test_switched_off_and_gone_on_with_is_the_same_training(tmp_path, uninterrup
     """Without a warning: what was logged behind the last saved state is dropped and comes again."""
     with pytest.raises(RuntimeError):
         run(tmp_path, at, stop)
-    assert_same(uninterrupted[0], run(tmp_path))
+    assert_same(uninterrupted[0], run(tmp_path, begins=at - at % 4))
     assert log(tmp_path) == uninterrupted[1]
 
 
@@ -113,7 +123,7 @@ def test_interrupted_twice(tmp_path, uninterrupted):
     for at in (1, 6):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, at, interrupt)
-    assert_same(uninterrupted[0], run(tmp_path))
+    assert_same(uninterrupted[0], run(tmp_path, begins=7))
     assert log(tmp_path) == uninterrupted[1]
 
 
@@ -180,7 +190,42 @@ def test_a_loss_that_is_not_finite_leaves_the_last_state(tmp_path, uninterrupted
     hook.remove()
     assert all(torch.equal(value, before[name]) for name, value in net.named_parameters())
     assert saved(tmp_path) == [4, 6]
-    assert_same(uninterrupted[0], run(tmp_path))
+    assert_same(uninterrupted[0], run(tmp_path, begins=6))
+
+
+def fit_without(folder, step, error):
+    """A training of which a step cannot be drawn."""
+    net = Net()
+    steps = training(net)
+
+    def draw(number, *of):
+        if number == step:
+            raise error
+        return steps.draw(number, *of)
+
+    fit(net, replace(steps, draw=draw), CONFIG, stage="test", folder=folder, seed=3)
+
+
+@pytest.mark.parametrize("error", [UserError("data: expected others."), OSError(5, "Input/output error")])
+def test_what_cannot_be_drawn_leaves_the_last_state(tmp_path, uninterrupted, error):
+    with pytest.raises(type(error), match=r"data: expected others\.|Input/output error") as raised:
+        fit_without(tmp_path, 6, error)
+    assert raised.value is error
+    assert saved(tmp_path) == [4, 6]
+    assert_same(uninterrupted[0], run(tmp_path, begins=6))
+    assert log(tmp_path) == uninterrupted[1]
+
+
+def test_what_cannot_be_drawn_is_said_also_where_it_cannot_be_saved(tmp_path, monkeypatch):
+    from brainjanus.train import fit as module
+
+    def full(*_):
+        raise UserError("expected room")
+
+    monkeypatch.setattr(module, "save_state", full)
+    for step in (0, 3):
+        with pytest.raises(UserError, match="data: expected others"):
+            fit_without(tmp_path, step, UserError("data: expected others."))
 
 
 @pytest.mark.parametrize(
@@ -256,7 +301,7 @@ def test_sigterm_is_another_end_than_ctrl_c(tmp_path, uninterrupted):
     with pytest.raises(Preempted, match="test is saved at step 3 of 9"):
         run(tmp_path, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert saved(tmp_path) == [3]
-    assert_same(uninterrupted[0], run(tmp_path))
+    assert_same(uninterrupted[0], run(tmp_path, begins=3))
 
 
 def test_a_signal_during_a_save_ends_it_there(tmp_path, uninterrupted, monkeypatch):
@@ -273,7 +318,7 @@ def test_a_signal_during_a_save_ends_it_there(tmp_path, uninterrupted, monkeypat
         monkeypatch.setattr(module, "save_state", interrupted)
         with pytest.raises(KeyboardInterrupt, match=f"test is saved at step {at} of 9"):
             run(tmp_path)
-    assert_same(uninterrupted[0], run(tmp_path))
+    assert_same(uninterrupted[0], run(tmp_path, begins=9))
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 20])
@@ -327,7 +372,7 @@ def test_averages_go_on_too(tmp_path, at):
     whole = run(tmp_path / "whole", config=AVERAGED)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", at, interrupt, config=AVERAGED)
-    assert_same(whole, run(tmp_path / "stopped", config=AVERAGED))
+    assert_same(whole, run(tmp_path / "stopped", config=AVERAGED, begins=at + 1))
     assert_same(whole, run(tmp_path / "stopped", at=0, do=stop, config=AVERAGED))  # it is at its end
 
 
@@ -345,7 +390,7 @@ def fit_with_spike(folder, config=STEADY, stepped=lambda net: None):
 
     hook = register_optimizer_step_post_hook(lambda *_: stepped(net))
     try:
-        return fit(net, replace(steps, losses=losses), config, stage="test", folder=folder, seed=3)
+        return fit(net, replace(steps, losses=losses), config, stage="test", folder=folder, seed=3, option="--mine")
     finally:
         hook.remove()
 
@@ -367,7 +412,7 @@ def test_a_spike_stops_it_before_the_step(tmp_path):
 def test_a_spike_comes_again_unless_it_is_gone_over(tmp_path):
     """The losses before it are in the state: by itself, the one behind it would have nothing to be compared with."""
     for _ in range(2):
-        with pytest.raises(UserError, match="at step 25: a spike"):
+        with pytest.raises(UserError, match=r"at step 25: a spike.* the same command with --mine\.spike 0\.$"):
             fit_with_spike(tmp_path)
     net = fit_with_spike(tmp_path, replace(STEADY, spike=0.0))
     assert_same(net, fit_with_spike(tmp_path / "whole", replace(STEADY, spike=0.0)))
@@ -378,7 +423,7 @@ def test_a_spike_comes_again_unless_it_is_gone_over(tmp_path):
 def test_how_often_is_said_and_saved_may_change_under_way(tmp_path, uninterrupted, settings):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, 2, interrupt)
-    assert_same(uninterrupted[0], run(tmp_path, config=replace(CONFIG, **settings)))
+    assert_same(uninterrupted[0], run(tmp_path, config=replace(CONFIG, **settings), begins=3))
 
 
 def test_losses_of_held_out_stimuli_stand_in_the_log_and_change_nothing(tmp_path, uninterrupted):
@@ -457,15 +502,38 @@ def test_the_best_and_patience_go_on_too(tmp_path, at):
     weights = {}
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, at, interrupt, watch=validating(weights, 2))
-    net = run(tmp_path, watch=validating(weights, 2))
+    net = run(tmp_path, watch=validating(weights, 2), begins=at + 1 if at < 3 else 9)
     assert max(weights) == 4
     assert_delivered(net, weights[2])
 
 
 def test_without_patience_the_last_weights_are_delivered(tmp_path, uninterrupted):
+    """The best are kept beside them."""
+    weights = {}
+    assert_same(uninterrupted[0], run(tmp_path, watch=validating(weights, 0)))
+    best = load_file(tmp_path / "best.safetensors")
+    assert best.keys() == weights[5].keys()
+    assert all(torch.equal(value, weights[5][name]) for name, value in best.items())
+
+
+@pytest.mark.parametrize("patience", [0, 4])
+def test_a_disk_without_room_for_the_best_weights_ends_it_only_if_they_are_wanted(
+    tmp_path, uninterrupted, monkeypatch, capsys, patience
+):
+    from brainjanus.train import fit as module
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    if patience:
+        with pytest.raises(UserError, match=r"best\.safetensors: expected room to write it, got a full disk"):
+            run(tmp_path, watch=validating({}, patience))
+        return
     assert_same(uninterrupted[0], run(tmp_path, watch=validating({}, 0)))
+    said = capsys.readouterr().err
+    assert said.count("Training goes on without the weights of its best validation.") == 2, "at steps 2 and 5"
     assert not (tmp_path / "best.safetensors").exists()
-    assert_same(uninterrupted[0], run(tmp_path, watch=validating({}, 2)))  # nothing better was kept
 
 
 def test_in_place_of_damaged_best_weights_the_last_are_delivered(tmp_path, capsys):

@@ -313,8 +313,29 @@ def test_facts_that_say_nothing_are_damage(tmp_path, facts, capsys):
     net, optimizers = trained()
     save_state(tmp_path / "state", net, optimizers, {"step": 2, "config": {}})
     (tmp_path / "state/step-00000002/state.json").write_text(facts)
-    assert load_state(tmp_path / "state", net, optimizers, {}) is None
+    assert load_state(tmp_path / "state", net, optimizers, {"save_every": 2}) is None
     assert capsys.readouterr().err.strip().endswith("It is damaged. Starting this stage anew.")
+
+
+def test_a_damaged_state_beyond_the_first_interval_is_not_begun_anew_in_silence(tmp_path, capsys):
+    """The one before it was left out as damaged, or removed by somebody."""
+    net, optimizers = trained()
+    for done in (2, 3):
+        save_state(tmp_path, net, optimizers, {"step": done, "config": {}})
+    settings = {"save_every": 1}
+    spoil(tmp_path / "step-00000003" / WEIGHTS, "cut")
+    assert load_state(tmp_path, *trained(0), settings)["step"] == 2
+    spoil(tmp_path / "step-00000002" / WEIGHTS, "cut")
+    with pytest.raises(UserError, match=f"step-00000002: .* It is damaged. Delete {tmp_path} to train this stage from"):
+        load_state(tmp_path, *trained(0), settings)
+    assert names(tmp_path) == ["step-00000002"]
+
+
+def test_a_file_that_is_none_of_a_state_s_is_damage(tmp_path):
+    save_state(tmp_path, *trained(), {"step": 2, "config": CONFIG})
+    shutil.copy2(tmp_path / "step-00000002" / WEIGHTS, tmp_path / "step-00000002/other.safetensors")
+    with pytest.raises(UserError, match=r"got 'other\.safetensors, which is none of its files'\. It is damaged"):
+        load_state(tmp_path, *trained(0), CONFIG)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.Linear(7, 5)), lambda: nn.Sequential(nn.Linear(3, 5))])

@@ -235,7 +235,7 @@ def test_what_is_damaged_is_made_again(tmp_path, damage):
 
 
 SHARED = """
-import json, sys
+import json, sys, time
 from pathlib import Path
 import torch
 import torch.distributed as dist
@@ -244,6 +244,8 @@ from brainjanus.train.store import stored
 made = []
 def make(part):
     made.append(part.start)
+    while part.start == 16 and len(list(out.glob("codes/*/part-*"))) < 5:
+        time.sleep(0.01)  # the last part of all is that of the first process, which says so
     return torch.arange(part.start, part.stop)[:, None]
 out = Path(sys.argv[1])
 with together():
@@ -262,7 +264,7 @@ def test_two_processes_make_every_other_part_and_both_read_all(tmp_path):
     facts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert [fact["made"] for fact in facts] == [[0, 8, 16], [4, 12, 20]]
     assert all(fact["rows"] == list(range(22)) for fact in facts)
-    assert done.stderr.count("encode: 22/22") <= 1, "one bar for both"
+    assert done.stderr.count("encode: 22/22") == 1, "one bar for both"
 
 
 # --- ahead
