@@ -20,6 +20,7 @@ from brainjanus.core.errors import UserError
 
 PATIENCE = timedelta(days=2)  # for each other: the first alone may train a tokenizer while the others wait
 PORT = 29_500
+TASKS = "SLURM_STEP_NUM_TASKS"  # of what srun started; SLURM_NTASKS is also there for the job's script, one process
 LEFT = ("Connection closed by peer", "Connection reset by peer")  # gloo, of a process that is gone
 T = TypeVar("T")
 _alone = [False]
@@ -58,15 +59,21 @@ def together(device: torch.device | str = "cpu") -> Iterator[None]:
 
 def claimed_processes() -> bool:
     """Whether the environment says that there are others."""
-    tasks = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
-    return int(os.environ.get("WORLD_SIZE", tasks)) > 1
+    return int(os.environ.get("WORLD_SIZE", os.environ.get(TASKS, "1"))) > 1
+
+
+def check_alone(command: str) -> None:
+    """Raises UserError if the environment says that there are others, which this command does not share its work with:
+    all would write the same files."""
+    if claimed_processes():
+        raise UserError(f"{command}: expected one process, got several. Start it without torchrun, or as one task.")
 
 
 def as_torchrun_says() -> None:
     """What Slurm says of this task, in torchrun's words; the first node's name is given by the job's script."""
     if "RANK" in os.environ:
         return
-    for name, theirs in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID")):
+    for name, theirs in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", TASKS), ("LOCAL_RANK", "SLURM_LOCALID")):
         if theirs in os.environ:
             os.environ[name] = os.environ[theirs]
     os.environ.setdefault("MASTER_PORT", str(PORT + int(os.environ.get("SLURM_JOB_ID", 0)) % 10_000))
@@ -91,7 +98,8 @@ def own_device(device: str) -> torch.device:
             "Otherwise leave the option out, or give cpu."
         )
     if wanted.type == "cuda" and ":" not in device:
-        wanted = torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))))
+        place = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+        wanted = torch.device("cuda", 0 if sees_its_own_gpu() else place)
     if wanted.type == "cuda":
         if wanted.index >= torch.cuda.device_count():
             raise UserError(
@@ -100,6 +108,18 @@ def own_device(device: str) -> torch.device:
             )
         torch.cuda.set_device(wanted)
     return wanted
+
+
+def sees_its_own_gpu() -> bool:
+    """Whether Slurm shows each of its tasks one GPU (--gpus-per-task, --gpu-bind), which is the first that it sees.
+
+    That one GPU is seen is not enough: tasks may have to share it, and so may what torchrun started in one task.
+    """
+    if TASKS not in os.environ or torch.cuda.device_count() != 1:
+        return False
+    place = os.environ.get("SLURM_LOCALID", "0")
+    several = int(os.environ.get("SLURM_GPUS_ON_NODE", "1")) > 1 or "," in os.environ.get("SLURM_STEP_GPUS", "")
+    return os.environ.get("LOCAL_RANK", place) == place and (several or "SLURM_GPUS_PER_TASK" in os.environ)
 
 
 def rank() -> int:

@@ -91,7 +91,11 @@ def standardised(x: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
 
 
 class Alignment(nn.Module):
-    """The maps into the common space. They serve the loss alone and are not part of the tokenizer."""
+    """The maps into the common space. They serve the loss alone and are not part of the tokenizer.
+
+    What was shown stays on the CPU, from where the rows of a batch are taken: it is as large as all of the features,
+    and of a module's buffers a training makes a copy at each step.
+    """
 
     def __init__(self, config: AlignmentConfig, tokenizer: BrainTokenizer, stimuli: Seen):
         super().__init__()
@@ -105,12 +109,13 @@ class Alignment(nn.Module):
     def loss(self, latents: Float[Tensor, "b k d"], subject: str, stimuli: Int[Tensor, "b"]) -> Float[Tensor, ""]:
         """Mean over what is there of the two; rows that show the same stimulus are not held against each other."""
         brain = F.normalize(self.maps[f"brain:{subject}"](latents.flatten(1)).float(), dim=-1)
+        stimuli, device = stimuli.cpu(), brain.device
         same = (stimuli[:, None] == stimuli) & ~torch.eye(len(stimuli), dtype=torch.bool)
+        same, own = same.to(device), torch.arange(len(stimuli), device=device)
         losses = []
         for name, rows in self.stimuli._asdict().items():
             if rows is not None:
-                other = F.normalize(self.maps[name](rows[stimuli]).float(), dim=-1)
+                other = F.normalize(self.maps[name](rows[stimuli].to(device)).float(), dim=-1)
                 similar = (brain @ other.T / self.config.temperature).masked_fill(same, -torch.inf)
-                own = torch.arange(len(stimuli))
                 losses.append((F.cross_entropy(similar, own) + F.cross_entropy(similar.T, own)) / 2)
         return torch.stack(losses).mean()

@@ -12,11 +12,12 @@ tokenizers, so that a second run on the same data starts at once.
 Responses, pixels and features stay on disk (store.py); captions, and codes that take little, are held in memory.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ AVERAGES = 0.8  # how often a repeated stimulus is shown by its average; otherwi
 # What a response is: the average of all repeats (AVERAGES of the time, if there are several) or one of them; or the
 # mean of a random number of random repeats, which is encoded as it is drawn.
 Shown = Literal["averages", "repeats"]
+Encoding = TypeVar("Encoding", bound=nn.Module)
 
 
 # R rows, V sites, K codes, D codebook dimension
@@ -128,6 +130,7 @@ class Codes:
     regions: Mapping[str, Bool[Tensor, "r v"]] = field(default_factory=dict)  # by which parts of a brain are drawn
     solved: Solved | None = None
     caption_prompts: Prompt | None = None  # what captions are as conditions; None: their codes, up to their end
+    text_end: int = END  # the code that ends a caption
     shown: Shown = "averages"
     allowed: Bool[Tensor, "n"] | None = None
 
@@ -279,11 +282,21 @@ class Codes:
             expected, values = values.clone(), values.clone()
             if bool(here.any()):
                 expected[here] = self.solved.expected(subject, stimuli[part][here])
-                values[here] = expected[here] + self.solved.left_over(subject, noise[here])
+                values[here] = expected[here] + self._left_over(subject, noise[here])
         to_encode = to_encode[part]
         if bool(to_encode.any()):
             codes[to_encode] = self.tokenizer.encode(values[to_encode], subject)
         return Drawn(values, codes, expected)
+
+    def _left_over(self, subject: str, which: Float[Tensor, "b"]) -> Float[Tensor, "b v"]:
+        """What a measured mean response has besides the expected one; which: random numbers in [0, 1), each of which
+        names a stimulus that the subject saw. Read anew, as those of all stimuli would be as large as the responses."""
+        assert self.solved is not None
+        brain, rows = self.brains[subject], self._rows_of_stimuli[subject]
+        stimuli = rows.seen[(which * len(rows.seen)).long().clamp_max(len(rows.seen) - 1)]
+        average = rows.average[stimuli]
+        means = brain.values[torch.where(average >= 0, average, rows.trials[rows.first[stimuli]])].float()
+        return means - self.solved.expected(subject, stimuli)
 
     def _average_or_trial(
         self, subject: str, stimuli: Int[Tensor, "b"], generator: torch.Generator
@@ -333,14 +346,18 @@ class Codes:
             return self._picture(pick(self.pictures_of, stimuli, generator, part))
         assert self.caption_codes is not None
         picked = pick(self.captions_of, stimuli, generator, part)
-        prompts = self.caption_prompts or Prompt(self.caption_codes, up_to_end(self.caption_codes, END))
+        prompts = self.caption_prompts or Prompt(self.caption_codes, up_to_end(self.caption_codes, self.text_end))
         seen = prompts.seen[picked]
         seen = seen[:, : int(seen.sum(dim=1).max())]  # no longer than the longest of these
         return Block("text", codes=prompts.codes[picked, : seen.shape[1]].long(), seen=seen)
 
     def _text(self, stimuli: Int[Tensor, "b"], generator: torch.Generator, part: slice) -> Block:
+        """A caption as a target: as long as the longest of the whole batch, whatever the part; nothing behind the end
+        counts."""
         assert self.caption_codes is not None
-        return Block("text", codes=self.caption_codes[pick(self.captions_of, stimuli, generator, part)].long())
+        codes = self.caption_codes[pick(self.captions_of, stimuli, generator)].long()
+        longest = int(up_to_end(codes, self.text_end).sum(dim=1).max())
+        return Block("text", codes=codes[part, :longest])
 
     def _picture(self, picked: Int[Tensor, "b"]) -> Block:
         assert self.picture_codes is not None
@@ -385,9 +402,17 @@ def chunks(rows: Stored) -> Iterator[Tensor]:
     return in_chunks(rows, CHUNK)
 
 
-def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features: Sequence[str], store: Path) -> Codes:
+def encode_split(
+    dataset: Dataset,
+    tokenizers: Tokenizers,
+    split: str,
+    features: Sequence[str],
+    store: Path,
+    device: torch.device | str = "cpu",
+) -> Codes:
     """Tokenize a split into `store`; what these tokenizers made before, of the same data, is read from there.
 
+    device: where it is encoded; what is returned is on the CPU, and so are its tokenizers.
     Raises UserError if a stimulus lacks a picture or a caption where the tokenizers have such.
     """
     ids = dataset.split_ids(split)
@@ -397,7 +422,7 @@ def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features:
     pictures_of: list[Tensor] = []
     if tokenizers.image is not None:
         pixels, pictures_of = pictures_of_each(dataset, ids)
-        picture_codes = encode_pictures(dataset, tokenizers.image, split, pixels, store)
+        picture_codes = encode_pictures(dataset, tokenizers.image, split, pixels, store, device)
     caption_codes, caption_prompts, captions_of = None, None, []
     if tokenizers.text is not None:
         captions = captions_of_each(dataset, ids)
@@ -405,17 +430,17 @@ def encode_split(dataset: Dataset, tokenizers: Tokenizers, split: str, features:
         prompt = tokenizers.text.prompt(every)
         caption_codes, caption_prompts = tokenizers.text.encode(every).int(), Prompt(prompt.codes.int(), prompt.seen)
         captions_of = rows_of_groups([len(group) for group in captions])
-    vision = {name: stored_features(dataset, tokenizers, split, name, store) for name in features}
+    vision = {name: stored_features(dataset, tokenizers, split, name, store, device) for name in features}
     brains = {}
     for subject in tokenizers.brain.subjects:
         values, stimulus, is_average = training_rows(dataset, subject, split, row_of, store)
-        codes = encode_brain(dataset, tokenizers.brain, subject, split, values, store)
+        codes = encode_brain(dataset, tokenizers.brain, subject, split, values, store, device)
         brains[subject] = BrainRows(stimulus, is_average, values, codes)
     rois = {subject: list(dataset.space(subject).rois.values()) for subject in tokenizers.brain.subjects}
     regions = {subject: torch.from_numpy(np.stack(masks)) for subject, masks in rois.items() if masks}
     return Codes(
         ids, pixels, picture_codes, pictures_of, caption_codes, captions_of, vision, brains, tokenizers.brain,
-        regions=regions, caption_prompts=caption_prompts,
+        regions=regions, caption_prompts=caption_prompts, text_end=tokenizers.text.end if tokenizers.text else END,
     )  # fmt: skip
 
 
@@ -428,25 +453,41 @@ def pictures_of_each(dataset: Dataset, ids: Sequence[str]) -> tuple[Rows, list[T
 
 
 def encode_pictures(
-    dataset: Dataset, image: ImageTokenizer | JanusImageTokenizer, split: str, pixels: Rows, store: Path
+    dataset: Dataset,
+    image: ImageTokenizer | JanusImageTokenizer,
+    split: str,
+    pixels: Rows,
+    store: Path,
+    device: torch.device | str = "cpu",
 ) -> Stored:
-    dtype = dtype_of_codes(len(image.quantizer.codebook))
+    dtype, there = dtype_of_codes(len(image.quantizer.codebook)), copy_on(image, device)
     rows = stored(
         store, f"image-{split}", (dataset.fingerprint, fingerprint(image)), len(pixels),
-        lambda rows: image.encode(unit_pixels(pixels[rows])).to(dtype), "encode pictures",
+        lambda rows: there.encode(unit_pixels(pixels[rows].to(device))).to(dtype), "encode pictures",
     )  # fmt: skip
     return held(rows)
 
 
 def encode_brain(
-    dataset: Dataset, tokenizer: BrainTokenizer, subject: str, split: str, values: Rows, store: Path
+    dataset: Dataset,
+    tokenizer: BrainTokenizer,
+    subject: str,
+    split: str,
+    values: Rows,
+    store: Path,
+    device: torch.device | str = "cpu",
 ) -> Stored:
-    dtype = dtype_of_codes(len(tokenizer.quantizer.codebook))
+    dtype, there = dtype_of_codes(len(tokenizer.quantizer.codebook)), copy_on(tokenizer, device)
     rows = stored(
         store, f"brain-{subject}-{split}", (dataset.fingerprint, fingerprint(tokenizer)), len(values),
-        lambda rows: tokenizer.encode(values[rows].float(), subject).to(dtype), f"encode {subject}",
+        lambda rows: there.encode(values[rows].to(device).float(), subject).to(dtype), f"encode {subject}",
     )  # fmt: skip
     return held(rows)
+
+
+def copy_on(module: Encoding, device: torch.device | str) -> Encoding:
+    """A copy on a device; the module itself where it is there already, so that it stays as it is in either case."""
+    return module if torch.device(device).type == "cpu" else copy.deepcopy(module).to(device)
 
 
 def dtype_of_codes(num_codes: int) -> torch.dtype:
@@ -454,17 +495,29 @@ def dtype_of_codes(num_codes: int) -> torch.dtype:
     return next(t for t in (torch.uint8, torch.int16, torch.int32, torch.int64) if num_codes - 1 <= torch.iinfo(t).max)
 
 
-def stored_features(dataset: Dataset, tokenizers: Tokenizers, split: str, name: str, store: Path) -> Rows:
-    """Vision features [n, t, c] of a split: those of the dataset, or made and stored, those of a network in float16."""
+def stored_features(
+    dataset: Dataset,
+    tokenizers: Tokenizers,
+    split: str,
+    name: str,
+    store: Path,
+    device: torch.device | str = "cpu",
+) -> Rows:
+    """Vision features [n, t, c] of a split: those of the dataset, or made and stored, those of a network in float16.
+
+    device: of a network; features that follow fixed rules are made on the CPU.
+    """
     ids = dataset.split_ids(split)
     if name in dataset.feature_names:
         return Rows.of(dataset.features_file(name), "features", torch.from_numpy(dataset.rows_of(ids)))
-    encoder = tokenizers.encoder(name)
-    network = isinstance(encoder, nn.Module)
-    key = (dataset.fingerprint, name, fingerprint(encoder) if isinstance(encoder, nn.Module) else "")
-    dtype = torch.float16 if network else torch.float32
+    encoder, where, weights, dtype = tokenizers.encoder(name), torch.device("cpu"), "", torch.float32
+    if isinstance(encoder, nn.Module):
+        where, weights, dtype = torch.device(device), fingerprint(encoder), torch.float16
+        encoder = copy_on(encoder, where)
+    key = (dataset.fingerprint, name, weights)
     return stored(
-        store, f"features-{split}", key, len(ids), lambda rows: features_of_some(dataset, ids[rows], encoder).to(dtype),
+        store, f"features-{split}", key, len(ids),
+        lambda rows: features_of_some(dataset, ids[rows], encoder, where).to(dtype),
         f"{name} features", FEATURE_PART,
     )  # fmt: skip
 
@@ -523,11 +576,11 @@ def features_of(
 
 @torch.no_grad()
 def features_of_some(
-    dataset: Dataset, ids: Sequence[str], encode: Callable[[Tensor], Tensor]
+    dataset: Dataset, ids: Sequence[str], encode: Callable[[Tensor], Tensor], device: torch.device | str = "cpu"
 ) -> Float[Tensor, "n t c"]:
-    """Those of few stimuli, whose pictures are all in memory."""
+    """Those of few stimuli, whose pictures are all in memory. device: where pictures are encoded."""
     groups = [torch.from_numpy(dataset.pictures(stimulus)) for stimulus in ids]
-    encoded = torch.cat([encode(unit_pixels(part)) for part in torch.cat(groups).split(ENCODE_BATCH)])
+    encoded = torch.cat([encode(unit_pixels(part.to(device))) for part in torch.cat(groups).split(ENCODE_BATCH)])
     return torch.stack([features.mean(dim=0) for features in encoded.split([len(group) for group in groups])])
 
 

@@ -37,15 +37,13 @@ class Solution(NamedTuple):
 class Solved:
     """whole: from all training stimuli. folds: the same without the stimuli of each fold. fold: that of a stimulus.
 
-    descriptions: what the encoding models read of each stimulus. residuals: of each subject, what its encoding model
-    left over at its own training stimuli.
+    descriptions: what the encoding models read of each stimulus.
     """
 
     whole: Solution
     folds: list[Solution]
     fold: Int[Tensor, "n"]
     descriptions: Float[Tensor, "n f"] | None
-    residuals: dict[str, Float[Tensor, "r v"]]
 
     def at(self, stimuli: Int[Tensor, "b"]) -> "OutOfFold":
         """Drafts of responses to these stimuli, row by row."""
@@ -55,24 +53,18 @@ class Solved:
         """Drafts of so many stimuli that none of this was solved on; responses that were not measured are not
         expected."""
         unexpecting = Solution(self.whole.drafts, dict.fromkeys(self.whole.encoders))
-        return Solved(unexpecting, [unexpecting], torch.zeros(count, dtype=torch.long), None, {})
+        return Solved(unexpecting, [unexpecting], torch.zeros(count, dtype=torch.long), None)
 
     def expects(self, subject: str) -> bool:
         """Whether responses to stimuli that this subject did not see can be expected."""
         return self.whole.encoders[subject] is not None
 
     def expected(self, subject: str, stimuli: Int[Tensor, "b"]) -> Float[Tensor, "b v"]:
-        """The responses of a subject that its encoding model expects to stimuli that it did not see."""
+        """The mean responses of a subject that its encoding model expects to these stimuli."""
         encoder = self.whole.encoders[subject]
         assert encoder is not None and self.descriptions is not None
         z = torch.from_numpy(encoder.predict(self.descriptions[stimuli].numpy()))
         return self.whole.drafts.gaussian(subject).expected(z)
-
-    def left_over(self, subject: str, which: Float[Tensor, "b"]) -> Float[Tensor, "b v"]:
-        """What a measured response has besides the expected one; which: random numbers in [0, 1), each of which names
-        a training stimulus of the subject."""
-        residuals = self.residuals[subject]
-        return residuals[(which * len(residuals)).long().clamp_max(len(residuals) - 1)]
 
 
 class OutOfFold(NamedTuple):
@@ -122,12 +114,7 @@ def solve_drafts(dataset: Dataset, descriptions: Float[Tensor, "n f"] | None, se
             solutions.append(solve(seen, means, choices, table, fold != number))
             advance(number + 1, None)
     whole, folds = solutions[-1], solutions[:-1]
-    solved = Solved(whole, folds, torch.from_numpy(fold), descriptions, {})
-    for subject, encoder in whole.encoders.items():
-        if encoder is not None:
-            expected = solved.expected(subject, torch.from_numpy(seen[subject]))
-            solved.residuals[subject] = torch.from_numpy(means[subject]) - expected
-    return solved
+    return Solved(whole, folds, torch.from_numpy(fold), descriptions)
 
 
 def solve(

@@ -125,6 +125,10 @@ def through_gram(x: Float[Tensor, "b n m"]) -> Float[Tensor, "b n m"]:
 
 
 def product_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, where the device has fast products in it."""
-    fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    """bfloat16, where the device has instructions for products in it; a GPU that is not here is taken to have them."""
+    fast = True
+    if device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported()
+    elif device.type == "cuda" and torch.cuda.is_available():  # older ones emulate it, slower than float32
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.fused import nats
-from brainjanus.core.processes import is_first, own_device
+from brainjanus.core.processes import is_first, own_device, world
 from brainjanus.model.checkpoint import Tokenizers
 from brainjanus.model.draft import Drafts
 from brainjanus.model.lora import LoraConfig, save_lora
@@ -274,10 +275,28 @@ def target_mask(codes: Int[Tensor, "b l"], end: int = END) -> Float[Tensor, "b l
 
 @torch.no_grad()
 def weigh_drafts(
-    model: OmniModel, tokenizers: Tokenizers, codes: Codes, drafts: Drafts, seed: int, batches: int = 6, size: int = 128
+    model: OmniModel,
+    tokenizers: Tokenizers,
+    codes: Codes,
+    drafts: Drafts,
+    seed: int,
+    batches: int = 6,
+    size: int = 128,
+    *,
+    at_once: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Solve for how much of what the model adds to its drafts is to be believed: least squares on training rows, whose
-    drafts are out of fold. Into `drafts`."""
+    drafts are out of fold. Into `drafts`.
+
+    A kind of draft that no task was trained with is weighed as well: that it is believed little has to be found, too.
+    at_once: rows of a batch that are computed at a time; 0: all. device, dtype: where and in what the model computes;
+    it is on the CPU afterwards.
+    """
+    device = torch.device(device)
+    model.to(device)
+    there, parts = tokenizers.on(device).brain, parts_of(size, at_once or size)
     for subject in codes.brains:
         others = [other for other, target in drafts.pairs if target == subject]
         tasks = {"part": [Task((f"part:{subject}",), f"brain:{subject}")]}
@@ -285,20 +304,34 @@ def weigh_drafts(
         for kind, some in tasks.items():
             some = [task for task in some if len(codes.stimuli_of(task))]
             products = torch.zeros(2, dtype=torch.float64)
-            for number in range(batches if some else 0):
-                generator = generator_of(seed, number)
-                batch = codes.batch(some[number % len(some)], size, generator, model.config)
+            for number, rows in product(range(batches if some else 0), parts):
+                batch = codes.batch(some[number % len(some)], size, generator_of(seed, number), model.config, rows)
                 if batch.draft is None:  # so few shared stimuli that a fold has none left
                     continue
-                assert batch.beyond is not None and batch.continuous is not None
+                batch = moved(batch, device)
+                assert batch.draft is not None and batch.beyond is not None and batch.continuous is not None
                 hidden = torch.ones_like(batch.target.content, dtype=torch.bool)
-                p = model(batch.conditions, batch.target, hidden).float().softmax(dim=-1)
-                added = tokenizers.brain.decode_probabilities(p, subject) + batch.beyond - batch.draft
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    logits = model(batch.conditions, batch.target, hidden)
+                p = logits.float().softmax(dim=-1)
+                added = there.decode_probabilities(p, subject) + batch.beyond - batch.draft
                 missing = batch.continuous - batch.draft
                 judged = torch.ones_like(missing, dtype=torch.bool) if batch.judged is None else batch.judged
-                products += torch.stack([(added * missing)[judged].sum(), added[judged].square().sum()]).double()
+                products += torch.stack([(added * missing)[judged].sum(), added[judged].square().sum()]).double().cpu()
             if products[1] > 0:
                 getattr(drafts.trust(subject), kind).fill_((products[0] / products[1]).clamp(0, 1))
+    model.to("cpu")
+
+
+def rows_at_once(batch_size: int, hardware: Hardware) -> int:
+    """How many rows of a batch a process takes at a time at most, the same in all of them."""
+    own = -(-batch_size // world())
+    return min(own, hardware.rows_at_once or own)
+
+
+def parts_of(size: int, at_once: int) -> list[slice]:
+    """The rows of a batch, so many at a time."""
+    return [slice(start, start + at_once) for start in range(0, size, at_once)]
 
 
 def drawable(codes: Codes, task: Task) -> bool:
@@ -363,8 +396,9 @@ def fit_omni(
     validate = None
     if validation is not None:
         held_out = Validation(
-            validation, {n: float(w) for n, w in zip(names, later, strict=True)}, config, model.config
-        )
+            validation, {n: float(w) for n, w in zip(names, later, strict=True)}, config, model.config,
+            rows_at_once(size, hardware),
+        )  # fmt: skip
         validate = partial(held_out.losses, tokenizers=on_device, config=config, text_end=end, device=device)
     watch = Watch(validate, config.validate_every, config.patience, show, config.sample_every, sinks)
     trained = fit(
@@ -396,18 +430,29 @@ def work_of(model: OmniModel, drawn: Drawn) -> Work:
 class Validation:
     """Losses of held-out stimuli: the same rows each time, some of each direction, nothing dropped.
 
-    tasks: what is measured, each with its weight in "loss".
+    tasks: what is measured, each with its weight in "loss". at_once: rows that are computed at a time: no more than a
+    training step takes, for which there is room; 0: all of a task.
     """
 
-    def __init__(self, codes: Codes, tasks: Mapping[Task, float], config: OmniTrainingConfig, model: OmniConfig):
-        self.drawn: list[tuple[float, Drawn]] = []
+    def __init__(
+        self,
+        codes: Codes,
+        tasks: Mapping[Task, float],
+        config: OmniTrainingConfig,
+        model: OmniConfig,
+        at_once: int = 0,
+    ):
+        self.drawn: list[tuple[float, list[Drawn]]] = []
         plain = replace(config, dropped=0.0)
         some = {task: weight for task, weight in tasks.items() if weight > 0 and len(codes.stimuli_of(task))}
         share = Counter(task.direction for task in some)
         for number, (task, weight) in enumerate(some.items()):
             size = max(2, -(-VALIDATION_ROWS // share[task.direction]))
-            drawn = draw(codes, task, generator_of(VALIDATION_SEED, number), plain, model, size)
-            self.drawn.append((weight / sum(some.values()), drawn))
+            parts = [
+                draw(codes, task, generator_of(VALIDATION_SEED, number), plain, model, size, rows)
+                for rows in parts_of(size, at_once or size)
+            ]
+            self.drawn.append((weight / sum(some.values()), parts))
 
     def losses(
         self, model: Callable[..., Tensor], tokenizers: Tokenizers, config: OmniTrainingConfig, text_end: int,
@@ -416,10 +461,14 @@ class Validation:
         """ "loss", weighted as tasks are at the end of training, and the parts of each direction."""
         sums: dict[str, list[float]] = {}
         total = 0.0
-        for weight, drawn in self.drawn:
-            counts = counts_of(drawn, text_end).to(device)
-            found = step_losses(model, tokenizers, moved(drawn, device), counts, config, text_end)
-            total += weight * float(found["loss"])
+        for weight, parts in self.drawn:
+            counts = torch.stack([counts_of(drawn, text_end) for drawn in parts]).sum(dim=0).to(device)
+            found: dict[str, float] = {}
+            for drawn in parts:
+                losses = step_losses(model, tokenizers, moved(drawn, device), counts, config, text_end)
+                for name, value in losses.items():
+                    found[name] = found.get(name, 0.0) + float(value)
+            total += weight * found["loss"]
             for name in found.keys() - {"loss"}:
-                sums.setdefault(name, []).append(float(found[name]))
+                sums.setdefault(name, []).append(found[name])
         return {"loss": total} | {name: sum(values) / len(values) for name, values in sorted(sums.items())}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from brainjanus.core.errors import UserError
-from brainjanus.train.muon import Muon
+from brainjanus.train.muon import Muon, product_dtype
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,4 @@ def learning_rate(config: OptimConfig, step: int) -> float:
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     """What to compute in on this device."""
-    if precision != "auto":
-        return getattr(torch, precision)
-    if device.type == "cpu":
-        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    return torch.bfloat16
+    return product_dtype(device) if precision == "auto" else getattr(torch, precision)

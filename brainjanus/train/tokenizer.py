@@ -5,7 +5,8 @@ of the same stimulus, whose noise the input cannot know (Lehtinen et al. 2018, N
 comes again. And a response that was decoded has to be encoded to the codes that it was decoded from.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,10 +26,12 @@ from brainjanus.tokenizers.patch import PatchCoder
 from brainjanus.tokenizers.quantizer import perplexity
 from brainjanus.train.alignment import Alignment, AlignmentConfig, seen
 from brainjanus.train.codes import unit_pixels
-from brainjanus.train.fit import Steps, fit
+from brainjanus.train.fit import Steps, Watch, fit
 from brainjanus.train.optim import OptimConfig
 from brainjanus.train.parallel import CPU, Hardware
+from brainjanus.train.state import read_facts, saved_states
 from brainjanus.train.store import Rows
+from brainjanus.train.watch import Sink
 
 DRIFT = 1.0  # weight of the squared correction of the latents that the patch encoder solved for
 MOST_RESIDUALS = 6000  # trials of a subject that tell what is noise; more take memory and say little
@@ -131,6 +134,16 @@ def solve_axes(tokenizer: BrainTokenizer, repeats: Repeats, other_repeats: float
     tokenizer.solve(subject, torch.from_numpy(means), torch.from_numpy(residuals), noise)
 
 
+def has_sound_state(folder: Path) -> bool:
+    """Whether a training will go on from a state, whose axes are put back. The folder alone says nothing: it is there
+    before its first state is, and a single state that is damaged is not gone on from."""
+    for state in saved_states(folder):
+        with suppress(UserError):
+            read_facts(state)
+            return True
+    return False
+
+
 class AlignedTokenizer(nn.Module):
     """A tokenizer and the maps that its alignment is measured through, trained as one."""
 
@@ -149,14 +162,16 @@ def fit_brain_tokenizer(
     *,
     maps_only: bool = False,
     hardware: Hardware = CPU,
+    sinks: Sequence[Sink] = (),
 ) -> BrainTokenizer:
     """Train on the training split of all subjects of the dataset; each step sees one subject.
 
-    maps_only: train only what belongs to these subjects; codebook and all that is shared stay as they are.
+    maps_only: train only what belongs to these subjects; codebook and all that is shared stay as they are. sinks: where
+    the log goes besides.
     """
     repeats = {subject: Repeats(dataset, subject) for subject in dataset.subjects}
     subjects = list(repeats)
-    if not (folder / "state").exists():
+    if not has_sound_state(folder / "state"):
         for subject in subjects:
             solve_axes(tokenizer, repeats[subject], objective.other_repeats)
     alignment = None
@@ -181,7 +196,10 @@ def fit_brain_tokenizer(
         return brain_losses(tokenizer, subject, x, target, objective, update, align)
 
     module = tokenizer if alignment is None else AlignedTokenizer(tokenizer, alignment)
-    fit(module, Steps(draw, losses), config, stage="brain tokenizer", folder=folder, seed=seed, hardware=hardware)
+    fit(
+        module, Steps(draw, losses), config, stage="brain tokenizer", folder=folder, seed=seed, hardware=hardware,
+        watch=Watch(sinks=sinks),
+    )  # fmt: skip
     return tokenizer
 
 
@@ -222,8 +240,9 @@ def fit_image_tokenizer(
     seed: int,
     *,
     hardware: Hardware = CPU,
+    sinks: Sequence[Sink] = (),
 ) -> ImageTokenizer:
-    """Train on the pictures of the training split, which may lie on disk."""
+    """Train on the pictures of the training split, which may lie on disk. sinks: where the log goes besides."""
 
     def draw(step: int, generator: torch.Generator, _: slice) -> Tensor:
         return pixels[torch.randint(len(pixels), (config.batch_size,), generator=generator)]
@@ -237,5 +256,8 @@ def fit_image_tokenizer(
         found = {"mse": wrong.square().mean(), "perplexity": used}
         return {"loss": wrong.abs().mean() + 4 * found["mse"] + 0.1 * out.quantized.loss} | found
 
-    fit(tokenizer, Steps(draw, losses), config, stage="image tokenizer", folder=folder, seed=seed, hardware=hardware)
+    fit(
+        tokenizer, Steps(draw, losses), config, stage="image tokenizer", folder=folder, seed=seed, hardware=hardware,
+        watch=Watch(sinks=sinks),
+    )  # fmt: skip
     return tokenizer

@@ -12,6 +12,8 @@ from brainjanus.core.errors import UserError
 from brainjanus.core.processes import (
     as_torchrun_says,
     by_itself,
+    check_alone,
+    claimed_processes,
     first_before_others,
     gathered,
     is_first,
@@ -24,7 +26,8 @@ from brainjanus.core.processes import (
 )
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
+SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
+GPUS = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_TASK", "SLURM_STEP_GPUS")
 
 SHARES = """
 import json, sys, pathlib
@@ -128,7 +131,7 @@ def slurm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "script.py").write_text(SLURM_TASKS)
     bare = {name: value for name, value in os.environ.items() if name not in LAUNCHED + SLURM}
-    job = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": str(20_000 + os.getpid() % 9_000), "MASTER_ADDR": "127.0.0.1"}
+    job = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": str(20_000 + os.getpid() % 9_000), "MASTER_ADDR": "127.0.0.1"}
     done = subprocess.run(
         [sys.executable, folder / "script.py", folder], env=bare | job, capture_output=True, text=True, timeout=120
     )
@@ -163,7 +166,7 @@ def test_torchrun_is_believed_before_slurm(monkeypatch):
     """Started inside a job of one task."""
     for name in LAUNCHED + SLURM:
         monkeypatch.delenv(name, raising=False)
-    for name, value in (("RANK", "3"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")):
+    for name, value in (("RANK", "3"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "1")):
         monkeypatch.setenv(name, value)
     as_torchrun_says()
     assert os.environ["RANK"] == "3" and "MASTER_PORT" not in os.environ
@@ -185,12 +188,28 @@ def test_others_without_a_place_to_meet_are_a_sentence(monkeypatch):
     for name in LAUNCHED + SLURM:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_PROCID", "1")
-    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("MASTER_PORT", "29500")  # is put back in the end
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="expected MASTER_ADDR in the environment of several processes"), together():
         pass
+
+
+def test_the_script_of_a_job_is_one_process(monkeypatch):
+    """There, too, Slurm says how many tasks the job has, and a rank; srun alone says how many it started."""
+    for name in LAUNCHED + SLURM:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    assert not claimed_processes()
+    check_alone("tune")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # srun -n 1
+    assert not claimed_processes()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
+    assert claimed_processes()
+    with pytest.raises(UserError, match="tune: expected one process, got several"):
+        check_alone("tune")
 
 
 def test_what_one_does_alone_needs_no_others():
@@ -236,3 +255,35 @@ def test_each_process_has_its_own_gpu(monkeypatch):
     assert own_device("cuda:1") == torch.device("cuda", 1)
     assert own == [torch.device("cuda", number) for number in (0, 3, 2, 1)]
     assert own_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("environment", "own"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_GPUS_PER_TASK": "1", "SLURM_STEP_GPUS": "3"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_GPUS_ON_NODE": "4"}, True),  # --gpu-bind=single:1
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_GPUS": "0,1,2,3"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_GPUS_ON_NODE": "1", "SLURM_STEP_GPUS": "0"}, False),  # shared by all
+        ({"SLURM_STEP_NUM_TASKS": "4"}, False),
+        ({"WORLD_SIZE": "4"}, False),  # torchrun on a machine with one
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_GPUS_PER_TASK": "1", "SLURM_LOCALID": "0"}, False),  # ... in one task
+        ({"SLURM_GPUS_PER_TASK": "1"}, False),  # in the job's script
+    ],
+)
+def test_the_gpu_that_slurm_shows_a_task_alone_is_its_first(monkeypatch, environment, own):
+    """Process 3 of a machine sees one GPU: its own, or one that it would have to share."""
+    for name in LAUNCHED + SLURM + GPUS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for name, value in ({"SLURM_LOCALID": "3"} | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    if own:
+        assert own_device("auto") == torch.device("cuda", 0)
+    else:
+        with pytest.raises(UserError, match="got 1, and none for process 3"):
+            own_device("auto")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert own_device("auto") == torch.device("cuda", 3)

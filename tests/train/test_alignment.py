@@ -68,6 +68,15 @@ def test_gradients_reach_latents_and_maps(plant):
     assert all(p.grad is not None for p in alignment.parameters())
 
 
+def test_the_loss_is_where_the_latents_are(plant):
+    """What it is made of follows; what was shown stays where it was, and none of it is saved."""
+    known = Seen(torch.randn(6, 5), torch.randn(6, 7))
+    alignment = Alignment(AlignmentConfig(weight=1.0), make_brain(plant(train=6, test=2)), known).to("meta")
+    loss = alignment.loss(torch.randn(4, 4, 3, device="meta"), "a", torch.arange(4))
+    assert loss.is_meta and alignment.stimuli.image.device.type == "cpu"
+    assert all(name.startswith("maps.") for name in alignment.state_dict())
+
+
 # --- what was seen and said
 
 

@@ -135,6 +135,25 @@ def test_rows_of_a_batch_belong_together(study, tokenizers, codes):
     assert batch.continuous is None
 
 
+def test_a_text_that_is_a_target_is_as_long_as_the_longest_of_its_batch(tokenizers, codes):
+    """Of the whole batch, whatever the part: as its ends count, those that fill it up are left out."""
+    longer = replace(codes, caption_codes=torch.nn.functional.pad(codes.caption_codes, (0, 5)))
+    task, lengths = Task(("brain:s1",), "text"), set()
+    for seed in range(20):
+        whole = draw(codes, task, size=3, seed=seed).target.codes
+        assert torch.equal(draw(longer, task, size=3, seed=seed).target.codes, whole)
+        assert (whole[:, -1] == END).all() and (whole == END).int().cumsum(dim=1).amin() == 0
+        assert int((whole != END).sum(dim=1).max()) + 1 == whole.shape[1]
+        generator = torch.Generator().manual_seed(seed)
+        part = longer.batch(task, 3, generator, OmniConfig(), part=slice(1, 2)).target.codes
+        assert torch.equal(part, whole[1:2])
+        lengths.add(whole.shape[1])
+    assert max(lengths) <= tokenizers.text.max_length and len(lengths) > 1
+    ended = replace(codes, text_end=int(codes.caption_codes[0, 0]))  # Janus ends with another code than 0
+    first = draw(ended.among(torch.arange(64) == 0), Task((), "text"), size=2).target.codes
+    assert first.shape == (2, 1)
+
+
 def test_a_brain_target_brings_what_was_measured(tokenizers, codes):
     batch = draw(codes, Task(("text",), "brain:s2"))
     assert torch.equal(batch.target.codes, tokenizers.brain.encode(batch.continuous, "s2"))
@@ -240,14 +259,31 @@ def test_a_brain_comes_with_the_draft_of_another(tokenizers, drafted):
     assert batch.beyond.shape == batch.continuous.shape == (64, 28)
 
 
-def test_what_was_never_measured_is_expected_and_has_noise(drafted):
+def left_over_by(study, codes, subject):
+    """What every mean response to a training stimulus has beside the expected one."""
+    averages = study.averages(subject, "train")
+    stimuli = torch.tensor([codes.ids.index(stimulus) for stimulus in averages.stimulus_ids])
+    return torch.from_numpy(averages.responses) - codes.solved.expected(subject, stimuli)
+
+
+@pytest.mark.parametrize("subject", ["s1", "s2"])
+def test_what_is_left_over_is_that_of_a_mean_response(study, drafted, subject):
+    """Of which some are of two trials and some of one; random numbers name each equally often."""
+    residuals = left_over_by(study, drafted, subject)
+    every = torch.arange(len(residuals)) / len(residuals) + 1e-4
+    torch.testing.assert_close(drafted._left_over(subject, every), residuals, atol=1e-5, rtol=1e-5)
+    ends = drafted._left_over(subject, torch.tensor([0.0, 0.99999999]))
+    torch.testing.assert_close(ends, residuals[[0, -1]], atol=1e-5, rtol=1e-5)
+
+
+def test_what_was_never_measured_is_expected_and_has_noise(study, drafted):
     stimuli = drafted._draw_stimuli(Task(("brain:s1",), "brain:s2"), 200, torch.Generator().manual_seed(0))
     unseen = ~torch.isin(stimuli, drafted.brains["s2"].stimulus)
     assert 0 < int(unseen.sum()) < 200
     values, codes, expected = drafted._draw("s2", stimuli, torch.Generator().manual_seed(0), slice(None))
     assert torch.equal(values[~unseen], expected[~unseen])
     noise = values[unseen] - expected[unseen]
-    left_over = drafted.solved.residuals["s2"]
+    left_over = left_over_by(study, drafted, "s2")
     distance = (noise[:, None] - left_over).abs().amax(dim=2).amin(dim=1)
     assert float(distance.max()) < 1e-4, "each is what a measured response leaves over"
     assert torch.equal(codes[unseen], drafted.tokenizer.encode(values[unseen], "s2"))
@@ -371,6 +407,21 @@ def test_what_was_encoded_before_is_read_back(study, tokenizers, codes, tmp_path
     assert torch.equal(first.picture_codes[:], again.picture_codes[:])
 
 
+def test_a_split_is_encoded_where_it_is_asked_for_by_copies(study, tokenizers, codes, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "copy_on", lambda one, device: asked.append((one, device)) or copy.deepcopy(one))
+    again = encode_split(study, tokenizers, "train", ["wavelet"], tmp_path, torch.device("cpu", 0))
+    assert asked == [(one, torch.device("cpu", 0)) for one in (tokenizers.image, tokenizers.brain, tokenizers.brain)]
+    assert again.tokenizer is tokenizers.brain
+    assert torch.equal(again.picture_codes[:], codes.picture_codes[:])
+    assert all(torch.equal(again.brains[s].codes[:], codes.brains[s].codes[:]) for s in study.subjects)
+    monkeypatch.undo()
+    copied = module.copy_on(tokenizers.image, "meta")
+    assert {p.device.type for p in copied.parameters()} == {"meta"}
+    assert {p.device.type for p in tokenizers.image.parameters()} == {"cpu"}
+    assert module.copy_on(tokenizers.image, "cpu") is tokenizers.image
+
+
 def test_other_tokenizers_find_nothing_of_these(study, tokenizers, codes, tmp_path):
     encode_split(study, tokenizers, "train", [], tmp_path)
     torch.manual_seed(1)
@@ -397,6 +448,10 @@ def test_trust_in_the_model_is_what_lowers_the_error_most(tokenizers, drafted):
     model.load_codebooks(tokenizers.image.quantizer.codebook, tokenizers.brain.quantizer.codebook)
     drafts = copy.deepcopy(drafted.solved.whole.drafts)
     weigh_drafts(model, tokenizers, drafted, drafts, 0, batches=3, size=40)
+    few = copy.deepcopy(drafted.solved.whole.drafts)
+    weigh_drafts(model, tokenizers, drafted, few, 0, batches=3, size=40, at_once=7)
+    for kind in ("part", "brain"):
+        torch.testing.assert_close(getattr(few.trust("s2"), kind), getattr(drafts.trust("s2"), kind))
     for kind, task in (("part", Task(("part:s2",), "brain:s2")), ("brain", Task(("brain:s1",), "brain:s2"))):
         error = dict.fromkeys((0.0, 0.5, 1.0, "solved"), 0.0)
         solved = float(getattr(drafts.trust("s2"), kind))

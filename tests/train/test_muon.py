@@ -8,6 +8,7 @@ from torch import nn
 
 from brainjanus.train import muon as module
 from brainjanus.train.muon import Muon, orthogonal, product_dtype
+from brainjanus.train.optim import autocast_dtype
 
 SHAPES = [(6, 6), (5, 16), (16, 5), (6, 6), (4, 5)]
 SETTINGS = {"lr": 0.02, "weight_decay": 0.3, "momentum": 0.9}
@@ -122,10 +123,19 @@ def test_a_state_that_was_saved_goes_on():
 
 
 def test_precision_follows_the_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # computed for another machine
     assert product_dtype(torch.device("cuda")) == torch.bfloat16
     for fast, wanted in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
         assert product_dtype(torch.device("cpu")) == wanted
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_gpu_that_emulates_bfloat16_computes_in_float32(monkeypatch, fast):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: fast or including_emulation)
+    for found in (product_dtype(torch.device("cuda")), autocast_dtype("auto", torch.device("cuda"))):
+        assert found == (torch.bfloat16 if fast else torch.float32)
 
 
 def test_only_matrices():

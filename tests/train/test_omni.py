@@ -13,18 +13,22 @@ from brainjanus.generate import GenerationConfig, generate, marginal
 from brainjanus.model.sequence import Block, Task
 from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.tokenizers.vision import wavelet
+from brainjanus.train import omni as module
 from brainjanus.train.codes import Batch, BrainRows, Codes
 from brainjanus.train.omni import (
     Drawn,
     OmniTrainingConfig,
+    Validation,
     counts_of,
     drawable,
     expand_tasks,
     fit_omni,
+    rows_at_once,
     step_losses,
     target_mask,
 )
 from brainjanus.train.optim import OptimConfig
+from brainjanus.train.parallel import Hardware
 
 SEEN = wavelet(torch.zeros(1, 3, 8, 8)).shape[1:]  # tokens, channels
 
@@ -110,6 +114,15 @@ def test_texts_are_never_hidden_and_scored_to_their_end(checkpoint):
     wanted = -sum(log_p[row, :length].sum() for row, length in enumerate(lengths)) / lengths.sum()
     torch.testing.assert_close(out.likelihood, wanted)
     assert out.expectation is None
+
+
+def test_what_fills_texts_up_changes_no_loss(checkpoint):
+    codes = checkpoint.tokenizers.text.encode(["a cup", "one", "a red cup", ""])
+    given = Block("brain", vectors=torch.randn(4, 2, 4), subject="b")
+    found = [
+        losses(checkpoint, Batch([given], Block("text", codes=F.pad(codes, (0, more))), None)).total for more in (0, 6)
+    ]
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_the_mask_of_a_text_ends_with_its_end():
@@ -236,6 +249,34 @@ def test_says_which_subjects_there_are():
 def test_says_what_is_wrong(settings, message):
     with pytest.raises(UserError, match=message):
         OmniTrainingConfig(**settings)
+
+
+# --- held-out stimuli
+
+
+@pytest.mark.parametrize("at_once", [7, 96, 200])
+@torch.no_grad()
+def test_losses_of_held_out_stimuli_do_not_depend_on_how_many_rows_are_computed_at_once(checkpoint, at_once):
+    codes, config = planted(checkpoint), OmniTrainingConfig()
+    tasks = {Task(("text",), "brain:a"): 1.0, Task(("brain:a",), "text"): 3.0}
+
+    def losses_by(rows):
+        validation = Validation(codes, tasks, config, checkpoint.model.config, rows)
+        largest = max(drawn.batch.target.batch for _, parts in validation.drawn for drawn in parts)
+        return validation.losses(checkpoint.model, checkpoint.tokenizers, config, END, torch.device("cpu")), largest
+
+    (found, largest), (expected, whole) = losses_by(at_once), losses_by(0)
+    assert (largest, whole) == (min(at_once, 96), 96)
+    assert set(found) == {"loss", "nats/text->brain", "mse/text->brain", "nats/brain->text"}
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("processes", "at_once", "rows"), [(1, 0, 10), (1, 4, 4), (3, 0, 4), (3, 2, 2), (4, 9, 3), (10, 0, 1)]
+)
+def test_no_more_rows_at_once_than_a_step_takes(monkeypatch, processes, at_once, rows):
+    monkeypatch.setattr(module, "world", lambda: processes)
+    assert rows_at_once(10, Hardware("cpu", rows_at_once=at_once)) == rows
 
 
 # --- learning

@@ -62,7 +62,8 @@ def test_vectors_and_positions_are_not_decayed(optimizer):
     assert {n for n, p in net.named_parameters() if decay.get(p)} == {"layers.0.weight", "embed.weight", "head.weight"}
 
 
-def test_precision():
+def test_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cpu = torch.device("cpu")
     assert autocast_dtype("float32", cpu) == torch.float32
     assert autocast_dtype("bfloat16", cpu) == torch.bfloat16

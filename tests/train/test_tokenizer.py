@@ -335,6 +335,26 @@ def test_stopped_and_gone_on_with_is_the_same_training(
     assert ("alignment" in json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-1])) == aligned
 
 
+@pytest.mark.parametrize("left", ["nothing", "half of a state", "a damaged state"])
+def test_what_has_no_state_to_go_on_from_begins_with_axes_that_are_solved(study, tmp_path, left, capsys):
+    """A disk that was full at the first save leaves the folder of states without one."""
+    whole = fit_brain_tokenizer(make_brain(study), study, FEW, tmp_path / "whole", 0)
+    state = tmp_path / "parts" / "state"
+    state.mkdir(parents=True)
+    if left != "nothing":
+        part = state / (".step-00000003.part" if left == "half of a state" else "step-00000003")
+        part.mkdir()
+        (part / "state.json").write_text("{")
+    assert same_weights(fit_brain_tokenizer(make_brain(study), study, FEW, tmp_path / "parts", 0), whole)
+    assert ("Starting this stage anew" in capsys.readouterr().err) == (left == "a damaged state")
+
+
+def test_axes_are_not_solved_again_where_a_state_holds_them(study, tmp_path, monkeypatch):
+    whole = fit_brain_tokenizer(make_brain(study), study, FEW, tmp_path, 0)
+    monkeypatch.setattr(module, "solve_axes", lambda *_: pytest.fail("solved again"))
+    assert same_weights(fit_brain_tokenizer(make_brain(study), study, FEW, tmp_path, 0), whole)
+
+
 def test_training_reads_training_trials_alone(study, tmp_path, monkeypatch):
     rows, responses = {"s1": set(), "s2": set()}, Dataset.responses
 
