@@ -366,8 +366,11 @@ class Loop:
             plain = copy.deepcopy(self.empty)
             plain.load_state_dict(state, assign=True)
             del state
-            with torch.no_grad(), self.autocast():
-                samples(plain.to(self.device).eval(), self.done)
+            try:
+                with torch.no_grad(), self.autocast():
+                    samples(plain.to(self.device).eval(), self.done)
+            except torch.OutOfMemoryError as error:  # beside its share of a model that may be too large for one device
+                print(f"samples of step {self.done} are left out, and training goes on: {error}", file=sys.stderr)
 
     def look(self, at: Callable[[nn.Module], Any]) -> Any:
         """Something of the module as it would be delivered, without gradients; then training goes on."""

@@ -14,9 +14,9 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from brainjanus.core.errors import Preempted, UserError
-from brainjanus.train.fit import Steps, Watch, fit
+from brainjanus.train.fit import Loop, Steps, Watch, fit
 from brainjanus.train.optim import OptimConfig
-from brainjanus.train.parallel import Hardware
+from brainjanus.train.parallel import Hardware, skeleton
 from brainjanus.train.watch import Log, Work
 
 CONFIG = OptimConfig(steps=9, learning_rate=0.05, precision="float32", log_every=2, save_every=4)
@@ -448,6 +448,21 @@ def test_losses_of_held_out_stimuli_stand_in_the_log_and_change_nothing(tmp_path
     assert shown == [3, 6, 9]
     assert_same(uninterrupted[0], net)
     assert torch.equal(seen[-1], net.head.weight) and not torch.equal(seen[0], net.head.weight)
+
+
+def test_a_sharded_module_that_is_too_large_for_one_device_is_trained_without_samples(tmp_path, capsys):
+    net, seen = Net(), []
+    loop = Loop(net, training(net), CONFIG, "test", tmp_path, 3, Hardware("cpu"), Watch(), {}, "--mine")
+    loop.empty = skeleton(net)  # as where there are several processes
+    loop.show(lambda module, step: seen.append((module, step)))
+    assert_same(net, seen[0][0])
+    assert seen[0][0] is not net and seen[0][1] == 0
+
+    def show(module, step):
+        raise torch.OutOfMemoryError("no room")
+
+    loop.show(show)
+    assert capsys.readouterr().err == "samples of step 0 are left out, and training goes on: no room\n"
 
 
 def test_averages_are_what_is_looked_at_and_not_what_is_gone_on_with(tmp_path):
