@@ -30,6 +30,7 @@ import numpy as np
 
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.processes import check_alone
 from brainjanus.data.dataset import Dataset
 from brainjanus.data.truth import noise_free
 from brainjanus.evaluate.downstream import DownstreamScore, LinearProbe
@@ -39,7 +40,7 @@ from brainjanus.evaluate.record import SUBJECT_MEAN
 from brainjanus.evaluate.score import MAIN_METRICS, ScoreOptions, score
 from brainjanus.evaluate.tokenizer import reconstruct, score_tokenizer
 from brainjanus.recipes import TokenizerRunConfig, fitting, tokenizer_fitting
-from brainjanus.run import different, directions_of, estimators_of, predict, train
+from brainjanus.run import different, directions_of, estimators_of, only_one, predict, train
 from brainjanus.tokenize import train_tokenizer
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.folder import SavedTokenizer
@@ -153,8 +154,10 @@ def ablate_tokenizer(
 
     truth: a folder with the noise-free responses of a simulated study, one SUBJECT.safetensors each; by default the
     `truth` beside the dataset, if there is one. Measured on the mean responses to held-out (test) stimuli.
-    Raises UserError if `out` holds something else, or an ablation of other data or with other shared settings.
+    Raises UserError if `out` holds something else, or an ablation of other data or with other shared settings, or if
+    there are several processes.
     """
+    check_alone("ablate tokenizer")
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     out, config = Path(out), config or AblationConfig(base=tokenizer_fitting(dataset))
     known = noise_free(dataset, truth)
@@ -163,6 +166,20 @@ def ablate_tokenizer(
     check_folder(out, facts)
     probes = {subject: LinearProbe(dataset, subject) for subject in dataset.subjects if config.downstream == "linear"}
     cached(out / "config.json", lambda: facts)  # from here on the folder is this ablation's
+    with only_one(out / "config.json"):
+        run_cells(dataset, out, config, known, probes, trainer)
+    return out / "report.html"
+
+
+def run_cells(
+    dataset: Dataset,
+    out: Path,
+    config: AblationConfig,
+    known: Mapping[str, np.ndarray],
+    probes: Mapping[str, LinearProbe],
+    trainer: Trainer,
+) -> None:
+    """`ablate_tokenizer`, in a folder of its own."""
     measured = cached(out / "measured.json", lambda: {"downstream": downstream_of(dataset, probes, None)})
     cells = cells_of(config)
     for number, cell in enumerate(cells):
@@ -180,7 +197,6 @@ def ablate_tokenizer(
             f"{error}. A file was edited or damaged: delete it, and run the same command again."
         ) from error
     write(out, dataset, config, rows)
-    return out / "report.html"
 
 
 # ---------------------------------------------------------------------------------------------------- one cell

@@ -208,7 +208,7 @@ def train(argv: list[str]) -> Path | str:
             nsd-1b, nsd-7b (Janus-Pro; with --janus, its folder or its name on the hub). Without it, the one that fits
             the dataset, with the features that the dataset stores.
         tokenizer: Folder of a brain tokenizer that was trained on this dataset, to be used as it is.
-        log_to: Where the log goes besides RUN/stages/*/log.jsonl.
+        log_to: Where the logs of all stages go besides RUN/stages/*/log.jsonl.
         hardware: What it runs on; may differ when it goes on.
     """
     from brainjanus.core.processes import is_first_of_all

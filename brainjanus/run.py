@@ -6,10 +6,11 @@ RUN/config.json                 all settings, the dataset's fingerprint
     model.json, model.safetensors, tokenizers/, spaces/     the checkpoint; written when training is complete
 """
 
+import errno
 import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,8 @@ import numpy as np
 import torch
 
 from brainjanus.core.config import read_json, to_dict
-from brainjanus.core.errors import UserError, written_beside
-from brainjanus.core.processes import by_itself, first_before_others, is_first, own_device, together, wait
+from brainjanus.core.errors import UserError, reported, written_beside
+from brainjanus.core.processes import by_itself, first_before_others, is_first, own_device, together, wait, world
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
 from brainjanus.evaluate.encode_decode import control_records, encode_decode_records
@@ -51,7 +52,8 @@ from brainjanus.tokenizers.text import TextTokenizer
 from brainjanus.tokenizers.vision import ENCODERS, can_encode
 from brainjanus.train.codes import Codes, captions_of_each, encode_split, features_of, pictures_of_each
 from brainjanus.train.draft import solve_drafts
-from brainjanus.train.omni import expand_tasks, fit_omni, weigh_drafts
+from brainjanus.train.omni import expand_tasks, fit_omni, rows_at_once, weigh_drafts
+from brainjanus.train.optim import autocast_dtype
 from brainjanus.train.parallel import ANY, Hardware
 from brainjanus.train.state import WATCHED, generator_of
 from brainjanus.train.tokenizer import fit_brain_tokenizer, fit_image_tokenizer
@@ -60,6 +62,7 @@ from brainjanus.train.watch import Sink, check_sinks
 STAGES = ("brain", "image", "omni")
 LEAST_STIMULI = {"train": 3, "test": 2}
 LEAST_HELD_OUT, HELD_OUT = 16, -1  # stimuli; the step whose generator says which
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
 GUIDANCE = 2.0  # of the guided picture that stands beside the expected one
 
 
@@ -162,14 +165,14 @@ def train_together(
     first_before_others(lambda: claim(out, dataset, begun.config, tokenizer=made_from))
     if (out / "model.json").exists():
         return Checkpoint.load(out)
-    with only_one(out):
+    with only_one(out / "config.json"):
         return train_model(dataset, out, begun, hardware, sinks)
 
 
 def train_model(dataset: Dataset, out: Path, begun: "Settled", hardware: Hardware, sinks: Sequence[Sink]) -> Checkpoint:
     """Tokenizers, codes and the model, each gone on with where it was stopped, and the checkpoint."""
     first_before_others(lambda: check_unchanged(dataset, out))
-    config, made, stage = begun.config, tokenized(dataset, begun, out, hardware), out / "stages" / "omni"
+    config, made, stage = begun.config, tokenized(dataset, begun, out, hardware, sinks), out / "stages" / "omni"
     model = fit_omni(
         new_model(made, config, config.seed),
         made.tokenizers,
@@ -182,10 +185,16 @@ def train_model(dataset: Dataset, out: Path, begun: "Settled", hardware: Hardwar
         show=Samples(dataset, made.used, made.training, made.validation, stage, config.training.optim.steps),
         sinks=sinks,
     )
-    drafts = made.drafts
+    drafts, optim = made.drafts, config.training.optim
+    at_once = rows_at_once(optim.batch_size, hardware)
+    # What is sharded may be too large for one GPU.
+    device = own_device("cpu" if hardware.parallel == "fsdp" and world() > 1 else hardware.device)
     if is_first():
         with by_itself():
-            weigh_drafts(model, made.tokenizers, made.codes, drafts, config.seed)
+            weigh_drafts(
+                model, made.tokenizers, made.codes, drafts, config.seed, at_once=at_once, device=device,
+                dtype=autocast_dtype(optim.precision, device),
+            )  # fmt: skip
             provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
             provenance["brain_tokenizer"] = fingerprint(made.tokenizers.brain)
             spaces = {subject: dataset.space(subject) for subject in dataset.subjects}
@@ -197,21 +206,24 @@ def train_model(dataset: Dataset, out: Path, begun: "Settled", hardware: Hardwar
 
 
 @contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Keep the folder of a run to this training. Raises UserError if another one is at it."""
+def only_one(file: Path) -> Iterator[None]:
+    """Keep the folder of this file, which is there already, to this process. Raises UserError if another is at it."""
     if not is_first():
         yield
         return
-    with open(out / "config.json") as file:
+    with ExitStack() as stack:
+        with reported(file):
+            opened = stack.enter_context(open(file, "r+"))  # NFS locks nothing that is only read
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{out}: expected a run that nobody is training, got one that another process is at. Was the command "
-                "given twice? Wait for it, stop it, or choose another --out."
+                f"{file.parent}: expected a folder that nobody is training in, got one that another process is at. Was "
+                "the command given twice? Wait for it, stop it, or choose another --out."
             ) from error
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
 
 
@@ -265,7 +277,7 @@ class Tokenized(NamedTuple):
     precision: str
 
 
-def tokenized(dataset: Dataset, begun: Settled, out: Path, hardware: Hardware) -> Tokenized:
+def tokenized(dataset: Dataset, begun: Settled, out: Path, hardware: Hardware, sinks: Sequence[Sink] = ()) -> Tokenized:
     """Train the tokenizers in `out`, or go on with that, and tokenize the data there."""
     config, saved, janus, captions = begun
     stages, precision = out / "stages", "auto"
@@ -279,7 +291,14 @@ def tokenized(dataset: Dataset, begun: Settled, out: Path, hardware: Hardware) -
         stage, device = stages / "brain", Hardware(hardware.device)
         first_before_others(
             lambda: fit_brain_tokenizer(
-                brain, dataset, config.brain_training, stage, config.seed, config.brain_objective, hardware=device
+                brain,
+                dataset,
+                config.brain_training,
+                stage,
+                config.seed,
+                config.brain_objective,
+                hardware=device,
+                sinks=sinks,
             )
         )
     if janus is not None:
@@ -288,19 +307,21 @@ def tokenized(dataset: Dataset, begun: Settled, out: Path, hardware: Hardware) -
         precision = "float32" if config.training.trained == "full" else "auto"
         tokenizers = janus_tokenizers(janus, brain, precision=precision)
     else:
-        tokenizers = fit_tokenizers(dataset, config, brain, captions, stages, hardware)
+        tokenizers = fit_tokenizers(dataset, config, brain, captions, stages, hardware, sinks)
 
     image = tokenizers.image if dataset.image_size is not None else None
     text = tokenizers.text if captions else None
     inputs = [(config.omni.image_input, image), (config.omni.text_input, text)]
     features = [name for name, tokenizer in inputs if tokenizer is not None and name != "codes"]
     used = replace(tokenizers, image=image, text=text)
-    codes = replace(encode_split(dataset, used, "train", features, out / "codes"), shown=config.training.shown)
+    where = own_device(hardware.device)
+    codes = encode_split(dataset, used, "train", features, out / "codes", where)
+    codes = replace(codes, shown=config.training.shown)
     solved = solve_drafts(dataset, codes.descriptions(), config.seed)
     for subject in solved.whole.drafts.ranks:
         solved.whole.drafts.scatter(subject).solve(codes.residuals(subject).numpy())
     codes = replace(codes, solved=solved)
-    training, validation = held_out(dataset, used, codes, config, features, out / "codes")
+    training, validation = held_out(dataset, used, codes, config, features, out / "codes", where)
     return Tokenized(tokenizers, used, codes, solved.whole.drafts, training, validation, janus, precision)
 
 
@@ -322,18 +343,24 @@ def new_model(made: Tokenized, config: RunConfig, seed: int) -> OmniModel:
 
 
 def held_out(
-    dataset: Dataset, tokenizers: Tokenizers, codes: Codes, config: RunConfig, features: Sequence[str], store: Path
+    dataset: Dataset,
+    tokenizers: Tokenizers,
+    codes: Codes,
+    config: RunConfig,
+    features: Sequence[str],
+    store: Path,
+    device: torch.device,
 ) -> tuple[Codes, Codes | None]:
     """What is trained on, and what losses are measured on meanwhile: the split "val", if every subject has one;
     otherwise some stimuli of the training split, which then are not trained on. None if there would be too few.
 
-    The test split is no part of either.
+    The test split is no part of either. device: where a split is encoded.
     """
     training = config.training
     if not training.validate_every:
         return codes, None
     if has_validation(dataset):
-        val = encode_split(dataset, tokenizers, "val", features, store)
+        val = encode_split(dataset, tokenizers, "val", features, store, device)
         return codes, replace(val, solved=codes.solved.for_others(len(val.ids)) if codes.solved else None)
     count = round(training.validation * len(codes.ids))
     if count < LEAST_HELD_OUT:
@@ -349,7 +376,13 @@ def has_validation(dataset: Dataset) -> bool:
 
 
 def fit_tokenizers(
-    dataset: Dataset, config: RunConfig, brain: BrainTokenizer, captions: list[str], stages: Path, hardware: Hardware
+    dataset: Dataset,
+    config: RunConfig,
+    brain: BrainTokenizer,
+    captions: list[str],
+    stages: Path,
+    hardware: Hardware,
+    sinks: Sequence[Sink],
 ) -> Tokenizers:
     """Tokenizers of pictures and captions, trained on those of the training split, where the dataset has such."""
     image = text = None
@@ -358,7 +391,9 @@ def fit_tokenizers(
         pixels, _ = pictures_of_each(dataset, dataset.split_ids("train"))
         stage, device = stages / "image", Hardware(hardware.device)
         image = first_before_others(
-            lambda: fit_image_tokenizer(made, pixels, config.image_training, stage, config.seed, hardware=device)
+            lambda: fit_image_tokenizer(
+                made, pixels, config.image_training, stage, config.seed, hardware=device, sinks=sinks
+            )
         )
     if captions:
         # Pieces are learnt of the training split alone; the others have to fit.
@@ -389,6 +424,8 @@ def check_fits(dataset: Dataset, config: RunConfig, janus: JanusFolder | None = 
     captions = [caption for group in captions_of_each(dataset, ids) for caption in group] if captioned else []
     if captioned:
         captions_of_each(dataset, dataset.split_ids("test"))
+        if config.training.validate_every and has_validation(dataset):
+            captions_of_each(dataset, dataset.split_ids("val"))
     for subject in dataset.subjects:
         for split, least in LEAST_STIMULI.items():
             found = len(dataset.trials(subject).stimuli(split))

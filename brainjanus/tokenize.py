@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 
 from brainjanus.core.config import to_dict
 from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.processes import check_alone
 from brainjanus.data.dataset import Dataset
 from brainjanus.data.truth import noise_free
 from brainjanus.evaluate.tokenizer import TokenizerScores, reconstruct, score_tokenizer
 from brainjanus.evaluate.tokenizer_report import write_tokenizer_report
 from brainjanus.recipes import TokenizerRunConfig, tokenizer_fitting
-from brainjanus.run import LEAST_STIMULI, claim
+from brainjanus.run import LEAST_STIMULI, claim, only_one
 from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.folder import SavedTokenizer, load_tokenizer
 from brainjanus.train.alignment import seen
@@ -42,8 +43,10 @@ def train_tokenizer(
 
     start: a trained tokenizer to add the dataset's subjects to: only what belongs to these is trained; the codebook,
     the shared weights and the codes of its own subjects stay as they are. hardware: what it runs on; one process.
-    Raises UserError if `out` holds something else, or a tokenizer of other data or settings.
+    Raises UserError if `out` holds something else, or a tokenizer of other data or settings, or if there are several
+    processes.
     """
+    check_alone("train tokenizer")
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     out = Path(out)
     config = config or tokenizer_fitting(dataset)
@@ -68,7 +71,14 @@ def train_tokenizer(
     claim(out, dataset, config, start=None if before is None else before.fingerprint)
     if (out / "tokenizer.json").exists():
         return load_tokenizer(out)
+    with only_one(out / "config.json"):
+        return fit_tokenizer(dataset, out, config, before, hardware)
 
+
+def fit_tokenizer(
+    dataset: Dataset, out: Path, config: TokenizerRunConfig, before: SavedTokenizer | None, hardware: Hardware
+) -> SavedTokenizer:
+    """`train_tokenizer`, in a folder of its own. before: the one that the dataset's subjects are added to."""
     torch.manual_seed(config.seed)  # initial weights only; training draws from generators of its own
     spaces = {subject: dataset.space(subject) for subject in dataset.subjects}
     orders = {subject: torch.from_numpy(np.array(space.order)) for subject, space in spaces.items()}

@@ -29,10 +29,10 @@ from torch import nn
 from brainjanus.ablate import cached
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, written_beside
-from brainjanus.core.processes import claimed_processes
+from brainjanus.core.processes import check_alone
 from brainjanus.data.dataset import Dataset
 from brainjanus.recipes import RunConfig, fitting
-from brainjanus.run import LEAST_HELD_OUT, Tokenized, different, new_model, settle, tokenized
+from brainjanus.run import LEAST_HELD_OUT, Settled, Tokenized, different, new_model, only_one, settle, tokenized
 from brainjanus.train.omni import OmniTrainingConfig, fit_omni
 from brainjanus.train.parallel import ANY, Hardware
 from brainjanus.train.watch import Diverged
@@ -117,6 +117,20 @@ def tune(
     claim(out, {**facts, "config": to_dict(config)})
     training = short(replace(begun.config.training, validation=share), steps)
     begun = begun._replace(config=replace(begun.config, training=training))
+    with only_one(out / "tune.json"):
+        return search(dataset, out, config, begun, rates, seeds, hardware)
+
+
+def search(
+    dataset: Dataset,
+    out: Path,
+    config: RunConfig,
+    begun: Settled,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    hardware: Hardware,
+) -> Tuned:
+    """`tune`, in a folder of its own. begun: the settings of each training; config: those that it was asked with."""
     shared = cache(lambda: tokenized(dataset, begun, out / "shared", hardware))  # where anything is left to train
     found: list[Rate] = []
     every = sorted({*rates, *(cell.rate for cell in cells_in(out))})  # those of earlier searches are compared, too
@@ -134,7 +148,7 @@ def tune(
                 break
         found.append(Rate(rate, cells))
     tuned = judged(out, sorted(found))
-    write(out, dataset, config, tuned, steps)
+    write(out, dataset, config, tuned, begun.config.training.optim.steps)
     return tuned
 
 
@@ -150,8 +164,7 @@ def check(rates: Sequence[float], steps: int, seeds: Sequence[int]) -> None:
         problems.append(f"seeds must be different ones, got {', '.join(map(str, seeds))}")
     if problems:
         raise UserError("tune: " + "; ".join(problems) + ". Correct these options.")
-    if claimed_processes():
-        raise UserError("tune: expected one process, got several. Start it without torchrun, or as one task.")
+    check_alone("tune")
 
 
 def held_out_share(dataset: Dataset, training: OmniTrainingConfig) -> float:

@@ -26,7 +26,7 @@ from brainjanus.data.write import write_dataset
 from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig
 from brainjanus.recipes import RunConfig, TokenizerRunConfig
-from brainjanus.run import directions_of
+from brainjanus.run import directions_of, only_one
 from brainjanus.tokenize import train_tokenizer
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.folder import load_tokenizer
@@ -273,6 +273,15 @@ def test_other_settings_and_other_data_are_refused(done, study, tmp_path):
         ablate_tokenizer(study, out, SMALL)
     with pytest.raises(UserError, match="dataset study -> other"):
         ablate_tokenizer(other, out, SMALL)
+
+
+def test_several_processes_and_a_second_one_are_refused(done, study, monkeypatch):
+    out, truth, *_ = done
+    with only_one(out / "config.json"), pytest.raises(UserError, match="got one that another process is at"):
+        ablate_tokenizer(study, out, SMALL, truth)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="ablate tokenizer: expected one process, got several"):
+        ablate_tokenizer(study, out, SMALL, truth)
 
 
 def test_a_folder_with_something_else_is_left_alone(study, tmp_path):

@@ -1,8 +1,11 @@
 """The command line: help is fast, mistakes are one sentence and a status, our own mistakes keep their traceback."""
 
+import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,36 @@ def test_an_interrupt_says_what_is_saved_and_how_to_go_on(command, saved, senten
     err = capsys.readouterr().err
     assert err.startswith(f"brainjanus: stopped; {sentence}")
     assert err.count("\n") == 1
+
+
+def test_a_training_that_is_asked_to_end_is_saved_and_has_status_75(study, tmp_path):
+    """A real SIGTERM, in the middle of the last stage; the same command goes on from there."""
+    few = {"steps": 2, "batch_size": 4}
+    decoder = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = {
+        "brain_tokenizer": {"patch_size": 8, "patch": {"width": 8, "depth": 0, "heads": 1}},
+        "brain_training": few,
+        "image_tokenizer": {"image_size": study.image_size, "codes_per_side": 2, "width": 8, "blocks": 0},
+        "image_training": few,
+        "omni": {"decoder": decoder | {"num_key_value_heads": 2}},
+        "training": {"optim": {"steps": 100_000, "batch_size": 4, "log_every": 1}, "validate_every": 0},
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "brainjanus", "train", study.path, "--out", tmp_path / "run"]
+    process = subprocess.Popen(
+        [*map(str, command), "--config", str(tmp_path / "tiny.json")], stderr=subprocess.PIPE, text=True
+    )
+    log, until = tmp_path / "run" / "stages" / "omni" / "log.jsonl", time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == cli.TRY_AGAIN == 75, err
+    last = err.splitlines()[-1]
+    said = re.fullmatch(r"brainjanus: stopped; omni is saved at step (\d+) of 100000\. Run the same command .*", last)
+    assert said, err
+    (state,) = (tmp_path / "run" / "stages" / "omni" / "state").glob(f"step-{int(said[1]):08d}")
+    assert json.loads((state / "state.json").read_text())["step"] == int(said[1])
 
 
 def test_a_reader_that_closes_the_pipe_hears_nothing():

@@ -1,5 +1,6 @@
 """A run from a dataset to its report, stopped and gone on with, and what it refuses."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -33,7 +34,7 @@ from brainjanus.tokenizers.patch import PatchConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
 from brainjanus.tokenizers.vision import wavelet
-from brainjanus.train import omni, tokenizer, watch
+from brainjanus.train import fit, omni, tokenizer, watch
 from brainjanus.train.codes import encode_split
 from brainjanus.train.omni import OmniTrainingConfig, default_tasks
 from brainjanus.train.optim import OptimConfig
@@ -184,8 +185,31 @@ def test_what_losses_are_measured_on_is_not_trained_on(study, tmp_path, monkeypa
 def test_a_folder_is_trained_into_by_one_at_a_time(study, tmp_path):
     train(study, tmp_path, SHORT)
     (tmp_path / "model.json").unlink()
-    with module.only_one(tmp_path), pytest.raises(UserError, match="expected a run that nobody is training"):
+    with (
+        module.only_one(tmp_path / "config.json"),
+        pytest.raises(UserError, match="expected a folder that nobody is training in"),
+    ):
         train(study, tmp_path, SHORT)
+
+
+@pytest.mark.parametrize(("code", "goes_on"), [("ENOLCK", True), ("ENOSYS", True), ("ENOTSUP", True), ("EBADF", False)])
+def test_a_file_system_without_locks_is_no_mistake_and_anything_else_is(tmp_path, monkeypatch, code, goes_on):
+    """NFS locks what is opened for writing alone: EBADF otherwise."""
+    asked = []
+
+    def refuse(file, how):
+        asked.append(file.writable())
+        raise OSError(getattr(errno, code), "no")
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    if goes_on:
+        with module.only_one(tmp_path / "config.json"):
+            pass
+    else:
+        with pytest.raises(OSError, match="no"), module.only_one(tmp_path / "config.json"):
+            pass
+    assert asked == [True] and (tmp_path / "config.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +230,25 @@ def test_a_sink_that_is_not_installed_is_said_first(study, tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"--log-to wandb: expected the package wandb.*brainjanus\[wandb\]"):
         train(study, tmp_path / "run", SHORT, sinks=["wandb"])
     assert not (tmp_path / "run").exists()
+
+
+def test_the_logs_of_all_stages_go_to_a_sink(study, tmp_path, monkeypatch):
+    told = set()
+
+    class Sink(watch.Writer):
+        def __init__(self, *_, **__):
+            pass
+
+        def write(self, stage, line):
+            told.add(stage)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(module, "check_sinks", lambda sinks: None)
+    monkeypatch.setattr(fit, "Writer", Sink)
+    train(study, tmp_path / "run", SHORT, sinks=["tensorboard"])
+    assert told == {"brain tokenizer", "image tokenizer", "omni"}
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
@@ -409,6 +452,33 @@ def test_refuses_before_anything_is_trained(study, tmp_path, monkeypatch, captio
     )  # fmt: skip
     with pytest.raises(UserError, match=message):
         train(some, tmp_path / "run", replace(SHORT, training=OmniTrainingConfig(tasks=tasks)))
+
+
+@pytest.mark.parametrize("validate_every", [0, 2])
+def test_captions_of_the_split_that_losses_are_measured_on_are_asked_for_before_training(
+    study, tmp_path, monkeypatch, validate_every
+):
+    class Trained(Exception):
+        pass
+
+    def trained(*_, **__):
+        raise Trained
+
+    monkeypatch.setattr(module, "fit_brain_tokenizer", trained)
+    ids, trials = study.stimulus_ids, study.trials("s1")
+    apart = set(study.trials("s1").stimuli("train")[:4])
+    split = ["val" if s in apart else was for s, was in zip(trials.stimulus_id, trials.split, strict=True)]
+    lacking = sorted(apart)[1]
+    some = write_dataset(
+        tmp_path / "some", name="some", modality="fMRI", zscore="all",
+        subjects=[Subject(study.space("s1"), study.responses("s1"), trials._replace(split=split))],
+        stimuli=Stimuli(ids, study.images(ids), captions={s: study.captions(s) for s in ids if s != lacking}),
+    )  # fmt: skip
+    config = replace(SHORT, training=replace(SHORT.training, validate_every=validate_every))
+    expected = pytest.raises(UserError, match=f"got none for 1 of 4, '{lacking}'") if validate_every else None
+    with expected or pytest.raises(Trained):
+        train(some, tmp_path / "run", config)
+    assert (tmp_path / "run").exists() == (not validate_every)
 
 
 def test_test_captions_longer_than_those_of_training_fit(study, tmp_path):

@@ -1,6 +1,7 @@
 """Brain tokenizers on their own: trained, stopped and gone on with, extended, reported, used; and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -183,6 +184,20 @@ def test_too_few_stimuli_are_refused_before_training(study, tmp_path, monkeypatc
     with pytest.raises(UserError, match=rf"expected at least 1000 {split} stimuli of s1, got \d+\. Add stimuli"):
         train_tokenizer(study, tmp_path / "out", SHORT)
     assert not (tmp_path / "out").exists()
+
+
+def test_several_processes_are_refused(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="train tokenizer: expected one process, got several"):
+        train_tokenizer(study, tmp_path / "out", SHORT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_process_is_at_is_refused(done, study, tmp_path):
+    out = shutil.copytree(done, tmp_path / "out")
+    (out / "tokenizer.json").unlink()
+    with run_module.only_one(out / "config.json"), pytest.raises(UserError, match="got one that another process is at"):
+        train_tokenizer(study, out, SHORT)
 
 
 # --- the report

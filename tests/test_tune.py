@@ -314,6 +314,13 @@ def test_refuses_to_be_several_processes(search, monkeypatch):
         search({rate: falling(5) for rate in RATES})
 
 
+def test_refuses_a_folder_that_another_search_is_at(search, tmp_path):
+    losses = {rate: falling(5) for rate in RATES}
+    search(losses)
+    with run.only_one(tmp_path / "out" / "tune.json"), pytest.raises(UserError, match="got one that another process"):
+        search(losses)
+
+
 def test_enough_is_held_out_to_judge_by(study, monkeypatch):
     assert held_out_share(study, TINY.training) * 64 == 16
     assert held_out_share(study, replace(TINY.training, validation=0.5)) == 0.5
