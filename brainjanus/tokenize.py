@@ -102,6 +102,7 @@ def fit_tokenizer(
         config.objective,
         maps_only=before is not None,
         hardware=Hardware(hardware.device),
+        option="--training",
     )
     saved = SavedTokenizer(tokenizer.eval().requires_grad_(False), spaces, provenance)
     saved.save(out)

@@ -163,11 +163,12 @@ def fit_brain_tokenizer(
     maps_only: bool = False,
     hardware: Hardware = CPU,
     sinks: Sequence[Sink] = (),
+    option: str = "--brain-training",
 ) -> BrainTokenizer:
     """Train on the training split of all subjects of the dataset; each step sees one subject.
 
     maps_only: train only what belongs to these subjects; codebook and all that is shared stay as they are. sinks: where
-    the log goes besides.
+    the log goes besides. option: where a user finds `config`.
     """
     repeats = {subject: Repeats(dataset, subject) for subject in dataset.subjects}
     subjects = list(repeats)
@@ -198,7 +199,7 @@ def fit_brain_tokenizer(
     module = tokenizer if alignment is None else AlignedTokenizer(tokenizer, alignment)
     fit(
         module, Steps(draw, losses), config, stage="brain tokenizer", folder=folder, seed=seed, hardware=hardware,
-        watch=Watch(sinks=sinks),
+        watch=Watch(sinks=sinks), option=option,
     )  # fmt: skip
     return tokenizer
 
@@ -258,6 +259,6 @@ def fit_image_tokenizer(
 
     fit(
         tokenizer, Steps(draw, losses), config, stage="image tokenizer", folder=folder, seed=seed, hardware=hardware,
-        watch=Watch(sinks=sinks),
+        watch=Watch(sinks=sinks), option="--image-training",
     )  # fmt: skip
     return tokenizer
