@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.fused import nats
 from brainjanus.core.processes import gathered, share
 from brainjanus.core.progress import progress
 from brainjanus.model.checkpoint import Checkpoint
