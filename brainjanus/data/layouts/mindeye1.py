@@ -228,7 +228,7 @@ def _first_number(numbers: Sequence[int], subject: str, notices: list[str]) -> i
     """Whether trials count from 0 or from 1: of all sessions of NSD the first or the last trial says so."""
     if numbers[0] == 0:
         return 0
-    if numbers[-1] % TRIALS_PER_SESSION == 0:
+    if numbers[0] == 1 and numbers[-1] % TRIALS_PER_SESSION == 0:
         notices.append(f"Trials of {subject} count from 1 (1 to {numbers[-1]}): 1 was subtracted.")
         return 1
     notices.append(

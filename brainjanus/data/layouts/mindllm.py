@@ -1,0 +1,153 @@
+"""MindLLM's files (Qiu et al. 2025): one HDF5 file a subject, one group a trial.
+
+    PATH/subject_1.h5 (or nsd0/subject_1.h5)   train/SAMPLE/visual_voxels [voxels], train/SAMPLE/coco_id; test/ likewise
+         nsd_stim_info_merged.csv              of NSD, if it is there: the 73k id of each cocoId
+
+Samples are single trials (three an image) and are known by their cocoId alone. With NSD's table stimuli are named as
+everywhere ("nsd-00042"); without it "coco-000000262145", which no other layout shares. Files say nothing of sessions, so
+that responses are z-scored over all training trials, and hold no pictures: NSD showed crops of COCO's, not these.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from brainjanus.core.errors import UserError
+from brainjanus.data.dataset import SPLITS
+from brainjanus.data.layouts.asked import (
+    chosen_subjects,
+    coco_ids,
+    folder_of,
+    more_captions,
+    refuse_unused,
+    shown_in,
+    space_of,
+)
+from brainjanus.data.layouts.nsd_ids import stimulus_id, voxel_notice
+from brainjanus.data.readers.hdf5 import dataset, member, open_hdf5
+from brainjanus.data.study import Found, Recorded, Session, Study, StudyOptions
+
+VOXELS, COCO = "visual_voxels", "coco_id"
+TABLE = "nsd_stim_info_merged.csv"
+PART = 750  # trials that are read at once: 47 MB of subj01
+
+
+def open_study(path: Path, options: StudyOptions) -> Study:
+    """Look through MindLLM's files: the cocoId of every sample is read, of the voxels only their number.
+
+    Raises UserError for what keeps it from being prepared.
+    """
+    refuse_unused("mindllm", options, ("mask",))
+    folder_of("mindllm", path)
+    files = {
+        f"subj{int(match[1]):02}": file
+        for folder in (path / "nsd0", path)
+        if folder.is_dir()
+        for file in sorted(folder.iterdir())
+        if (match := re.fullmatch(r"subject_(\d+)\.h5", file.name))
+    }
+    chosen = chosen_subjects(path, files, options.subjects, "subject_1.h5 (or nsd0/subject_1.h5)")
+    table = next((file for file in (path / TABLE, path / "data" / TABLE) if file.is_file()), None)
+    number_of = coco_ids(table) if table is not None else None
+    notices = [
+        "MindLLM's files do not say in which session a trial was: responses are z-scored over all training trials.",
+        "MindLLM's files hold no pictures (NSD showed crops of COCO's): nothing but captions can be decoded from them.",
+    ]
+    if table is None:
+        notices.append(
+            f"{TABLE} is not there: stimuli are named by cocoId and do not meet those of other layouts of NSD."
+        )
+    subjects: list[Recorded] = []
+    split: dict[str, str] = {}
+    coco_of: dict[str, int] = {}
+    for subject in chosen:
+        subjects.append(_recorded(subject, files[subject], number_of, split, coco_of, options, notices))
+    shown = shown_in(subjects)
+    return Study(
+        "mindllm",
+        "NSD, as MindLLM prepared it",
+        "fMRI",
+        subjects,
+        None,
+        more_captions(options, shown, coco_of),
+        split,
+        zscore="all",
+        found=[
+            *(Found(f"voxels of {subject}", (files[subject],)) for subject in chosen),
+            Found("73k ids", () if table is None else (table,), (TABLE,) if table is None else (), required=False),
+        ],
+        notices=notices,
+    )
+
+
+def _recorded(
+    subject: str,
+    file: Path,
+    number_of: dict[int, int] | None,
+    split: dict[str, str],
+    coco_of: dict[str, int],
+    options: StudyOptions,
+    notices: list[str],
+) -> Recorded:
+    """Fills `split`, `coco_of` and `notices`."""
+    sessions: list[Session] = []
+    num_voxels = 0
+    with open_hdf5(file) as hdf5:
+        for part in (name for name in SPLITS if name != "val" or name in hdf5):
+            group = member(file, hdf5, part)
+            keys = list(group)
+            ids = [_stimulus(file, member(file, group, key), number_of, coco_of) for key in keys]
+            if not keys:
+                raise UserError(f"{file}: expected samples in {part}, got none. Download the file again.")
+            for name in ids:
+                before = split.setdefault(name, part)
+                if before != part:
+                    raise UserError(
+                        f"{file}: expected each image in train or in test, got '{name}' in {before} and in {part}. "
+                        "What is tested would have been trained on: leave one out."
+                    )
+            voxels = dataset(file, member(file, group, keys[0]), VOXELS, ndim=1)
+            num_voxels = num_voxels or len(voxels)
+            for first in range(0, len(keys), PART):
+                some = keys[first : first + PART]
+                read = partial(_read, file, part, some, num_voxels)
+                num_bytes = len(some) * voxels.nbytes
+                sessions.append(Session(1, ids[first : first + PART], read, num_bytes=num_bytes))
+    notices += voxel_notice(subject, num_voxels)
+    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
+
+
+def _stimulus(file: Path, sample: Any, number_of: dict[int, int] | None, coco_of: dict[str, int]) -> str:
+    """The name of what a sample was shown. Raises UserError for a cocoId that NSD's table does not have."""
+    value = np.asarray(dataset(file, sample, COCO)[()])
+    if value.size != 1 or value.reshape(-1)[0] != int(value.reshape(-1)[0]) or value.reshape(-1)[0] < 0:
+        raise UserError(f"{file}, {sample.name}/{COCO}: expected one cocoId, got {value}. Is it of another layout?")
+    coco = int(value.reshape(-1)[0])
+    if number_of is not None and coco not in number_of:
+        raise UserError(
+            f"{file}, {sample.name}: expected the cocoId of an image of NSD, as {TABLE} lists them, got {coco}. "
+            "Does the table belong to another dataset, or does the file hold 73k ids?"
+        )
+    name = f"coco-{coco:012}" if number_of is None else stimulus_id(number_of[coco])
+    coco_of[name] = coco
+    return name
+
+
+def _read(file: Path, part: str, keys: Sequence[str], num_voxels: int) -> Float[np.ndarray, "t v"]:
+    responses = np.empty((len(keys), num_voxels), np.float32)
+    with open_hdf5(file) as hdf5:
+        group = member(file, hdf5, part)
+        for row, key in zip(responses, keys, strict=True):
+            voxels = dataset(file, member(file, group, key), VOXELS, ndim=1)
+            if len(voxels) != num_voxels:
+                raise UserError(
+                    f"{file}, {part}/{key}: expected {num_voxels} voxels, as in the first sample, got {len(voxels)}. "
+                    "Were samples of two subjects put into one file?"
+                )
+            row[:] = voxels[()]
+    return responses
