@@ -4,24 +4,26 @@ Enters: StudyOptions and what a folder holds. Leaves: subjects, keys, spaces and
 what a layout has no use for.
 """
 
-import csv
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
+from brainjanus.data.captions import COCO_PREFIX, Numbers, caption_sources, coco_captions
 from brainjanus.data.dataset import listed
-from brainjanus.data.readers.arrays import check_not_empty, reading
+from brainjanus.data.layouts.nsd import COCO_FILES, COCO_PLACES, STIM_INFO, read_stim_info
+from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, image_of
+from brainjanus.data.readers.arrays import reading
 from brainjanus.data.readers.nifti import is_nifti, read_mask
-from brainjanus.data.readers.tables import read_captions, read_table
-from brainjanus.data.study import Recorded, Session, StudyOptions
+from brainjanus.data.readers.tables import read_table
+from brainjanus.data.study import Found, Recorded, Session, StudyOptions
 
 NAMES = "stimuli.tsv"  # beside an exported layout: which stimulus each number stands for
 
 
 def refuse_unused(layout: str, options: StudyOptions, uses: Collection[str]) -> None:
     """Raise UserError for an option that a layout has no use for."""
-    for name in ("mask", "sessions", "betas", "keys"):
+    for name in ("mask", "sessions", "betas", "keys", "files"):
         if getattr(options, name) and name not in uses:
             raise UserError(
                 f"--{name}: expected options that the layout {layout} has a use for ({listed(sorted(uses))}), got "
@@ -43,7 +45,9 @@ def chosen_subjects(path: Path, there: Iterable[str], asked: Sequence[str], file
     """The subjects to prepare, sorted. Raises UserError if there are none, or one that was asked for is not there."""
     there = sorted(set(there))
     if not there:
-        raise UserError(f"{path}: expected {files}, got none there. Is it the folder that was downloaded, or one above?")
+        raise UserError(
+            f"{path}: expected {files}, got none there. Is it the folder that was downloaded, or one above?"
+        )
     unknown = [subject for subject in asked if subject not in there]
     if unknown:
         raise UserError(
@@ -122,36 +126,71 @@ def named_numbers(folder: Path) -> dict[int, str] | None:
     return names
 
 
-def coco_ids(file: Path) -> dict[int, int]:
-    """COCO id -> 73k id (from 0) of NSD's nsd_stim_info_merged.csv. Raises UserError for another file."""
-    check_not_empty(file)
-    with reading(file, "nsd_stim_info_merged.csv of NSD"), open(file, newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.DictReader(lines))
-        if not rows or not {"cocoId", "nsdId"} <= rows[0].keys():
-            raise ValueError(f"a table of {listed(rows[0] if rows else ())}")
-        table = {int(row["cocoId"]): int(row["nsdId"]) for row in rows}
-        if len(table) < len(rows):
-            raise ValueError("the same cocoId in two rows")
-    return table
+def stim_info(root: Path, options: StudyOptions) -> Path | None:
+    """NSD's table of images, where it was given (--files stim-info=PATH) or lies in the folder; None: nowhere.
 
-
-def more_captions(options: StudyOptions, ids: Collection[str], coco_of: Mapping[str, int]) -> dict[str, dict]:
-    """The further sources of captions that were asked for (NAME=FILE.json), of these stimuli.
-
-    coco_of: the COCO id of each stimulus, by which a file may name it too, as far as it is known.
+    Raises UserError for another name among --files.
     """
-    called = {str(number): name for name, number in coco_of.items()} | {name: name for name in ids}
-    sources: dict[str, dict] = {}
-    for entry in options.captions:
-        source, equals, file = entry.partition("=")
-        if not equals or not source or source in sources:
-            raise UserError(f"--captions: expected NAME=FILE.json, each name once, got '{entry}'. Name the source.")
-        texts = read_captions(Path(file))
-        found = {called[name]: list(captions) for name, captions in texts.items() if called.get(name) in ids}
-        if not found:
+    places = [root / STIM_INFO, root / Path(STIM_INFO).name, root / "data" / Path(STIM_INFO).name]
+    for entry in options.files:
+        name, _, file = entry.partition("=")
+        if name not in ("stim-info", "coco") or not Path(file).exists():
             raise UserError(
-                f"{file}: expected captions by stimulus id ({listed(sorted(ids), 3)}) or cocoId, got none of them "
-                f"({listed(texts, 3)}). Does it belong to another dataset?"
+                f"--files {entry}: expected stim-info=PATH (nsd_stim_info_merged.csv) or coco=FOLDER (captions_*.json) "
+                "that exist, got another. Correct it."
             )
-        sources[source] = found
-    return sources
+        places = [Path(file), *places] if name == "stim-info" else places
+    return next((file for file in places if file.is_file()), None)
+
+
+def nsd_captions(
+    root: Path, options: StudyOptions, ids: Collection[str], found: list[Found], notices: list[str]
+) -> dict[str, dict[str, list[str]]]:
+    """Captions of images of NSD: COCO's, where these and NSD's table of images are there, and those asked for.
+
+    Fills `found` and `notices`.
+    """
+    table = stim_info(root, options)
+    coco = read_stim_info(table) if table is not None else None
+    captions: dict[str, dict[str, list[str]]] = {}
+    numbers = [Numbers("73k id, from 0", {image_of(name): [name] for name in ids}, range(NUM_IMAGES), "nsd[-_:]?")]
+    if coco is not None:
+        stimuli_of: dict[int, list[str]] = {}
+        for name in sorted(ids):
+            stimuli_of.setdefault(coco[image_of(name)], []).append(name)
+        numbers.append(Numbers("cocoId", stimuli_of, frozenset(coco), COCO_PREFIX))
+        given = [Path(entry.partition("=")[2]) for entry in options.files if entry.startswith("coco=")]
+        folders = given or [root / place for place in COCO_PLACES]
+        files = [
+            file for name in COCO_FILES for file in [next((f / name for f in folders if (f / name).is_file()), None)]
+        ]
+        there = [file for file in files if file is not None]
+        if there:
+            captions["coco"] = coco_captions(there, stimuli_of)
+            found.append(Found("captions of COCO", tuple(there), required=False))
+    if "coco" not in captions:
+        notices.append(
+            "There are no captions of COCO: they need nsd_stim_info_merged.csv of NSD and captions_{train,val}2017.json "
+            "(--files stim-info=PATH coco=FOLDER)."
+        )
+    more = caption_sources(options.captions, ids, numbers, taken=list(captions))
+    notices += more.notices
+    return captions | more.captions
+
+
+def captions_of(
+    root: Path,
+    options: StudyOptions,
+    ids: Collection[str],
+    found: list[Found],
+    notices: list[str],
+    numbers_of: Mapping[int, str] | None,
+) -> dict[str, dict[str, list[str]]]:
+    """As `nsd_captions`, or, where numbers stand for other stimuli, the sources that were asked for."""
+    if numbers_of is None:
+        return nsd_captions(root, options, ids, found, notices)
+    refuse_unused("that is not NSD's", options, ("mask", "sessions", "betas", "keys"))
+    counted = Numbers("number, from 0", {number: [name] for number, name in numbers_of.items()}, frozenset(numbers_of))
+    more = caption_sources(options.captions, ids, [counted])
+    notices += more.notices
+    return more.captions

@@ -13,7 +13,6 @@ kept as one trial each. Our export writes what this leaves out beside them: test
 sessions and runs, and `stimuli.tsv` for stimuli that are not NSD's.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -25,12 +24,13 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from brainjanus.core.errors import UserError
+from brainjanus.data.captions import Numbers, caption_sources
 from brainjanus.data.dataset import TensorPlace, listed
 from brainjanus.data.layouts.asked import (
+    captions_of,
     chosen_subjects,
     first_sessions,
     folder_of,
-    more_captions,
     named_keys,
     named_numbers,
     refuse_unused,
@@ -38,7 +38,6 @@ from brainjanus.data.layouts.asked import (
     space_of,
 )
 from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, session_notice, stimulus_id, voxel_notice
-from brainjanus.data.readers.arrays import check_not_empty, reading
 from brainjanus.data.readers.pictures import fit
 from brainjanus.data.readers.tensors import as_float32, described, mapped, tensors_of
 from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
@@ -53,7 +52,18 @@ KEYS = {
 }
 _USUAL = {
     "voxels": ("voxels", "voxel", "betas", "beta", "fmri", "responses", "data"),
-    "ids": ("ids", "id", "nsd_ids", "nsd_id", "coco73k", "cocoidx", "image_ids", "image_id", "stim_ids", "stimulus_ids"),
+    "ids": (
+        "ids",
+        "id",
+        "nsd_ids",
+        "nsd_id",
+        "coco73k",
+        "cocoidx",
+        "image_ids",
+        "image_id",
+        "stim_ids",
+        "stimulus_ids",
+    ),
     "images": ("images", "image", "stimuli", "nsd_stimuli", "imgBrick", "pixels"),
     "session": ("session", "sessions"),
     "run": ("run", "runs"),
@@ -69,7 +79,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
 
     Raises UserError for what keeps it from being prepared, with the keys that are there if one is not known.
     """
-    refuse_unused("brainjanus", options, ("mask", "sessions", "keys"))
+    refuse_unused("brainjanus", options, ("mask", "sessions", "keys", "files"))
     folder_of("brainjanus", path)
     keys = named_keys(options, KEYS)
     files: dict[str, dict[str, Path]] = {}
@@ -99,13 +109,14 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     }
     pictures = _pictures(path, {name: number_of[name] for name in shown}, keys, found)
     captions = _captions(path, shown, {number: name for name, number in number_of.items()}, notices)
+    captions |= captions_of(path, options, shown, found, notices, names)
     return Study(
         "brainjanus",
         "NSD, as BrainJanus released it" if names is None else "exported in the layout of BrainJanus",
         "fMRI",
         subjects,
         pictures,
-        captions | more_captions(options, shown, {}),
+        captions,
         {name: part for name, part in split.items() if name in shown},
         zscore=zscore,
         found=found,
@@ -186,9 +197,7 @@ def _key(
     )
 
 
-def _column(
-    file: Path, name: str, key: str, tensors: Mapping[str, TensorPlace], num_rows: int
-) -> Int[np.ndarray, "t"]:
+def _column(file: Path, name: str, key: str, tensors: Mapping[str, TensorPlace], num_rows: int) -> Int[np.ndarray, "t"]:
     if key not in tensors or tensors[key].dtype not in _INTEGERS or np.prod(tensors[key].shape) != num_rows:
         raise UserError(
             f"{file}: expected '{key}' to be {KEYS[name]}, {num_rows} integers, got the tensors {described(tensors)}. "
@@ -262,9 +271,7 @@ def _read(table: Table, rows: Int[np.ndarray, "n"]) -> Float[np.ndarray, "t v"]:
     return as_float32(values.reshape(-1, table.place.shape[-1]), table.place.dtype)
 
 
-def _pictures(
-    path: Path, number_of: Mapping[str, int], keys: Mapping[str, str], found: list[Found]
-) -> Pictures | None:
+def _pictures(path: Path, number_of: Mapping[str, int], keys: Mapping[str, str], found: list[Found]) -> Pictures | None:
     """Raises UserError for pictures of another form, or a stimulus without a row."""
     folder = path / "image"
     files = sorted(file for file in folder.iterdir() if _IMAGES.fullmatch(file.name)) if folder.is_dir() else []
@@ -310,26 +317,16 @@ def _read_pictures(
 def _captions(
     path: Path, shown: set[str], name_of: Mapping[int, str], notices: list[str]
 ) -> dict[str, dict[str, list[str]]]:
-    """The captions of each JSON file, by its name; a file of another form is left out and said."""
+    """The captions of each JSON file, by its name; a file of another form is left out, and said."""
     sources: dict[str, dict[str, list[str]]] = {}
+    numbers = Numbers("73k id, from 0", {number: [name] for number, name in name_of.items()}, range(NUM_IMAGES))
     for file in sorted((path / "captions").glob("*.json")) if (path / "captions").is_dir() else ():
-        check_not_empty(file)
-        with reading(file, "JSON"):
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
-        entries = content.items() if isinstance(content, dict) else ()
-        numbered = bool(entries) and all(str(name).isdecimal() and int(name) < NUM_IMAGES for name, _ in entries)
-        texts = {}
-        for name, captions in entries:
-            stimulus = name_of.get(int(name)) if numbered else name
-            captions = [captions] if isinstance(captions, str) else captions
-            if stimulus in shown and isinstance(captions, list) and all(isinstance(text, str) for text in captions):
-                texts[stimulus] = [text for text in captions if text.strip()]
-        texts = {name: captions for name, captions in texts.items() if captions}
-        if texts:
-            sources[file.stem] = texts
-        else:
-            notices.append(
-                f"captions/{file.name} does not hold captions by 73k id or stimulus id and was left out; give it as "
-                f"--captions {file.stem}=FILE.json in that form."
-            )
+        name = re.sub(r"[^\w-]", "_", file.stem).lstrip("-")
+        try:
+            more = caption_sources([f"{name}={file}"], shown, [numbers], taken=list(sources))
+        except UserError as error:
+            notices.append(f"captions/{file.name} was left out: {error}")
+            continue
+        sources |= more.captions
+        notices += more.notices
     return sources

@@ -31,7 +31,7 @@ from brainjanus.data.layouts.asked import (
     chosen_subjects,
     first_sessions,
     folder_of,
-    more_captions,
+    nsd_captions,
     refuse_unused,
     shown_in,
     space_of,
@@ -41,7 +41,7 @@ from brainjanus.data.readers.pictures import decode, fit
 from brainjanus.data.readers.shards import (
     Piece,
     Samples,
-    npy_shape,
+    npy_of,
     parse_npy,
     read_npy_rows,
     read_pieces,
@@ -60,7 +60,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
 
     Raises UserError for what keeps it from being prepared.
     """
-    refuse_unused("mindeye1", options, ("mask", "sessions"))
+    refuse_unused("mindeye1", options, ("mask", "sessions", "files"))
     root = _root(folder_of("mindeye1", path))
     places = {split: _places(root / split, split) for split in SPLITS}
     there = {subject for split in ("train", "test") for subject in places[split]}
@@ -85,7 +85,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
         "fMRI",
         subjects,
         Pictures(sorted(pictures), partial(_read_pictures, pictures), size) if pictures else None,
-        more_captions(options, names, {}),
+        nsd_captions(path, options, names, found, notices),
         {name: part for name, part in split.items() if name in names},
         found=found,
         notices=notices,
@@ -239,11 +239,9 @@ def _first_number(numbers: Sequence[int], subject: str, notices: list[str]) -> i
 
 
 def _recorded(subject: str, shown: Shown, options: StudyOptions, notices: list[str]) -> Recorded:
-    shape = npy_shape(shown.row[0][0])
+    shape = npy_of(shown.row[0][0]).shape
     if len(shape) != 2:
-        raise UserError(
-            f"{shown.row[0][0]}: expected [3 repeats, voxels], got {list(shape)}. Is it of another layout?"
-        )
+        raise UserError(f"{shown.row[0][0]}: expected [3 repeats, voxels], got {list(shape)}. Is it of another layout?")
     num_voxels = shape[1]
     session = shown.trial // TRIALS_PER_SESSION + 1
     sessions = []

@@ -26,10 +26,10 @@ from jaxtyping import Float, Int, UInt8
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import listed
 from brainjanus.data.layouts.asked import (
+    captions_of,
     chosen_subjects,
     first_sessions,
     folder_of,
-    more_captions,
     named_numbers,
     refuse_unused,
     shown_in,
@@ -41,7 +41,7 @@ from brainjanus.data.layouts.nsd_ids import (
     stimulus_id,
     voxel_notice,
 )
-from brainjanus.data.readers.hdf5 import dataset, open_hdf5
+from brainjanus.data.readers.hdf5 import dataset_in, open_hdf5
 from brainjanus.data.readers.pictures import read_pictures
 from brainjanus.data.readers.shards import parse_npy, read_pieces, shard_samples
 from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
@@ -59,7 +59,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     options.betas: which of several files of betas, by what follows the subject in their names ("fp32_renorm").
     Raises UserError for what keeps it from being prepared.
     """
-    refuse_unused("mindeye2", options, ("mask", "sessions", "betas"))
+    refuse_unused("mindeye2", options, ("mask", "sessions", "betas", "files"))
     folder_of("mindeye2", path)
     betas = _betas_files(path, options.betas)
     chosen = chosen_subjects(path, betas, options.subjects, "betas_all_subj0X_fp32_renorm.hdf5")
@@ -77,17 +77,17 @@ def open_study(path: Path, options: StudyOptions) -> Study:
         found.append(Found(f"betas of {subject}", (betas[subject],)))
         for name, part in behaviour.split.items():
             split[name] = _stricter(split.get(name, part), part)
-    pictures = _pictures(path, shown_in(subjects), names)
+    shown = shown_in(subjects)
+    pictures = _pictures(path, shown, names)
     images = () if pictures is None else tuple(file for file in path.iterdir() if _IMAGES.fullmatch(file.name))
     found.append(Found("images", images, () if images else ("coco_images_224_float16.hdf5",), required=False))
-    shown = shown_in(subjects)
     return Study(
         "mindeye2",
         "NSD, as MindEye2 prepared it" if names is None else "exported in the layout of MindEye2",
         "fMRI",
         subjects,
         pictures,
-        more_captions(options, shown, {}),
+        captions_of(path, options, shown, found, notices, names),
         {name: part for name, part in split.items() if name in shown},
         found=found,
         notices=notices,
@@ -206,7 +206,9 @@ def _shards(folder: Path, notices: list[str]) -> tuple[list[tuple[str, Path]], l
     numbers = {file.stem for file in train}
     gone = [str(number) for number in range(len(train)) if str(number) not in numbers]
     if gone:
-        notices.append(f"{subject} lacks the training shards {listed(gone)}: trials of these sessions are not trained on.")
+        notices.append(
+            f"{subject} lacks the training shards {listed(gone)}: trials of these sessions are not trained on."
+        )
     val = sorted((folder / "val").glob("*.tar"))
     shards = [("train", file) for file in train] + [("val", file) for file in val] + [("test", tests[there[0]])]
     missing = tuple(f"wds/{subject}/train/{number}.tar" for number in gone)
@@ -246,7 +248,7 @@ def _recorded(
     subject: str, file: Path, behaviour: Behaviour, options: StudyOptions, notices: list[str], nsd: bool
 ) -> Recorded:
     with open_hdf5(file) as hdf5:
-        betas = dataset(file, hdf5, "betas", ndim=2)
+        betas = dataset_in(file, hdf5, "betas", ndim=2)
         num_trials, num_voxels = betas.shape
         num_bytes = num_voxels * betas.dtype.itemsize
     if len(behaviour.row) and behaviour.row.max() >= num_trials:
@@ -268,7 +270,7 @@ def _recorded(
 def _read(file: Path, rows: Int[np.ndarray, "t"]) -> Float[np.ndarray, "t v"]:
     """These rows of the betas, which grow; in one sweep where they lie close together."""
     with open_hdf5(file) as hdf5:
-        betas: Any = dataset(file, hdf5, "betas", ndim=2)
+        betas: Any = dataset_in(file, hdf5, "betas", ndim=2)
         first, end = int(rows[0]), int(rows[-1]) + 1
         taken = betas[first:end][rows - first] if end - first <= 2 * len(rows) else betas[rows]
         return np.asarray(taken, dtype=np.float32)
@@ -297,7 +299,7 @@ def _pictures(path: Path, shown: set[str], names: Mapping[int, str] | None) -> P
 
 def dataset_of_pictures(file: Path, hdf5: Any) -> Any:
     """The images of the file, as a handle. Pictures are read one at a time, so that a sparse file may be one."""
-    images = dataset(file, hdf5, "images", ndim=4, sparse=True)
+    images = dataset_in(file, hdf5, "images", ndim=4, sparse=True)
     if images.shape[1] != 3 or images.shape[2] != images.shape[3] or images.dtype.kind not in "fu":
         raise UserError(
             f"{file}: expected images [73000, 3, 224, 224], got {images.dtype} {list(images.shape)}. "

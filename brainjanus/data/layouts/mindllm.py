@@ -9,7 +9,7 @@ that responses are z-scored over all training trials, and hold no pictures: NSD 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,20 @@ import numpy as np
 from jaxtyping import Float
 
 from brainjanus.core.errors import UserError
+from brainjanus.data.captions import COCO_PREFIX, Numbers, caption_sources
 from brainjanus.data.dataset import SPLITS
 from brainjanus.data.layouts.asked import (
     chosen_subjects,
-    coco_ids,
     folder_of,
-    more_captions,
+    nsd_captions,
     refuse_unused,
     shown_in,
     space_of,
+    stim_info,
 )
+from brainjanus.data.layouts.nsd import read_stim_info
 from brainjanus.data.layouts.nsd_ids import stimulus_id, voxel_notice
-from brainjanus.data.readers.hdf5 import dataset, member, open_hdf5
+from brainjanus.data.readers.hdf5 import dataset_in, names_in, number_in, open_hdf5
 from brainjanus.data.study import Found, Recorded, Session, Study, StudyOptions
 
 VOXELS, COCO = "visual_voxels", "coco_id"
@@ -42,7 +44,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
 
     Raises UserError for what keeps it from being prepared.
     """
-    refuse_unused("mindllm", options, ("mask",))
+    refuse_unused("mindllm", options, ("mask", "files"))
     folder_of("mindllm", path)
     files = {
         f"subj{int(match[1]):02}": file
@@ -52,8 +54,11 @@ def open_study(path: Path, options: StudyOptions) -> Study:
         if (match := re.fullmatch(r"subject_(\d+)\.h5", file.name))
     }
     chosen = chosen_subjects(path, files, options.subjects, "subject_1.h5 (or nsd0/subject_1.h5)")
-    table = next((file for file in (path / TABLE, path / "data" / TABLE) if file.is_file()), None)
-    number_of = coco_ids(table) if table is not None else None
+    table = stim_info(path, options)
+    images_of: dict[int, list[int]] | None = None if table is None else {}
+    if table is not None and images_of is not None:
+        for image, coco in enumerate(read_stim_info(table)):
+            images_of.setdefault(coco, []).append(image)
     notices = [
         "MindLLM's files do not say in which session a trial was: responses are z-scored over all training trials.",
         "MindLLM's files hold no pictures (NSD showed crops of COCO's): nothing but captions can be decoded from them.",
@@ -66,21 +71,29 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     split: dict[str, str] = {}
     coco_of: dict[str, int] = {}
     for subject in chosen:
-        subjects.append(_recorded(subject, files[subject], number_of, split, coco_of, options, notices))
+        subjects.append(_recorded(subject, files[subject], images_of, split, coco_of, options, notices))
     shown = shown_in(subjects)
+    found = [Found(f"voxels of {subject}", (files[subject],)) for subject in chosen]
+    missing = () if table is not None else (TABLE,)
+    found.append(Found("73k ids", () if table is None else (table,), missing, required=False))
+    if images_of is not None:
+        captions = nsd_captions(path, options, shown, found, notices)
+    else:
+        numbers = Numbers(
+            "cocoId", {coco: [name] for name, coco in coco_of.items()}, frozenset(coco_of.values()), COCO_PREFIX
+        )
+        more = caption_sources(options.captions, shown, [numbers])
+        captions, notices = more.captions, notices + more.notices
     return Study(
         "mindllm",
         "NSD, as MindLLM prepared it",
         "fMRI",
         subjects,
         None,
-        more_captions(options, shown, coco_of),
+        captions,
         split,
         zscore="all",
-        found=[
-            *(Found(f"voxels of {subject}", (files[subject],)) for subject in chosen),
-            Found("73k ids", () if table is None else (table,), (TABLE,) if table is None else (), required=False),
-        ],
+        found=found,
         notices=notices,
     )
 
@@ -88,7 +101,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
 def _recorded(
     subject: str,
     file: Path,
-    number_of: dict[int, int] | None,
+    images_of: Mapping[int, Sequence[int]] | None,
     split: dict[str, str],
     coco_of: dict[str, int],
     options: StudyOptions,
@@ -99,9 +112,8 @@ def _recorded(
     num_voxels = 0
     with open_hdf5(file) as hdf5:
         for part in (name for name in SPLITS if name != "val" or name in hdf5):
-            group = member(file, hdf5, part)
-            keys = list(group)
-            ids = [_stimulus(file, member(file, group, key), number_of, coco_of) for key in keys]
+            keys = names_in(file, hdf5, part)
+            ids = [_stimulus(file, hdf5, f"{part}/{key}", images_of, coco_of) for key in keys]
             if not keys:
                 raise UserError(f"{file}: expected samples in {part}, got none. Download the file again.")
             for name in ids:
@@ -111,7 +123,7 @@ def _recorded(
                         f"{file}: expected each image in train or in test, got '{name}' in {before} and in {part}. "
                         "What is tested would have been trained on: leave one out."
                     )
-            voxels = dataset(file, member(file, group, keys[0]), VOXELS, ndim=1)
+            voxels = dataset_in(file, hdf5, f"{part}/{keys[0]}/{VOXELS}", ndim=1)
             num_voxels = num_voxels or len(voxels)
             for first in range(0, len(keys), PART):
                 some = keys[first : first + PART]
@@ -122,18 +134,20 @@ def _recorded(
     return Recorded(space_of(subject, num_voxels, options.mask), sessions)
 
 
-def _stimulus(file: Path, sample: Any, number_of: dict[int, int] | None, coco_of: dict[str, int]) -> str:
-    """The name of what a sample was shown. Raises UserError for a cocoId that NSD's table does not have."""
-    value = np.asarray(dataset(file, sample, COCO)[()])
-    if value.size != 1 or value.reshape(-1)[0] != int(value.reshape(-1)[0]) or value.reshape(-1)[0] < 0:
-        raise UserError(f"{file}, {sample.name}/{COCO}: expected one cocoId, got {value}. Is it of another layout?")
-    coco = int(value.reshape(-1)[0])
-    if number_of is not None and coco not in number_of:
+def _stimulus(
+    file: Path, hdf5: Any, sample: str, images_of: Mapping[int, Sequence[int]] | None, coco_of: dict[str, int]
+) -> str:
+    """The name of what a sample was shown. Raises UserError for a cocoId that NSD's table does not have once."""
+    value = number_in(file, hdf5, f"{sample}/{COCO}")
+    coco = int(value) if 0 <= value < 2**31 else -1  # NaN is refused too
+    if coco != value:
+        raise UserError(f"{file}, {sample}/{COCO}: expected a cocoId, got {value}. Is it of another layout?")
+    if images_of is not None and len(images_of.get(coco, ())) != 1:
         raise UserError(
-            f"{file}, {sample.name}: expected the cocoId of an image of NSD, as {TABLE} lists them, got {coco}. "
-            "Does the table belong to another dataset, or does the file hold 73k ids?"
+            f"{file}, {sample}: expected the cocoId of one image of NSD, as {TABLE} lists them, got {coco}, of "
+            f"{len(images_of.get(coco, ()))}. Does the table belong to another dataset, or does the file hold 73k ids?"
         )
-    name = f"coco-{coco:012}" if number_of is None else stimulus_id(number_of[coco])
+    name = f"coco-{coco:012}" if images_of is None else stimulus_id(images_of[coco][0])
     coco_of[name] = coco
     return name
 
@@ -141,9 +155,8 @@ def _stimulus(file: Path, sample: Any, number_of: dict[int, int] | None, coco_of
 def _read(file: Path, part: str, keys: Sequence[str], num_voxels: int) -> Float[np.ndarray, "t v"]:
     responses = np.empty((len(keys), num_voxels), np.float32)
     with open_hdf5(file) as hdf5:
-        group = member(file, hdf5, part)
         for row, key in zip(responses, keys, strict=True):
-            voxels = dataset(file, member(file, group, key), VOXELS, ndim=1)
+            voxels = dataset_in(file, hdf5, f"{part}/{key}/{VOXELS}", ndim=1)
             if len(voxels) != num_voxels:
                 raise UserError(
                     f"{file}, {part}/{key}: expected {num_voxels} voxels, as in the first sample, got {len(voxels)}. "

@@ -52,3 +52,64 @@ def _found(path: Path, file: Any, key: str) -> Any:
             "Copy it into one file."
         )
     return group
+
+
+MOST_COMPRESSED = 1_000  # more than deflate can: no program that stores measurements wrote such a file
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Any]:
+    """Yield the file, to take several datasets out of it. Raises UserError if it is missing or damaged."""
+    import h5py
+
+    check_not_empty(path)
+    with reading(path, "an HDF5 file"):
+        try:
+            with h5py.File(path, "r") as file:
+                yield file
+        except (RuntimeError, OverflowError, MemoryError) as error:  # what h5py raises for some damages
+            raise OSError(str(error)) from error
+
+
+def dataset_in(path: Path, file: Any, key: str, ndim: int, sparse: bool = False) -> Any:
+    """The dataset `key` of an open file, of numbers with `ndim` axes. Raises UserError as `open_dataset` does.
+
+    sparse: most of it may never have been written, since little of it is read at a time; otherwise refused.
+    """
+    found = _found(path, file, key)
+    if found.ndim != ndim:
+        raise UserError(
+            f"{path}: expected '{key}' with {ndim} axes, got {found.dtype} {list(found.shape)}. "
+            "Is it a file of another layout or release?"
+        )
+    stored = found.id.get_storage_size()
+    if not sparse and found.nbytes > MOST_COMPRESSED * max(stored, 4096):
+        raise UserError(
+            f"{path}: expected '{key}' to be written, got {stored} bytes for {found.dtype} {list(found.shape)}. "
+            "It was not written to its end, or made to fill the memory: download it again."
+        )
+    return found
+
+
+def names_in(path: Path, file: Any, key: str) -> list[str]:
+    """What is in the group `key` of an open file. Raises UserError if it is not there, or elsewhere."""
+    import h5py
+
+    group = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
+    if not isinstance(group, h5py.Group):
+        raise UserError(
+            f"{path}: expected the group '{key}' in the file itself, got {listed(sorted(file.keys()))}. "
+            "Is it a file of another layout, or was it not written to its end?"
+        )
+    return list(group.keys())
+
+
+def number_in(path: Path, file: Any, key: str) -> float:
+    """The one number that the dataset `key` holds, whatever its shape. Raises UserError as `open_dataset` does."""
+    found = _found(path, file, key)
+    if found.size != 1:
+        raise UserError(
+            f"{path}: expected one number in '{key}', got {found.dtype} {list(found.shape or ())}. "
+            "Is it a file of another layout or release?"
+        )
+    return float(found[()].reshape(-1)[0])

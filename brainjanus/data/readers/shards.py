@@ -1,11 +1,12 @@
-"""Samples of a WebDataset, read where they lie: out of uncompressed tar shards, or of a folder they were unpacked to.
+"""Samples of a WebDataset, read where they lie: in uncompressed tar shards, or in a folder they were unpacked to.
 
-Enters: a tar file, or a folder. Leaves: samples, by key, as pieces of files (path, offset, size) by extension; nothing is
+Enters: a tar file, or a folder. Leaves: samples, by key, as pieces of files (path, offset, size) by extension. Nothing is
 extracted, so that a member's name is never a path, and only the members and rows that are asked for are read. npy
 members are parsed by hand: their size has to be what their header says, and nothing is ever unpickled.
 """
 
 import io
+import os
 import tarfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -49,7 +50,9 @@ def shard_samples(path: Path, wanted: Collection[str]) -> Samples:
             continue
         parts = samples.setdefault((name.parent / stem).as_posix(), {})
         if extension in parts:
-            raise UserError(f"{piece}: expected each member once, got two of this name. Pack or copy the archive again.")
+            raise UserError(
+                f"{piece}: expected each member once, got two of this name. Pack or copy the archive again."
+            )
         parts[extension] = piece
     return samples
 
@@ -99,10 +102,11 @@ def read_pieces(pieces: Iterable[Piece]) -> Iterator[bytes]:
                 with reading(piece.path, "a file that can be read"):
                     file = open(piece.path, "rb")  # noqa: SIM115 (closed below, or when the next one is opened)
             with reading(piece.path, f"a whole member {piece.name}"):
+                there = os.fstat(file.fileno()).st_size - piece.offset
+                if there < piece.size:  # asked before reading: a damaged header may ask for any size
+                    raise EOFError(f"{there} of {piece.size} bytes")
                 file.seek(piece.offset)
                 data = file.read(piece.size)
-                if len(data) < piece.size:
-                    raise EOFError(f"{len(data)} of {piece.size} bytes")
             yield data
     finally:
         if file is not None:
@@ -118,8 +122,8 @@ class Npy(NamedTuple):
     start: int
 
 
-def npy_header(piece: Piece, head: bytes) -> Npy:
-    """Parse the header of an npy member, of which `head` are the first bytes.
+def npy_header(piece: Piece, head: bytes, kinds: str = "fiub") -> Npy:
+    """Parse the header of an npy member, of which `head` are the first bytes. kinds: of dtypes that are expected.
 
     Raises UserError for what is none, holds Python objects, or has another size than it says.
     """
@@ -136,7 +140,7 @@ def npy_header(piece: Piece, head: bytes) -> Npy:
                 f"{piece}: expected an npy array of numbers, got Python objects, which are never unpickled. "
                 "Save it as a plain array."
             )
-        if dtype.kind not in "fiub":
+        if dtype.kind not in kinds:
             raise ValueError(f"an array of {dtype}")
         size = dtype.itemsize
         for length in shape:
@@ -146,17 +150,17 @@ def npy_header(piece: Piece, head: bytes) -> Npy:
         return Npy(dtype, tuple(shape), fortran, start)
 
 
-def parse_npy(piece: Piece, data: bytes) -> Shaped[np.ndarray, "..."]:
+def parse_npy(piece: Piece, data: bytes, kinds: str = "fiub") -> Shaped[np.ndarray, "..."]:
     """The array of an npy member whose bytes are `data`. Raises as `npy_header` does."""
-    header = npy_header(piece, data)
+    header = npy_header(piece, data, kinds)
     flat = np.frombuffer(data, header.dtype, offset=header.start)
     return flat.reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def npy_shape(piece: Piece) -> tuple[int, ...]:
-    """The shape of an npy member; its numbers are not read."""
+def npy_of(piece: Piece) -> Npy:
+    """What the header of an npy member says; its numbers are not read."""
     head = piece._replace(size=min(piece.size, _LONGEST_HEADER))
-    return npy_header(piece, next(read_pieces([head]))).shape
+    return npy_header(piece, next(read_pieces([head])))
 
 
 def read_npy_rows(wanted: Iterable[tuple[Piece, int]], num_columns: int) -> Iterator[Shaped[np.ndarray, "v"]]:
