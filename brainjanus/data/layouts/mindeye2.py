@@ -65,10 +65,12 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     chosen = chosen_subjects(path, betas, options.subjects, "betas_all_subj0X_fp32_renorm.hdf5")
     names = named_numbers(path)
     subjects, split, found = [], {}, []
-    notices = [
-        "MindEye2 z-scored these betas per session, in its published notebook with the test images too: they are "
-        "z-scored again with training trials only."
-    ]
+    notices = []
+    if names is None:
+        notices.append(
+            "MindEye2 z-scored these betas per session, in its published notebook with the test images too: they are "
+            "z-scored again with training trials only."
+        )
     for subject in chosen:
         behaviour = _behaviour(path / "wds" / subject, names, notices)
         found += behaviour.found
