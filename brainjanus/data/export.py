@@ -3,8 +3,8 @@
 Enters: a Dataset. Leaves: a new folder, complete or not at all, which the readers of `layouts/` read back to the same
 responses (in bfloat16 for BrainJanus), ids, sessions and splits. Responses are the z-scored ones.
 
-NSD's stimuli ("nsd-00042") keep their 73k id, so that a peer finds them in its own files of pictures and captions. Other
-stimuli are numbered as `stimuli.tsv` says. A peer knows no val split: those trials lie where it does not look.
+NSD's stimuli ("nsd-00042") keep their 73k id, so that a peer finds them in its own files of pictures and captions;
+others are numbered as `stimuli.tsv` says. A peer knows no val split: those trials lie where it does not look.
 """
 
 import io
@@ -122,7 +122,7 @@ def _checked(dataset: Dataset, out: Path) -> tuple[Numbered, list[str]]:
         notices.append(f"{several} stimuli have several pictures; peers know one each, and have the first.")
     if dataset.split_ids("val"):
         notices.append(
-            "Trials of val are in files of their own, which the peer does not read: it neither trains nor tests on them."
+            "Trials of val are in files of their own, which the peer does not read: it does not train on them."
         )
     return Numbered(of, NUM_IMAGES if nsd else len(of), nsd), notices
 
@@ -141,7 +141,7 @@ def _write_names(folder: Path, numbered: Numbered) -> None:
 
 
 def _peer_names(dataset: Dataset, folder: Path) -> dict[str, str]:
-    """What each subject is called in files that know subj01 and so on only; `subjects.tsv` has the names if they differ."""
+    """What each subject is called in files that know only subj01 and so on; `subjects.tsv` has other names."""
     if all(re.fullmatch(r"subj\d\d", subject) for subject in dataset.subjects):
         return {subject: subject for subject in dataset.subjects}
     names = {subject: f"subj{number:02}" for number, subject in enumerate(dataset.subjects, start=1)}

@@ -79,8 +79,8 @@ def space_of(subject: str, num_voxels: int, mask: str) -> BrainSpace:
         if mask not in ("", "nsdgeneral"):
             raise UserError(
                 f"--mask {mask}: expected the mask image of the voxels that the files hold (PATH.nii.gz, "
-                f"'{{subject}}' in it stands for {subject}), got another name. This layout holds the voxels of one mask: "
-                "others cannot be chosen; prepare from raw NSD for that."
+                f"'{{subject}}' in it stands for {subject}), got another name. This layout holds the voxels of one "
+                "mask: others cannot be chosen; prepare from raw NSD for that."
             )
         return BrainSpace(subject, num_voxels)
     file = mask.replace("{subject}", subject)
@@ -170,8 +170,8 @@ def nsd_captions(
             found.append(Found("captions of COCO", tuple(there), required=False))
     if "coco" not in captions:
         notices.append(
-            "There are no captions of COCO: they need nsd_stim_info_merged.csv of NSD and captions_{train,val}2017.json "
-            "(--files stim-info=PATH coco=FOLDER)."
+            "There are no captions of COCO: they need nsd_stim_info_merged.csv of NSD and "
+            f"captions_{train, val}2017.json (--files stim-info=PATH coco=FOLDER)."
         )
     more = caption_sources(options.captions, ids, numbers, taken=list(captions))
     notices += more.notices

@@ -139,8 +139,9 @@ def _parts(path: Path, subject: str, files: Mapping[str, Path], notices: list[st
             )
         elif split != "val":
             raise UserError(
-                f"{path / 'voxel'}: expected {subject}_{split}_bf16.safetensors or {subject}_{average}_bf16.safetensors, "
-                f"got {listed(file.name for file in files.values())}. Download all files of {subject}."
+                f"{path / 'voxel'}: expected {subject}_{split}_bf16.safetensors or "
+                f"{subject}_{average}_bf16.safetensors, got {listed(file.name for file in files.values())}. "
+                f"Download all files of {subject}."
             )
     return chosen
 
@@ -220,8 +221,8 @@ def _recorded(
     for table in tables:
         if table.place.shape[-1] != num_voxels:
             raise UserError(
-                f"{table.file}: expected {num_voxels} voxels, as in {tables[0].file.name}, got {table.place.shape[-1]}. "
-                "Are they files of two subjects, or is the tensor transposed?"
+                f"{table.file}: expected {num_voxels} voxels, as in {tables[0].file.name}, got "
+                f"{table.place.shape[-1]}. Are they files of two subjects, or is the tensor transposed?"
             )
         for number in table.ids.tolist():
             name = _name(table.file, number, names)
@@ -257,8 +258,8 @@ def _name(file: Path, number: int, names: Mapping[int, str] | None) -> str:
     if names is None:
         if not 0 <= number < NUM_IMAGES:
             raise UserError(
-                f"{file}: expected 73k ids from 0 to {NUM_IMAGES - 1}, got {number}. Does it count from 1, or is another "
-                "tensor meant (--keys ids=KEY)?"
+                f"{file}: expected 73k ids from 0 to {NUM_IMAGES - 1}, got {number}. Does it count from 1, or is "
+                "another tensor meant (--keys ids=KEY)?"
             )
         return stimulus_id(number)
     if number not in names:

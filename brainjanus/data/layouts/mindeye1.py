@@ -116,7 +116,7 @@ def _places(folder: Path, split: str) -> dict[str, dict[int, Path]]:
 
 
 class Shown(NamedTuple):
-    """Every trial of a subject once, sorted by its number: what was shown, and the row of which member has its voxels."""
+    """Every trial of a subject once, by its number: what was shown, and which row of which member has its voxels."""
 
     stimulus_id: list[str]
     trial: Int[np.ndarray, "t"]
@@ -152,8 +152,8 @@ def _shown(
                 before = split.setdefault(name, part)
                 if before != part:
                     raise UserError(
-                        f"{shard}: expected each image in one of train, val and test, got image '{name}' in {before} and "
-                        f"{part}. Do shards of two releases lie in one folder? Keep those of one."
+                        f"{shard}: expected each image in one of train, val and test, got image '{name}' in {before} "
+                        f"and {part}. Do shards of two releases lie in one folder? Keep those of one."
                     )
                 for extension in PICTURES:
                     if extension in parts:
@@ -164,8 +164,8 @@ def _shown(
                     other = of_trial.setdefault(int(trials[row]), (name, parts[VOXELS], row))
                     if other[0] != name:
                         raise UserError(
-                            f"{parts[TRIALS]}: expected trial {trials[row]} to show '{other[0]}', as in {other[1]}, got "
-                            f"'{name}'. Do shards of two subjects lie in one place? Copy them again."
+                            f"{parts[TRIALS]}: expected trial {trials[row]} to show '{other[0]}', as in {other[1]}, "
+                            f"got '{name}'. Do shards of two subjects lie in one place? Copy them again."
                         )
                     num_again += other[1:] != (parts[VOXELS], row)
     if num_copies:
@@ -203,8 +203,8 @@ def _samples(shard: Path) -> Iterator[tuple[str, Int[np.ndarray, "r"], dict[str,
             )
         if not 0 <= image[0] < NUM_IMAGES:
             raise UserError(
-                f"{parts[IMAGE]}: expected a 73k id from 0 to {NUM_IMAGES - 1}, got {image[0]}. Does it count from 1, or "
-                "is the file damaged?"
+                f"{parts[IMAGE]}: expected a 73k id from 0 to {NUM_IMAGES - 1}, got {image[0]}. Does it count from 1, "
+                "or is the file damaged?"
             )
         yield stimulus_id(int(image[0])), trials, parts, int(uniques[0])
 

@@ -116,7 +116,7 @@ def _betas_files(path: Path, asked: str) -> dict[str, Path]:
 
 
 class Behaviour(NamedTuple):
-    """Of each trial that has a stimulus and betas, sorted by trial: its stimulus, session, run, and row of the betas."""
+    """Of each trial that has a stimulus and betas, in their order: stimulus, session, run, and row of the betas."""
 
     stimulus_id: list[str]
     session: Int[np.ndarray, "t"]
@@ -139,8 +139,8 @@ def _behaviour(folder: Path, names: Mapping[int, str] | None, notices: list[str]
     there = (rows[:, IMAGE] >= 0) & (rows[:, TRIAL] >= 0)
     if not there.all():
         notices.append(
-            f"{int((~there).sum())} of {len(there)} trials of {subject} have no image or no betas (-1 in behav.npy) and "
-            "were left out."
+            f"{int((~there).sum())} of {len(there)} trials of {subject} have no image or no betas (-1 in behav.npy) "
+            "and were left out."
         )
         rows, where = rows[there], where[there]
     order = np.argsort(rows[:, TRIAL], kind="stable")
@@ -160,15 +160,15 @@ def _behaviour(folder: Path, names: Mapping[int, str] | None, notices: list[str]
     moved = {name for name, place in zip(ids, where.tolist(), strict=True) if place != split[name]}
     if moved:
         notices.append(
-            f"{len(moved)} stimuli of {subject} ({listed(sorted(moved), 3)}) are test by shared1000 or in one shard, and "
-            "train or val in another: they count as test."
+            f"{len(moved)} stimuli of {subject} ({listed(sorted(moved), 3)}) are test by shared1000 or in one shard, "
+            "and train or val in another: they count as test."
         )
     counted = rows[:, TRIAL] // TRIALS_PER_SESSION + 1
     session = np.where(rows[:, SESSION] >= 1, rows[:, SESSION], counted)
     if names is None and (session != counted).any():
         notices.append(
-            f"{int((session != counted).sum())} trials of {subject} have another session in behav.npy than their number "
-            f"says ({TRIALS_PER_SESSION} a session): that of behav.npy was kept."
+            f"{int((session != counted).sum())} trials of {subject} have another session in behav.npy than their "
+            f"number says ({TRIALS_PER_SESSION} a session): that of behav.npy was kept."
         )
     return Behaviour(ids, session, np.maximum(rows[:, RUN], 1), rows[:, TRIAL], split, found)
 
@@ -255,8 +255,8 @@ def _recorded(
         num_bytes = num_voxels * betas.dtype.itemsize
     if len(behaviour.row) and behaviour.row.max() >= num_trials:
         raise UserError(
-            f"{file}: expected betas of every trial up to number {behaviour.row.max()}, as the shards count from 0, got "
-            f"{num_trials} rows. Are the shards of a later release, with more sessions? Download both of one release."
+            f"{file}: expected betas of every trial up to number {behaviour.row.max()}, as the shards count from 0, "
+            f"got {num_trials} rows. Are the shards of a release with more sessions? Download both of one release."
         )
     sessions = []
     for number in np.unique(behaviour.session):

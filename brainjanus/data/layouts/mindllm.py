@@ -4,7 +4,7 @@
          nsd_stim_info_merged.csv              of NSD, if it is there: the 73k id of each cocoId
 
 Samples are single trials (three an image) and are known by their cocoId alone. With NSD's table stimuli are named as
-everywhere ("nsd-00042"); without it "coco-000000262145", which no other layout shares. Files say nothing of sessions, so
+everywhere ("nsd-00042"); without it "coco-000000262145", which no other layout has. Files say nothing of sessions, so
 that responses are z-scored over all training trials, and hold no pictures: NSD showed crops of COCO's, not these.
 """
 

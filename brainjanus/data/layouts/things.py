@@ -113,8 +113,8 @@ def _images(path: Path, given: Path | None, split: str) -> list[Image]:
     folder = next((place / FOLDERS[split] for place in places if (place / FOLDERS[split]).is_dir()), None)
     if folder is None:
         raise UserError(
-            f"{path}: expected the pictures in {FOLDERS[split]}/CONCEPT/*.jpg, got no such folder. Their order says which "
-            "epochs are whose: unpack them there, or give --files images=FOLDER."
+            f"{path}: expected the pictures in {FOLDERS[split]}/CONCEPT/*.jpg, got no such folder. Their order says "
+            "which epochs are whose: unpack them there, or give --files images=FOLDER."
         )
     listing = folder.parent / "images.tsv"
     if listing.is_file():
@@ -170,8 +170,8 @@ def _recorded(
         if epochs.shape[0] != len(shown[split]):
             raise UserError(
                 f"{file}: expected epochs of the {len(shown[split])} pictures in {FOLDERS[split]}, got those of "
-                f"{epochs.shape[0]} images. Which epochs are whose would be guessed: unpack all pictures, and no others, "
-                "or list those that were shown, in order, in images.tsv (split, file)."
+                f"{epochs.shape[0]} images. Which epochs are whose would be guessed: unpack all pictures, and no "
+                "others, or list those that were shown, in order, in images.tsv (split, file)."
             )
         if 4 * int(np.prod(epochs.shape[1:], dtype=np.float64)) > MOST_BYTES:
             raise UserError(
@@ -183,8 +183,8 @@ def _recorded(
     num_times = first.shape[3]
     if len(first.times_sec) > num_times:
         notices.append(
-            f"{first.file.name} of {subject} has {len(first.times_sec)} times for {num_times} samples: the last ones are "
-            "theirs, as in the files of THINGS-EEG2 from which the time before the picture was cut."
+            f"{first.file.name} of {subject} has {len(first.times_sec)} times for {num_times} samples: the last ones "
+            "are theirs, as in the files of THINGS-EEG2 from which the time before the picture was cut."
         )
     space = BrainSpace.of_sensors(subject, first.sensors, first.times_sec[-num_times:])
     sessions = [

@@ -25,8 +25,8 @@ RELEASE = Release(
     data="meg_data",
     pickles=(".npy", ".pkl", ".pt"),
     remedy=(
-        "import numpy as np, pickle; d = pickle.load(open(r'{file}', 'rb')); d = d if isinstance(d, dict) else d.item(); "
-        "np.savez(r'{file}'.rpartition('.')[0] + '.npz', **{{k: np.array(d[k]) for k in "
+        "import numpy as np, pickle; d = pickle.load(open(r'{file}', 'rb')); d = d if isinstance(d, dict) else "
+        "d.item(); np.savez(r'{file}'.rpartition('.')[0] + '.npz', **{{k: np.array(d[k]) for k in "
         "('meg_data', 'ch_names', 'times')}})"
     ),
     keys={"data": "meg_data", "sensors": "ch_names", "times": "times"},
@@ -39,9 +39,9 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     if fif:
         raise UserError(
             f"{fif[0]}: expected epochs as arrays, got FIF, which needs MNE. Convert it once: pip install mne; e = "
-            "mne.read_epochs(FILE).crop(0, 1.0); sort by e.events[:, 2], which is the image's number, from 1, in THINGS' "
-            "image_paths.csv (999999: catch trials, leave them out); numbers that come 12 times are test, and their "
-            "concepts are left out of training; np.savez('sub-01/preprocessed_meg_test.npz', meg_data=[images, repeats, "
-            "271, 201], ch_names=e.ch_names, times=e.times), and likewise for training."
+            "mne.read_epochs(FILE).crop(0, 1.0); sort by e.events[:, 2], which is the image's number, from 1, in "
+            "THINGS' image_paths.csv (999999: catch trials, leave them out); numbers that come 12 times are test, and "
+            "their concepts are left out of training; np.savez('sub-01/preprocessed_meg_test.npz', meg_data=[images, "
+            "repeats, 271, 201], ch_names=e.ch_names, times=e.times), and likewise for training."
         )
     return open_things(RELEASE, path, options)

@@ -110,8 +110,8 @@ def _entries(file: Path, archive: zipfile.ZipFile, names: Sequence[str]) -> Mapp
     missing = [name for name in names if name not in there]
     if missing:
         raise UserError(
-            f"{file}: expected the arrays {listed(names)}, got {listed(there)}. Write all of them into one file, or say "
-            "how they are called (--keys)."
+            f"{file}: expected the arrays {listed(names)}, got {listed(there)}. Write all of them into one file, or "
+            "say how they are called (--keys)."
         )
     return there
 
@@ -126,8 +126,8 @@ def _npz_header(file: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
         header = npy_header(_piece(file, entry), stream.read(_LONGEST_HEADER))
     if header.fortran:
         raise UserError(
-            f"{file}, {entry.filename}: expected numbers in C order, got them in Fortran order, of which no part can be "
-            "read alone. Save np.ascontiguousarray of it."
+            f"{file}, {entry.filename}: expected numbers in C order, got them in Fortran order, of which no part can "
+            "be read alone. Save np.ascontiguousarray of it."
         )
     return header
 
@@ -158,7 +158,7 @@ def _span(header: Npy, first: int, end: int) -> tuple[int, int]:
 
 
 def _stored(file: Path, entry: zipfile.ZipInfo) -> Piece:
-    """Where the bytes of an entry lie that was not compressed: behind its local header, which has a length of its own."""
+    """Where the bytes of an entry lie that was not compressed: behind its local header, whose length varies."""
     with open(file, "rb") as stream:
         stream.seek(entry.header_offset)
         signature, name, extra = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))

@@ -1,6 +1,6 @@
 """Samples of a WebDataset, read where they lie: in uncompressed tar shards, or in a folder they were unpacked to.
 
-Enters: a tar file, or a folder. Leaves: samples, by key, as pieces of files (path, offset, size) by extension. Nothing is
+Enters: a tar file, or a folder. Leaves: samples, by key, as pieces of files (path, offset, size) by extension. None is
 extracted, so that a member's name is never a path, and only the members and rows that are asked for are read. npy
 members are parsed by hand: their size has to be what their header says, and nothing is ever unpickled.
 """

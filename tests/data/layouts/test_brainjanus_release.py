@@ -163,14 +163,14 @@ def test_wrong_files_are_one_sentence(root, planted):
     images = np.where(planted.image == FAR, 73_000, planted.image)[:68]
     save_file({"voxels": torch.zeros(68, NUM_VOXELS).bfloat16(), "ids": torch.from_numpy(images)}, file)
     if 73_000 in images:
-        with pytest.raises(UserError, match="expected 73k ids from 0 to 72999, got 73000. Does it count from 1"):
+        with pytest.raises(UserError, match=r"expected 73k ids from 0 to 72999, got 73000. Does it count from 1"):
             open_it(root)
     save_file({"voxels": torch.zeros(68, NUM_VOXELS + 1).bfloat16(), "ids": torch.arange(68) + 10}, file)
-    with pytest.raises(UserError, match="voxels, as in|in one split"):
+    with pytest.raises(UserError, match=r"voxels, as in|in one split"):
         open_it(root)
     file.unlink()
     (root / "voxel/subj01_train_avg_bf16.safetensors").unlink()
-    with pytest.raises(UserError, match="expected subj01_train_bf16.safetensors or subj01_train_avg_bf16"):
+    with pytest.raises(UserError, match=r"expected subj01_train_bf16.safetensors or subj01_train_avg_bf16"):
         open_it(root)
 
 

@@ -32,7 +32,7 @@ def places(planted: Planted, val: int = 0) -> dict[int, str]:
     images = np.random.default_rng(5).permutation(sorted(set(planted.image.tolist()))).tolist()
     train = [image for image in images if image not in planted.shared]
     of = {image: f"train/train_subj01_{i % 3}.tar" for i, image in enumerate(train)}
-    of |= {image: "val/val_subj01_0.tar" for image in train[:val]}
+    of |= dict.fromkeys(train[:val], "val/val_subj01_0.tar")
     return of | {image: f"test/test_subj01_{i % 2}.tar" for i, image in enumerate(sorted(planted.shared))}
 
 
@@ -74,7 +74,7 @@ def test_what_was_planted_is_read(root, planted, above):
 
 
 def test_unpacked_samples_are_read_too(tmp_path, planted):
-    names, session, _, responses = read_all(open_it(build(tmp_path, planted, unpacked=True)))
+    names, _, _, responses = read_all(open_it(build(tmp_path, planted, unpacked=True)))
     assert names == planted.names
     np.testing.assert_array_equal(responses, planted.responses())
 
@@ -133,7 +133,7 @@ def test_missing_shards_are_said(root):
 def test_without_test_shards_it_is_refused(root):
     for file in (root / "test").iterdir():
         file.unlink()
-    with pytest.raises(UserError, match="expected test/test_subj01_0.tar, got none"):
+    with pytest.raises(UserError, match=r"expected test/test_subj01_0.tar, got none"):
         open_it(root)
 
 

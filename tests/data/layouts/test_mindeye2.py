@@ -350,7 +350,7 @@ def test_a_picture_that_is_not_there_is_refused(root):
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
-    with pytest.raises(UserError, match="expected betas_all_subj0X_fp32_renorm.hdf5, got none there"):
+    with pytest.raises(UserError, match=r"expected betas_all_subj0X_fp32_renorm.hdf5, got none there"):
         open_it(tmp_path)
     with pytest.raises(UserError, match="expected the folder that holds the files of the layout mindeye2"):
         open_it(tmp_path / "none")

@@ -87,7 +87,7 @@ def test_a_coco_id_that_nsd_has_not_is_refused(root):
         del file["train"][next(iter(file["train"]))]["coco_id"]
         file["train"][next(iter(file["train"]))]["coco_id"] = 42
     write_table(root / "nsd_stim_info_merged.csv")
-    with pytest.raises(UserError, match="expected the cocoId of one image of NSD.*got 42, of 0"):
+    with pytest.raises(UserError, match=r"expected the cocoId of one image of NSD.*got 42, of 0"):
         open_it(root)
 
 

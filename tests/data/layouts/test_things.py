@@ -184,7 +184,7 @@ def test_objects_in_an_npz_are_not_unpickled(root, layout):
 def test_fif_is_refused_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "derivatives/preprocessed").mkdir(parents=True)
     (tmp_path / "derivatives/preprocessed/preprocessed_P1-epo.fif").write_bytes(b"fif")
-    with pytest.raises(UserError, match="got FIF, which needs MNE. Convert it once: pip install mne"):
+    with pytest.raises(UserError, match=r"got FIF, which needs MNE. Convert it once: pip install mne"):
         open_it(tmp_path, "things-meg")
 
 
@@ -238,7 +238,7 @@ def test_damaged_archives_are_one_sentence(root, layout):
     whole = file.read_bytes()
     for data in (whole[:300], b"PK\x05\x06" + bytes(18), b"not a zip"):
         file.write_bytes(data)
-        with pytest.raises(UserError, match="an npz file|expected the arrays"):
+        with pytest.raises(UserError, match=r"an npz file|expected the arrays"):
             open_it(root, layout)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(f"{RELEASES[layout][1]}.npy", b"no array")
