@@ -171,7 +171,7 @@ def nsd_captions(
     if "coco" not in captions:
         notices.append(
             "There are no captions of COCO: they need nsd_stim_info_merged.csv of NSD and "
-            f"captions_{train, val}2017.json (--files stim-info=PATH coco=FOLDER)."
+            "captions_{train,val}2017.json (--files stim-info=PATH coco=FOLDER)."
         )
     more = caption_sources(options.captions, ids, numbers, taken=list(captions))
     notices += more.notices
