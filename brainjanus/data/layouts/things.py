@@ -24,6 +24,7 @@ from brainjanus.data.readers.tables import read_table
 from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
 
 SUFFIXES = (".npz", ".h5", ".hdf5")
+PICKLES = (".npy", ".pkl")  # as the authors, or peers, publish them
 PART_BYTES = 64 << 20  # of responses that are read at once, as float32
 MOST_BYTES = 256 << 20  # of the epochs of one image: 80 repeats of 63 x 250 are 10 MB
 FOLDERS = {"train": "training_images", "test": "test_images"}
@@ -32,16 +33,21 @@ _DATA_PLACES = ("", "Preprocessed_data_250Hz", "Preprocessed_data", "preprocesse
 
 
 class Release(NamedTuple):
-    """What differs between the two. stem: of the files' names; pickles: suffixes as they are published."""
+    """What differs between the two. stem: of the files' names. keys: of the arrays in them, unless a user says so."""
 
     layout: str
     name: str
     modality: str
     stem: str  # "preprocessed_eeg"
-    data: str  # key of the array
-    pickles: tuple[str, ...]
-    remedy: str
-    keys: Mapping[str, str]
+    keys: Mapping[str, str]  # of data, sensors and times
+
+    def recipe(self, file: Path) -> str:
+        """What turns a pickle into arrays; for a user to run, on a file whose authors they trust."""
+        return (
+            f"import numpy as np; d = np.load({str(file)!r}, allow_pickle=True); d = d if isinstance(d, dict) else "
+            f"d.item(); np.savez({str(file.with_suffix('.npz'))!r}, **{{k: np.array(d[k]) for k in "
+            f"{tuple(self.keys.values())}}})"
+        )
 
 
 def open_things(release: Release, path: Path, options: StudyOptions) -> Study:
@@ -198,11 +204,11 @@ def _file(release: Release, folder: Path, stem: str) -> Path:
     for suffix in SUFFIXES:
         if (folder / f"{stem}{suffix}").is_file():
             return folder / f"{stem}{suffix}"
-    pickles = [folder / f"{stem}{suffix}" for suffix in release.pickles if (folder / f"{stem}{suffix}").is_file()]
+    pickles = [folder / f"{stem}{suffix}" for suffix in PICKLES if (folder / f"{stem}{suffix}").is_file()]
     if pickles:
         raise UserError(
             f"{pickles[0]}: expected arrays, got a Python pickle, which could run any program and is never read. If it "
-            f"comes from the dataset's authors, convert it yourself, once: {release.remedy.format(file=pickles[0])}"
+            f"comes from the dataset's authors, convert it yourself, once: {release.recipe(pickles[0])}"
         )
     raise UserError(
         f"{folder}: expected {stem}{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])}), got none. Download the files of "

@@ -20,13 +20,6 @@ RELEASE = Release(
     name="THINGS-EEG2",
     modality="EEG",
     stem="preprocessed_eeg",
-    data="preprocessed_eeg_data",
-    pickles=(".npy", ".pkl", ".pt"),
-    remedy=(
-        "import numpy as np; d = np.load(r'{file}', allow_pickle=True); d = d if isinstance(d, dict) else d.item(); "
-        "np.savez(r'{file}'.rpartition('.')[0] + '.npz', **{{k: np.array(d[k]) for k in "
-        "('preprocessed_eeg_data', 'ch_names', 'times')}})"
-    ),
     keys={"data": "preprocessed_eeg_data", "sensors": "ch_names", "times": "times"},
 )
 

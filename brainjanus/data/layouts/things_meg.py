@@ -22,13 +22,6 @@ RELEASE = Release(
     name="THINGS-MEG",
     modality="MEG",
     stem="preprocessed_meg",
-    data="meg_data",
-    pickles=(".npy", ".pkl", ".pt"),
-    remedy=(
-        "import numpy as np, pickle; d = pickle.load(open(r'{file}', 'rb')); d = d if isinstance(d, dict) else "
-        "d.item(); np.savez(r'{file}'.rpartition('.')[0] + '.npz', **{{k: np.array(d[k]) for k in "
-        "('meg_data', 'ch_names', 'times')}})"
-    ),
     keys={"data": "meg_data", "sensors": "ch_names", "times": "times"},
 )
 
