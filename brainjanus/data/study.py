@@ -34,10 +34,9 @@ class Found(NamedTuple):
 class Session:
     """One session of one subject.
 
-    number: as the layout counts, kept in the dataset. A layout that does not know sessions, or whose sessions are long,
-    gives parts of one as several of the same number, one after the other. stimulus_id: of each trial. run: of each
-    trial, or None: 1. read: the responses, raw betas (any affine unit per site), float32; called once, and again where
-    a preparation goes on. num_bytes: that reading takes from the disk, for the plan and its progress bar.
+    number: as the layout counts, kept in the dataset. stimulus_id: of each trial. run: of each trial, or None: 1.
+    read: the responses, raw betas (any affine unit per site), float32; called once, and again where a preparation goes
+    on. num_bytes: that reading takes from the disk, for the plan and its progress bar.
     """
 
     number: int

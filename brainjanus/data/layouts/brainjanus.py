@@ -102,7 +102,10 @@ def open_study(path: Path, options: StudyOptions) -> Study:
         subjects.append(first_sessions(recorded, options.sessions))
         found.append(Found(f"voxels of {subject}", tuple(parts.values())))
     if zscore == "all":
-        notices.append("The files do not say in which session a trial was: z-scored over all training trials.")
+        notices.append(
+            f"The files do not say in which session a trial was: parts of at most {PART} trials count as sessions, and "
+            "responses are z-scored over all training trials."
+        )
     shown = shown_in(subjects)
     number_of = {name: number for number, name in (names or {}).items()} or {
         name: int(name.removeprefix("nsd-")) for name in shown
@@ -112,7 +115,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     captions |= captions_of(path, options, shown, found, notices, names)
     return Study(
         "brainjanus",
-        "NSD, as BrainJanus released it" if names is None else "exported in the layout of BrainJanus",
+        "nsd-brainjanus" if names is None else "exported",
         "fMRI",
         subjects,
         pictures,
@@ -217,7 +220,6 @@ def _recorded(
 ) -> Recorded:
     """Fills `split` and `notices`."""
     num_voxels = tables[0].place.shape[-1]
-    rows: dict[int, list[tuple[Table, Int[np.ndarray, "n"]]]] = {}
     for table in tables:
         if table.place.shape[-1] != num_voxels:
             raise UserError(
@@ -231,27 +233,36 @@ def _recorded(
                     f"{table.file}: expected each image in one split, got '{name}' in {split[name]} and {table.split}. "
                     "What is tested would have been trained on: leave one out."
                 )
-        sessions = np.ones_like(table.ids) if table.session is None else table.session
-        for number in np.unique(sessions).tolist():
-            rows.setdefault(number, []).append((table, np.flatnonzero(sessions == number)))
-    parts = []
-    for number in sorted(rows):
-        for table, all_rows in rows[number]:
-            for first in range(0, len(all_rows), PART):
-                parts.append(_session(number, table, all_rows[first : first + PART], names))
+    known = all(table.session is not None for table in tables)
+    rows: list[list[tuple[Table, Int[np.ndarray, "n"]]]] = []
+    if known:
+        numbers = sorted({number for table in tables if table.session is not None for number in table.session.tolist()})
+        for number in numbers:
+            rows.append([(table, np.flatnonzero(table.session == number)) for table in tables])
+    else:
+        for table in tables:
+            step = max(PART // (table.place.shape[1] if len(table.place.shape) == 3 else 1), 1)
+            rows += [[(table, part)] for part in np.split(np.arange(len(table.ids)), range(step, len(table.ids), step))]
+        numbers = list(range(1, len(rows) + 1))
     if names is None:
         notices += voxel_notice(subject, num_voxels)
-        if all(table.session is not None for table in tables):
-            notices += session_notice(subject, sorted(rows))
-    return Recorded(space_of(subject, num_voxels, options.mask), parts)
+        notices += session_notice(subject, numbers) if known else []
+    sessions = [_session(number, parts, names) for number, parts in zip(numbers, rows, strict=True)]
+    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
 
 
-def _session(number: int, table: Table, rows: Int[np.ndarray, "n"], names: Mapping[int, str] | None) -> Session:
-    num_repeats = table.place.shape[1] if len(table.place.shape) == 3 else 1
-    ids = [_name(table.file, image, names) for image in table.ids[rows].tolist() for _ in range(num_repeats)]
-    run = None if table.run is None else np.repeat(table.run[rows], num_repeats)
-    num_bytes = 2 * len(ids) * table.place.shape[-1]
-    return Session(number, ids, partial(_read, table, rows), run, num_bytes)
+def _session(
+    number: int, parts: Sequence[tuple[Table, Int[np.ndarray, "n"]]], names: Mapping[int, str] | None
+) -> Session:
+    ids: list[str] = []
+    runs: list[np.ndarray] = []
+    for table, rows in parts:
+        num_repeats = table.place.shape[1] if len(table.place.shape) == 3 else 1
+        ids += [_name(table.file, image, names) for image in table.ids[rows].tolist() for _ in range(num_repeats)]
+        of_rows = np.ones(len(rows), np.int64) if table.run is None else table.run[rows]
+        runs.append(np.repeat(of_rows, num_repeats))
+    num_bytes = 2 * len(ids) * parts[0][0].place.shape[-1]
+    return Session(number, ids, partial(_read, parts), np.concatenate(runs), num_bytes)
 
 
 def _name(file: Path, number: int, names: Mapping[int, str] | None) -> str:
@@ -267,9 +278,12 @@ def _name(file: Path, number: int, names: Mapping[int, str] | None) -> str:
     return names[number]
 
 
-def _read(table: Table, rows: Int[np.ndarray, "n"]) -> Float[np.ndarray, "t v"]:
-    values = mapped(table.file, table.voxels, table.place)[rows]
-    return as_float32(values.reshape(-1, table.place.shape[-1]), table.place.dtype)
+def _read(parts: Sequence[tuple[Table, Int[np.ndarray, "n"]]]) -> Float[np.ndarray, "t v"]:
+    found = []
+    for table, rows in parts:
+        values = mapped(table.file, table.voxels, table.place)[rows]
+        found.append(as_float32(values.reshape(-1, table.place.shape[-1]), table.place.dtype))
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _pictures(path: Path, number_of: Mapping[str, int], keys: Mapping[str, str], found: list[Found]) -> Pictures | None:

@@ -81,7 +81,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     size = sum(piece.size for piece in pictures.values()) // max(len(pictures), 1)
     return Study(
         "mindeye1",
-        "NSD, as MindEye1 prepared it",
+        "nsd-mindeye1",
         "fMRI",
         subjects,
         Pictures(sorted(pictures), partial(_read_pictures, pictures), size) if pictures else None,

@@ -85,7 +85,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     found.append(Found("images", images, () if images else ("coco_images_224_float16.hdf5",), required=False))
     return Study(
         "mindeye2",
-        "NSD, as MindEye2 prepared it" if names is None else "exported in the layout of MindEye2",
+        "nsd-mindeye2" if names is None else "exported",
         "fMRI",
         subjects,
         pictures,

@@ -4,8 +4,9 @@
          nsd_stim_info_merged.csv              of NSD, if it is there: the 73k id of each cocoId
 
 Samples are single trials (three an image) and are known by their cocoId alone. With NSD's table stimuli are named as
-everywhere ("nsd-00042"); without it "coco-000000262145", which no other layout has. Files say nothing of sessions, so
-that responses are z-scored over all training trials, and hold no pictures: NSD showed crops of COCO's, not these.
+everywhere ("nsd-00042"); without it "coco-000000262145", which no other layout has. Files say nothing of sessions:
+parts of them count as such, and responses are z-scored over all training trials. They hold no pictures, and COCO's are
+not what was shown: NSD cropped them.
 """
 
 import re
@@ -60,7 +61,8 @@ def open_study(path: Path, options: StudyOptions) -> Study:
         for image, coco in enumerate(read_stim_info(table)):
             images_of.setdefault(coco, []).append(image)
     notices = [
-        "MindLLM's files do not say in which session a trial was: responses are z-scored over all training trials.",
+        f"MindLLM's files do not say in which session a trial was: parts of at most {PART} samples count as sessions, "
+        "and responses are z-scored over all training trials.",
         "MindLLM's files hold no pictures (NSD showed crops of COCO's): nothing but captions can be decoded from them.",
     ]
     if table is None:
@@ -86,7 +88,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
         captions, notices = more.captions, notices + more.notices
     return Study(
         "mindllm",
-        "NSD, as MindLLM prepared it",
+        "nsd-mindllm",
         "fMRI",
         subjects,
         None,
@@ -129,7 +131,7 @@ def _recorded(
                 some = keys[first : first + PART]
                 read = partial(_read, file, part, some, num_voxels)
                 num_bytes = len(some) * voxels.nbytes
-                sessions.append(Session(1, ids[first : first + PART], read, num_bytes=num_bytes))
+                sessions.append(Session(len(sessions) + 1, ids[first : first + PART], read, num_bytes=num_bytes))
     notices += voxel_notice(subject, num_voxels)
     return Recorded(space_of(subject, num_voxels, options.mask), sessions)
 

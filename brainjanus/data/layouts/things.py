@@ -74,7 +74,8 @@ def open_things(release: Release, path: Path, options: StudyOptions) -> Study:
     expected = f"sub-01/{release.stem}_training.npz and {release.stem}_test.npz"
     chosen = chosen_subjects(data_folder, folders, options.subjects, expected)
     notices: list[str] = [
-        "The files do not say in which session a trial was: responses are z-scored over all training trials."
+        "The files do not say in which session a trial was: parts of them, in the order of the images, count as "
+        "sessions, and responses are z-scored over all training trials."
     ]
     shown = {split: _images(path, image_folder, split) for split in FOLDERS}
     split = {image.name: part for part, images in shown.items() for image in images}
@@ -84,10 +85,7 @@ def open_things(release: Release, path: Path, options: StudyOptions) -> Study:
         recorded, files = _recorded(release, subject, folders[subject], shown, keys, notices)
         subjects.append(recorded)
         found.append(Found(f"epochs of {subject}", files))
-    found += [
-        Found(f"{FOLDERS[part]}", tuple(sorted({image.file.parent for image in images})))
-        for part, images in shown.items()
-    ]
+    found += [Found(FOLDERS[part], tuple(sorted(image.file for image in images))) for part, images in shown.items()]
     names = shown_in(subjects)
     file_of = {image.name: image.file for images in shown.values() for image in images if image.name in names}
     size = sum(file.stat().st_size for file in file_of.values()) // max(len(file_of), 1)
@@ -193,9 +191,9 @@ def _recorded(
             "are theirs, as in the files of THINGS-EEG2 from which the time before the picture was cut."
         )
     space = BrainSpace.of_sensors(subject, first.sensors, first.times_sec[-num_times:])
-    sessions = [
-        part for split, epochs in parts.items() for part in _sessions(epochs, [image.name for image in shown[split]])
-    ]
+    sessions: list[Session] = []
+    for split, epochs in parts.items():
+        sessions += _sessions(epochs, [image.name for image in shown[split]], first=len(sessions) + 1)
     return Recorded(space, sessions), tuple(epochs.file for epochs in parts.values())
 
 
@@ -216,14 +214,15 @@ def _file(release: Release, folder: Path, stem: str) -> Path:
     )
 
 
-def _sessions(epochs: Epochs, names: Sequence[str]) -> Iterator[Session]:
-    """Parts of one session: repeats of an image follow each other."""
+def _sessions(epochs: Epochs, names: Sequence[str], first: int) -> Iterator[Session]:
+    """Parts of a file, counted from `first`: repeats of an image follow each other."""
     num_images, num_repeats = epochs.shape[:2]
     step = max(PART_BYTES // (4 * int(np.prod(epochs.shape[1:]))), 1)
-    for first in range(0, num_images, step):
-        end = min(first + step, num_images)
-        ids = [name for name in names[first:end] for _ in range(num_repeats)]
-        yield Session(1, ids, partial(_read, epochs, first, end), num_bytes=(end - first) * epochs.bytes_per_image)
+    for number, start in enumerate(range(0, num_images, step), start=first):
+        end = min(start + step, num_images)
+        ids = [name for name in names[start:end] for _ in range(num_repeats)]
+        num_bytes = (end - start) * epochs.bytes_per_image
+        yield Session(number, ids, partial(_read, epochs, start, end), num_bytes=num_bytes)
 
 
 def _read(epochs: Epochs, first: int, end: int) -> Float[np.ndarray, "t v"]:

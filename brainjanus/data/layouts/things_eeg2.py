@@ -17,7 +17,7 @@ from brainjanus.data.study import Study, StudyOptions
 
 RELEASE = Release(
     layout="things-eeg2",
-    name="THINGS-EEG2",
+    name="things-eeg2",
     modality="EEG",
     stem="preprocessed_eeg",
     keys={"data": "preprocessed_eeg_data", "sensors": "ch_names", "times": "times"},

@@ -19,7 +19,7 @@ from brainjanus.data.study import Study, StudyOptions
 
 RELEASE = Release(
     layout="things-meg",
-    name="THINGS-MEG",
+    name="things-meg",
     modality="MEG",
     stem="preprocessed_meg",
     keys={"data": "meg_data", "sensors": "ch_names", "times": "times"},
