@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from brainjanus.core.ahead import ahead
 from brainjanus.core.errors import UserError
 from brainjanus.train import store as module
-from brainjanus.train.store import Rows, ahead, held, in_chunks, stored
+from brainjanus.train.store import Rows, held, in_chunks, stored
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool]
 
