@@ -25,7 +25,6 @@ import json
 import os
 import shutil
 import sys
-import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,27 +35,26 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from safetensors.numpy import save_file
 
 from brainjanus.core.ahead import ahead
 from brainjanus.core.errors import UserError, make_parent, reported
 from brainjanus.core.progress import progress
-from brainjanus.data.dataset import FIRST_SOURCE, SPLITS, Dataset, Trials, ZScore, listed, tensor_place
+from brainjanus.data.dataset import SPLITS, Dataset, Trials, ZScore, listed
+from brainjanus.data.plan import TEST_FRACTION, StreamOptions, check_study, sizes_of
 from brainjanus.data.split import split_by_stimulus
-from brainjanus.data.study import Found, Recorded, Session, Study
+from brainjanus.data.stored import Finished, Segment, Stored, Tensors, lay_out, opened, record, recorded, verified
+from brainjanus.data.study import Recorded, Session, Study
 from brainjanus.data.write import (
     How,
     Moments,
-    ResponsesDtype,
     Seen,
     check_captions,
     check_constant,
     check_finite,
-    check_name,
     check_range,
     check_trials,
     digest_of,
@@ -71,80 +69,7 @@ from brainjanus.data.write import (
 
 PICTURES_A_RECORD = 256
 CHUNK_BYTES = 32 << 20
-SAMPLE_BYTES = 64 << 20  # of the disk, to measure its rate
-TEST_FRACTION = 0.2
 _JOURNAL = 1  # its version; and of the numbers in records
-_DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8", "int64": "I64"}
-
-
-@dataclass(frozen=True)
-class StreamOptions:
-    """How a study is prepared, whatever its layout."""
-
-    name: str = ""
-    """The dataset's name. Default: that of the study."""
-    image_size: int = 64
-    """Height and width of the stored pictures: the square in the centre, resized with an antialiased bicubic filter."""
-    zscore: How | None = None
-    """Z-score each site with the training trials of each session, of all sessions, or not at all. Default: as the
-    layout has it."""
-    test_fraction: float | None = None
-    """Where the layout has no split: the part of the stimuli that is held out (0.2)."""
-    val_fraction: float = 0.0
-    """Where the layout has no stimuli in "val": the part of the stimuli (of its training stimuli) that is put there."""
-    seed: int = 0
-    """Seed of the split."""
-    drop_constant_sites: bool = False
-    """Leave out sites whose training responses never vary, which are refused otherwise."""
-    responses_dtype: ResponsesDtype = "float32"
-    """As which z-scored responses are stored; float16 takes half of the room."""
-    caption_source: str = ""
-    """The source whose captions are the default. Default: the layout's first."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.image_size < 1:
-            problems.append(f"image_size {self.image_size}")
-        test = TEST_FRACTION if self.test_fraction is None else self.test_fraction
-        if not (0 < test < 1 and 0 <= self.val_fraction < 1 - test):
-            problems.append(f"test_fraction {test} and val_fraction {self.val_fraction} leave no training")
-        if problems:
-            raise UserError(
-                f"the options of `prepare`: expected options that fit together, got {'; '.join(problems)}. "
-                "Correct all of them."
-            )
-
-
-class Plan(NamedTuple):
-    """What would be prepared. files: bytes of each file of the dataset (those of text: about). scratch: bytes that are
-    needed beside them for a while. read: bytes of the inputs that are read. free: bytes of the disk. seconds: what
-    reading and writing take at the rate that the disk had just now; decompression is not in it."""
-
-    found: Sequence[Found]
-    files: Mapping[str, int]
-    scratch: int
-    read: int
-    free: int
-    seconds: float
-
-
-def plan(study: Study, out: Path | str, options: StreamOptions | None = None) -> Plan:
-    """Say what was found, and what preparing it would take; a small file is written and deleted, to measure the disk.
-
-    Raises UserError for what `stream_study` would refuse before it reads anything large.
-    """
-    options, out = options or StreamOptions(), Path(out)
-    _check_study(study, options)
-    place = _existing(out.absolute().parent)
-    files, scratch = _sizes(study, options)
-    read = _bytes_read(study)
-    inputs = [path for found in study.found for path in found.files if path.is_file()]
-    with reported(out):
-        write_rate = _write_rate(place)
-    read_rate = _read_rate(max(inputs, key=lambda path: path.stat().st_size)) if inputs else write_rate
-    written = sum(files.values()) + scratch
-    seconds = (read + written) / read_rate + written / write_rate  # what was written is read once more, to verify it
-    return Plan(study.found, files, scratch, read, shutil.disk_usage(place).free, seconds)
 
 
 def stream_study(
@@ -163,7 +88,7 @@ def stream_study(
     """
     options, out = options or StreamOptions(), Path(out)
     refuse_existing(out, overwrite)
-    _check_study(study, options)
+    check_study(study, options)
     folder = _workplace(out)
     with reported(out):
         make_parent(out)
@@ -192,7 +117,7 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
     how: How = options.zscore or study.zscore
     dataset = folder / "dataset"
     dataset.mkdir(exist_ok=True)
-    moves: list[_Finished] = []
+    moves: list[Finished] = []
     dropped: dict[str, int] = {}
     if shown.file is not None:
         moves.append(_finished_pictures(shown, folder))
@@ -209,7 +134,7 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
             advance(sum(done.values()), None)
 
         with ThreadPoolExecutor(2) as pool:
-            sums = list(pool.map(lambda move: _verified(move, partial(told, move.name)), moves))
+            sums = list(pool.map(lambda move: verified(move, partial(told, move.name)), moves))
     _check_inputs(study, folder)
     files = {
         move.name: {"sha256": sha, "bytes": move.path.stat().st_size} for move, sha in zip(moves, sums, strict=True)
@@ -242,41 +167,6 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
 
 
 # --- the study
-
-
-def _check_study(study: Study, options: StreamOptions) -> None:
-    """Raises UserError for what can be known to be wrong before anything large is read."""
-    if lacking := [found for found in study.found if found.required and not found.files]:
-        raise UserError(
-            f"{study.layout}: expected {listed(found.what for found in lacking)}, got "
-            f"{listed((name for found in lacking for name in found.missing), 3)} missing. Copy or download these files."
-        )
-    if not study.subjects:
-        raise UserError(f"{study.layout}: expected at least one subject, got none. Is it the right folder?")
-    names = [who.space.subject for who in study.subjects]
-    for name in names:
-        check_name("subject", name)
-        if names.count(name) > 1:
-            raise UserError(f"subject '{name}': expected a name of its own, got one that is taken. Rename the subject.")
-    for who in study.subjects:
-        numbers = [session.number for session in who.sessions]
-        if not numbers or len(set(numbers)) < len(numbers):
-            raise UserError(
-                f"sessions of {who.space.subject}: expected at least one, and each number once, got "
-                f"{listed(map(str, numbers), 20)}. Is a file missing, or there twice?"
-            )
-    for source in study.captions:
-        check_name("source of captions", source)
-    if options.caption_source and options.caption_source not in study.captions:
-        raise UserError(
-            f"caption_source: expected one of {listed(study.captions)}, got '{options.caption_source}'. "
-            "Name one of these, or leave the option out."
-        )
-    if study.split is not None and options.test_fraction is not None:
-        raise UserError(
-            f"test_fraction: expected none, because {study.layout} says itself what is held out, got "
-            f"{options.test_fraction}. Leave the option out."
-        )
 
 
 def _trials(who: Recorded, kept_as: Mapping[str, str], splits: Mapping[str, str]) -> Trials:
@@ -359,138 +249,6 @@ def _captions(
     return captions, notices
 
 
-# --- rows in files
-
-
-class Stored:
-    """One tensor of a safetensors file, of which rows are read and written where they lie, in memory of their own."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        place = tensor_place(path, name)
-        self.path, self.shape, self.offset = path, place.shape, place.offset
-        self.dtype = np.dtype(next(name for name, code in _DTYPES.items() if code == place.dtype))
-        self.row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-
-    def write(self, first: int, rows: Shaped[np.ndarray, "n ..."]) -> int:
-        """Write rows from number `first` on; return their checksum."""
-        data = memoryview(np.ascontiguousarray(rows, self.dtype)).cast("B")
-        with open(self.path, "r+b", buffering=0) as file:
-            done = 0
-            while done < len(data):
-                done += os.pwrite(file.fileno(), data[done:], self.offset + first * self.row_bytes + done)
-        return zlib.crc32(data)
-
-    def read(self, first: int, count: int) -> Shaped[np.ndarray, "n ..."]:
-        rows = np.empty((count, *self.shape[1:]), self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            self._fill(file.fileno(), rows, first)
-        return rows
-
-    def __getitem__(self, which: Int[np.ndarray, "n"]) -> Shaped[np.ndarray, "n ..."]:
-        rows = np.empty((len(which), *self.shape[1:]), self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            for place, row in enumerate(which.tolist()):
-                self._fill(file.fileno(), rows[place : place + 1], row)
-        return rows
-
-    def _fill(self, descriptor: int, rows: np.ndarray, first: int) -> None:
-        data, done = memoryview(rows).cast("B"), 0
-        while done < len(data):
-            got = os.preadv(descriptor, [data[done:]], self.offset + first * self.row_bytes + done)
-            if not got:
-                raise UserError(f"{self.path}: expected {self.shape[0]} rows, got a shorter file. Run it again.")
-            done += got
-
-
-def lay_out(path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Make a safetensors file of tensors (dtype, shape) that are yet to be written, in the order of `save_file`."""
-    order = sorted(tensors.items(), key=lambda entry: (-np.dtype(entry[1][0]).itemsize, entry[0]))
-    header, end = {}, 0
-    for name, (dtype, shape) in order:
-        start, end = end, end + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    told = json.dumps(header, separators=(",", ":")).encode()
-    told += b" " * (-len(told) % 8)
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        file.write(len(told).to_bytes(8, "little") + told)
-        file.truncate(8 + len(told) + end)
-    os.replace(beside, path)
-
-
-def _opened(path: Path, name: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> Stored:
-    """The file that is there, if it is the one that is wanted; else a new one, without any records."""
-    dtype, shape = tensors[name]
-    try:
-        place = tensor_place(path, name)
-        whole = place.shape == shape and place.dtype == _DTYPES[dtype]
-        whole = whole and path.stat().st_size >= place.offset + int(np.prod(shape)) * np.dtype(dtype).itemsize
-    except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
-        shutil.rmtree(path.parent, ignore_errors=True)
-        path.parent.mkdir(parents=True)
-        lay_out(path, tensors)
-    return Stored(path, name)
-
-
-def _record(path: Path, **arrays: Any) -> None:
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        np.savez(file, **arrays)
-    os.replace(beside, path)
-
-
-def _recorded(path: Path) -> dict[str, np.ndarray] | None:
-    """A record; None if there is none, or a damaged one."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, KeyError, zlib.error, BadZipFile):
-        return None
-
-
-class _Segment(NamedTuple):
-    first: int
-    count: int
-    crc: int
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """A large file as the dataset will have it, and the checksums of its rows as they were computed."""
-
-    path: Path
-    name: str
-    tensor: str
-    segments: Sequence[_Segment]
-    num_sites: int = 0
-
-
-def _verified(file: _Finished, advance: Any) -> str:
-    """SHA-256 of a file. Raises UserError if it does not hold what was written to it."""
-    stored, digest = Stored(file.path, file.tensor), hashlib.sha256()
-    with open(file.path, "rb", buffering=0) as raw:
-        digest.update(raw.read(stored.offset))
-        for segment in file.segments:
-            crc = 0
-            left = segment.count * stored.row_bytes
-            while left:
-                data = raw.read(min(left, 1 << 20))
-                if not data:
-                    break
-                digest.update(data)
-                crc = zlib.crc32(data, crc)
-                left -= len(data)
-                advance(len(data))
-            if crc != segment.crc:
-                raise UserError(
-                    f"{file.path}: expected rows {segment.first} to {segment.first + segment.count - 1} as they were "
-                    "written, got others. The disk lost or changed them: run the same command again."
-                )
-    return digest.hexdigest()
-
-
 # --- pictures
 
 
@@ -511,7 +269,7 @@ class _Shown:
         return [int(name in self.rows) for name in self.ids]
 
 
-def _of_pictures(num_pictures: int, size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _of_pictures(num_pictures: int, size: int) -> Tensors:
     return {"pixels": ("uint8", (num_pictures, size, size, 3)), "stimulus": ("int64", (num_pictures,))}
 
 
@@ -527,13 +285,13 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
             f"({listed(study.pictures.ids, 3)}). Do its files belong together?"
         )
     row_of = {name: row for row, name in enumerate(wanted)}
-    file = _opened(folder / "images.safetensors", "pixels", _of_pictures(len(wanted), size))
+    file = opened(folder / "images.safetensors", "pixels", _of_pictures(len(wanted), size))
     digests: dict[int, bytes] = {}
     crcs: dict[int, int] = {}
     records = sorted(folder.glob("*.npz"))
     for path in records:
-        record = _recorded(path) or {"rows": np.zeros(0, np.int64), "digests": np.zeros((0, 16)), "crcs": np.zeros(0)}
-        for row, digest, crc in zip(record["rows"].tolist(), record["digests"], record["crcs"].tolist(), strict=True):
+        done = recorded(path) or {"rows": np.zeros(0, np.int64), "digests": np.zeros((0, 16)), "crcs": np.zeros(0)}
+        for row, digest, crc in zip(done["rows"].tolist(), done["digests"], done["crcs"].tolist(), strict=True):
             if zlib.crc32(memoryview(file.read(row, 1)).cast("B")) == crc:
                 digests[row], crcs[row] = digest.tobytes(), crc
     missing = [name for name in wanted if row_of[name] not in digests]
@@ -543,9 +301,7 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
     def keep() -> None:
         nonlocal number
         kept = np.frombuffer(b"".join(digests[row] for row in fresh), np.uint8).reshape(-1, 16)
-        _record(
-            folder / f"{number:05}.npz", rows=np.array(fresh), digests=kept, crcs=np.array([crcs[r] for r in fresh])
-        )
+        record(folder / f"{number:05}.npz", rows=np.array(fresh), digests=kept, crcs=np.array([crcs[r] for r in fresh]))
         number += 1
         fresh.clear()
 
@@ -585,7 +341,7 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
     return _Shown(ids, kept_as, file, {name: row_of[name] for name in ids if name in row_of}, crcs, notices)
 
 
-def _finished_pictures(shown: _Shown, folder: Path) -> _Finished:
+def _finished_pictures(shown: _Shown, folder: Path) -> Finished:
     """The pictures of the stimuli that are kept, in their order, with their positions."""
     assert shown.file is not None
     stimuli = np.array([place for place, name in enumerate(shown.ids) if name in shown.rows], np.int64)
@@ -598,8 +354,8 @@ def _finished_pictures(shown: _Shown, folder: Path) -> _Finished:
         for place, row in enumerate(rows):
             file.write(place, shown.file.read(row, 1))
     Stored(file.path, "stimulus").write(0, stimuli)
-    segments = [_Segment(place, 1, shown.crcs[row]) for place, row in enumerate(rows)]
-    return _Finished(file.path, "images.safetensors", "pixels", segments)
+    segments = [Segment(place, 1, shown.crcs[row]) for place, row in enumerate(rows)]
+    return Finished(file.path, "images.safetensors", "pixels", segments)
 
 
 # --- responses
@@ -639,7 +395,7 @@ def _zscored(responses: Float[np.ndarray, "t v"], statistics: ZScore) -> Float[n
 
 def _subject(
     who: Recorded, shown: _Shown, splits: Mapping[str, str], how: How, options: StreamOptions, folder: Path
-) -> _Finished:
+) -> Finished:
     """Stream one subject, and write its smaller files where they belong."""
     subject, num_sites = who.space.subject, who.space.num_sites
     trials = _trials(who, shown.kept_as, splits)
@@ -647,7 +403,7 @@ def _subject(
     starts = np.cumsum([0, *(len(session.stimulus_id) for session in who.sessions)]).tolist()
     shape = (starts[-1], num_sites)
     home, name = folder / "subjects" / subject, f"subjects/{subject}/responses.safetensors"
-    file = _opened(home / "responses.safetensors", "responses", {"responses": ("float32", shape)})
+    file = opened(home / "responses.safetensors", "responses", {"responses": ("float32", shape)})
     done = _sessions(who, trials, how, file, home)
     statistics, varies = _named(subject, {s.number: d.seen for s, d in zip(who.sessions, done, strict=True)}, how)
     check_constant(subject, varies, how, options.drop_constant_sites)
@@ -662,8 +418,8 @@ def _subject(
     save_file({key: np.ascontiguousarray(array) for key, array in kept.items()}, target / "zscore.safetensors")
     trials.save(target / "trials.tsv")
     if how != "all" and varies.all() and options.responses_dtype == "float32":
-        segments = [_Segment(a, b - a, d.crc) for (a, b), d in zip(pairwise(starts), done, strict=True)]
-        return _Finished(file.path, name, "responses", segments, num_sites)
+        segments = [Segment(a, b - a, d.crc) for (a, b), d in zip(pairwise(starts), done, strict=True)]
+        return Finished(file.path, name, "responses", segments, num_sites)
     path = home / "final.safetensors"
     shape = (starts[-1], int(varies.sum()))
     lay_out(path, {"responses": (options.responses_dtype, shape)})
@@ -673,9 +429,9 @@ def _subject(
         for first in range(0, shape[0], at_once):
             count = min(at_once, shape[0] - first)
             crc = final.write(first, scored.of(file.read(first, count)).astype(options.responses_dtype))
-            segments.append(_Segment(first, count, crc))
+            segments.append(Segment(first, count, crc))
             advance(first + count, None)
-    return _Finished(path, name, "responses", segments, shape[1])
+    return Finished(path, name, "responses", segments, shape[1])
 
 
 def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path) -> list[_Done]:
@@ -685,13 +441,13 @@ def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path)
     train = np.array(trials.split) == "train"
     done: dict[int, _Done] = {}
     for k in range(len(sessions)):
-        record = _recorded(home / f"{k:05}.npz")
-        if record is not None:
+        kept = recorded(home / f"{k:05}.npz")
+        if kept is not None:
             crc = zlib.crc32(memoryview(file.read(starts[k], starts[k + 1] - starts[k])).cast("B"))
-            if crc == int(record["crc"]):
-                moments = Moments(int(record["count"]), record["mean"], record["squares"])
-                seen = Seen(moments, record["low"], record["high"])
-                done[k] = _Done(seen, record["floor"], record["ceiling"], crc)
+            if crc == int(kept["crc"]):
+                moments = Moments(int(kept["count"]), kept["mean"], kept["squares"])
+                seen = Seen(moments, kept["low"], kept["high"])
+                done[k] = _Done(seen, kept["floor"], kept["ceiling"], crc)
     missing = [k for k in range(len(sessions)) if k not in done]
     with progress(f"responses of {subject}", len(sessions), len(done)) as advance:
         for k, responses in zip(missing, ahead(lambda n: _read(sessions[missing[n]]), 0, len(missing), 1), strict=True):
@@ -708,7 +464,7 @@ def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path)
                 responses = _zscored(responses, _named(subject, {session.number: seen}, how)[0])
             low, high = responses.min(axis=0, initial=np.inf), responses.max(axis=0, initial=-np.inf)
             crc, moments = file.write(rows.start, responses), seen.moments
-            _record(
+            record(
                 home / f"{k:05}.npz", count=moments.count, mean=moments.mean, squares=moments.squares, low=seen.low,
                 high=seen.high, floor=low, ceiling=high, crc=crc,
             )  # fmt: skip
@@ -848,45 +604,9 @@ def _put(folder: Path, out: Path) -> None:
     shutil.rmtree(folder)
 
 
-# --- sizes and rates
-
-
-def _sizes(study: Study, options: StreamOptions) -> tuple[dict[str, int], int]:
-    """Bytes by file of the dataset, and those of what is needed beside them; of small files, about."""
-    names = {name for who in study.subjects for session in who.sessions for name in session.stimulus_id}
-    files, scratch = {"stimuli.tsv": sum(len(name) + 5 for name in names)}, 0
-    if study.pictures is not None:
-        num_pictures = len(names & set(study.pictures.ids))
-        files["images.safetensors"] = num_pictures * (3 * options.image_size**2 + 8)
-    how = options.zscore or study.zscore
-    for who in study.subjects:
-        num_sites, num_trials = who.space.num_sites, sum(len(session.stimulus_id) for session in who.sessions)
-        part = f"subjects/{who.space.subject}"
-        files[f"{part}/responses.safetensors"] = num_trials * num_sites * np.dtype(options.responses_dtype).itemsize
-        files[f"{part}/zscore.safetensors"] = 8 * num_sites * (len(who.sessions) if how == "session" else 1)
-        files[f"{part}/space.safetensors"] = (36 + len(who.space.rois)) * num_sites
-        files[f"{part}/trials.tsv"] = sum(len(name) + 16 for s in who.sessions for name in s.stimulus_id)
-        if how == "all" or options.responses_dtype != "float32":
-            scratch += num_trials * num_sites * 4
-    first = options.caption_source or next(iter(study.captions), FIRST_SOURCE)
-    for source, captions in study.captions.items():
-        size = sum(len(name) + sum(len(text) + 4 for text in captions[name]) for name in names & captions.keys())
-        files["captions.json" if source == first else f"captions/{source}.json"] = size
-    return files, scratch
-
-
-def _bytes_read(study: Study) -> int:
-    """Of the inputs: what the sessions and the pictures say that reading them takes."""
-    names = {name for who in study.subjects for session in who.sessions for name in session.stimulus_id}
-    total = sum(session.num_bytes for who in study.subjects for session in who.sessions)
-    if study.pictures is not None:
-        total += study.pictures.num_bytes * len(names & set(study.pictures.ids))
-    return total
-
-
 def _check_room(folder: Path, study: Study, options: StreamOptions) -> None:
     """Raises UserError if the disk has too little room for what is yet to be written."""
-    files, scratch = _sizes(study, options)
+    files, scratch = sizes_of(study, options)
     there = sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
     needed, free = sum(files.values()) + scratch - there, shutil.disk_usage(folder).free
     if needed > free:
@@ -894,32 +614,3 @@ def _check_room(folder: Path, study: Study, options: StreamOptions) -> None:
             f"{folder.parent}: expected {needed / 1e9:.2f} GB of room, got {free / 1e9:.2f} GB. Free some space, "
             "choose another --out, or store responses as float16 or pictures smaller."
         )
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.is_dir() else _existing(folder.parent)
-
-
-def _write_rate(folder: Path) -> float:
-    """Bytes a second of a new file, until the disk has it."""
-    path, data = folder / f".rate-{os.getpid()}.part", os.urandom(1 << 20)
-    try:
-        start = time.perf_counter()
-        with open(path, "wb", buffering=0) as file:
-            for _ in range(SAMPLE_BYTES >> 20):
-                file.write(data)
-            os.fsync(file.fileno())
-        return SAMPLE_BYTES / (time.perf_counter() - start)
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _read_rate(path: Path) -> float:
-    """Bytes a second of a file's beginning; from the disk, where the system can be asked to forget it."""
-    with open(path, "rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, SAMPLE_BYTES, os.POSIX_FADV_DONTNEED)
-        start, size = time.perf_counter(), 0
-        while size < SAMPLE_BYTES and (data := file.read(1 << 20)):
-            size += len(data)
-        return max(1, size) / max(1e-9, time.perf_counter() - start)
