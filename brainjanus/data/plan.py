@@ -15,7 +15,7 @@ import numpy as np
 
 from brainjanus.core.errors import UserError, reported
 from brainjanus.core.progress import duration
-from brainjanus.data.dataset import listed
+from brainjanus.data.dataset import FIRST_SOURCE, listed
 from brainjanus.data.study import Found, Study
 from brainjanus.data.write import How, ResponsesDtype, check_name
 
