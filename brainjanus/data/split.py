@@ -5,7 +5,7 @@ the split of each trial. No stimulus, and no picture, is in two splits.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from brainjanus.data.readers.tables import TrialTable
 from brainjanus.data.spec import PrepareConfig
 
 
+@runtime_checkable
 class Fractions(Protocol):
     """How much of the stimuli is held out, and the seed that decides which."""
 

@@ -125,7 +125,7 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
         moves.append(_subject(who, shown, splits, how, options, folder))
         if missing := who.space.num_sites - moves[-1].num_sites:
             dropped[who.space.subject] = missing
-    write_words(dataset, shown.ids, shown.num_pictures, list(captions.values()) or [{}], list(captions))
+    write_words(dataset, shown.ids, shown.num_pictures, captions)
     with progress("verifying", sum(move.path.stat().st_size for move in moves)) as advance:
         done: Counter[str] = Counter()
 
@@ -377,10 +377,10 @@ class _Scored:
     def __init__(self, file: Stored, statistics: ZScore | None, kept: Bool[np.ndarray, "v"]) -> None:
         self.file, self.statistics, self.kept = file, statistics, kept
 
-    def __getitem__(self, rows: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n v"]:
+    def __getitem__(self, rows: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n kept"]:
         return self.of(self.file[rows])
 
-    def of(self, rows: Float[np.ndarray, "n v"]) -> Float[np.ndarray, "n v"]:
+    def of(self, rows: Float[np.ndarray, "n v"]) -> Float[np.ndarray, "n kept"]:
         if self.statistics is not None:
             rows = _zscored(rows, self.statistics)
         return rows if self.kept.all() else rows[:, self.kept]

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -105,7 +105,7 @@ def write_dataset(
             subjects=splits.subjects,
             num_stimuli=len(stimuli.ids),
             image_size=None if stimuli.pixels is None else stimuli.pixels.shape[1],
-            caption_sources=_caption_sources(stimuli),
+            caption_sources=list(_captions(stimuli)),
             zscore=zscore,
             provenance=dict(provenance or {}) | ({"dropped_sites": dropped} if dropped else {}),
         )
@@ -235,6 +235,7 @@ def zscored(
     return scored, statistics, varies
 
 
+@runtime_checkable
 class ByRow(Protocol):
     """Responses [trials, sites] in memory or in a file, of which some rows are asked for."""
 
@@ -524,8 +525,9 @@ def with_variances(space: BrainSpace, found: Variances | None) -> BrainSpace:
     return space if found is None else replace(space, signal_variance=found.signal, noise_variance=found.noise)
 
 
-def _caption_sources(stimuli: Stimuli) -> list[str]:
-    return [stimuli.caption_source, *stimuli.further_captions] if stimuli.captions else []
+def _captions(stimuli: Stimuli) -> dict[str, Mapping[str, Sequence[str]]]:
+    """By source, the default first."""
+    return {stimuli.caption_source: stimuli.captions, **stimuli.further_captions} if stimuli.captions else {}
 
 
 def _write_stimuli(folder: Path, stimuli: Stimuli) -> None:
@@ -534,13 +536,7 @@ def _write_stimuli(folder: Path, stimuli: Stimuli) -> None:
         rows = np.arange(len(stimuli.ids)) if stimuli.picture_of is None else stimuli.picture_of
         num_pictures = np.bincount(rows, minlength=len(stimuli.ids))
         _save_tensors(folder / "images.safetensors", {"pixels": stimuli.pixels, "stimulus": rows.astype(np.int64)})
-    write_words(
-        folder,
-        stimuli.ids,
-        num_pictures,
-        [stimuli.captions or {}, *stimuli.further_captions.values()],
-        _caption_sources(stimuli),
-    )
+    write_words(folder, stimuli.ids, num_pictures.tolist(), _captions(stimuli))
     for name, features in stimuli.features.items():
         kept = features if features.dtype == np.float16 else features.astype(np.float32)
         _save_tensors(folder / f"features/{name}.safetensors", {"features": kept})
@@ -549,17 +545,16 @@ def _write_stimuli(folder: Path, stimuli: Stimuli) -> None:
 def write_words(
     folder: Path,
     ids: Sequence[str],
-    num_pictures: Iterable[int],
-    captions: Sequence[Mapping[str, Sequence[str]]],
-    sources: Sequence[str],
+    num_pictures: Sequence[int],
+    captions: Mapping[str, Mapping[str, Sequence[str]]],
 ) -> None:
     """Write stimuli.tsv and the captions of each source; those of the first are counted in the table."""
-    first = captions[0]
+    first = next(iter(captions.values()), {})
     lines = ["stimulus_id\tnum_pictures\tnum_captions"]
     lines += [f"{name}\t{n}\t{len(first.get(name, ()))}" for name, n in zip(ids, num_pictures, strict=True)]
     (folder / "stimuli.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for number, (source, texts) in enumerate(zip(sources, captions, strict=False)):
-        file = folder / (f"captions/{source}.json" if number else "captions.json")
+    for source, texts in captions.items():
+        file = folder / ("captions.json" if texts is first else f"captions/{source}.json")
         file.parent.mkdir(exist_ok=True)
         said = {name: list(mine) for name, mine in texts.items()}
         file.write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
