@@ -211,9 +211,9 @@ def _read_rate(path: Path) -> float:
         return max(1, size) / max(1e-9, time.perf_counter() - start)
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int) -> str:
     """As 310 B, 4.2 MB, 1.89 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
-    return f"{count:.0f} B"
+    return f"{count} B"

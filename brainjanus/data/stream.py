@@ -28,10 +28,9 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +56,6 @@ from brainjanus.data.write import (
     check_finite,
     check_range,
     check_trials,
-    digest_of,
     manifest_of,
     refuse_existing,
     restricted,
@@ -119,22 +117,15 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
     dataset.mkdir(exist_ok=True)
     moves: list[Finished] = []
     dropped: dict[str, int] = {}
-    if shown.file is not None:
-        moves.append(_finished_pictures(shown, folder))
-    for who in study.subjects:
-        moves.append(_subject(who, shown, splits, how, options, folder))
-        if missing := who.space.num_sites - moves[-1].num_sites:
-            dropped[who.space.subject] = missing
-    write_words(dataset, shown.ids, shown.num_pictures, captions)
-    with progress("verifying", sum(move.path.stat().st_size for move in moves)) as advance:
-        done: Counter[str] = Counter()
-
-        def told(name: str, num_bytes: int) -> None:
-            done[name] += num_bytes
-            advance(sum(done.values()), None)
-
-        with ThreadPoolExecutor(2) as pool:
-            sums = list(pool.map(lambda move: verified(move, partial(told, move.name)), moves))
+    with _Verifying() as verifying:
+        if shown.file is not None:
+            moves.append(verifying.add(_finished_pictures(shown, folder)))
+        for who in study.subjects:
+            moves.append(verifying.add(_subject(who, shown, splits, how, options, folder)))
+            if missing := who.space.num_sites - moves[-1].num_sites:
+                dropped[who.space.subject] = missing
+        write_words(dataset, shown.ids, shown.num_pictures, captions)
+        sums = verifying.finish()
     _check_inputs(study, folder)
     files = {
         move.name: {"sha256": sha, "bytes": move.path.stat().st_size} for move, sha in zip(moves, sums, strict=True)
@@ -164,6 +155,39 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
     for move in moves:
         os.replace(move.path, dataset / move.name)
     (dataset / "dataset.json").write_text(manifest, encoding="utf-8")
+
+
+class _Verifying:
+    """Reads what is finished once more, in a thread of its own, while what follows is made."""
+
+    def __enter__(self) -> "_Verifying":
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="verifying")
+        self.sums: list[Future[str]] = []
+        self.total = self.done = 0
+        self.stopped = False
+        return self
+
+    def add(self, file: Finished) -> Finished:
+        self.total += file.path.stat().st_size
+        self.sums.append(self.pool.submit(verified, file, self._advance))
+        return file
+
+    def _advance(self, num_bytes: int) -> None:
+        self.done += num_bytes
+        if self.stopped:
+            raise CancelledError
+
+    def finish(self) -> list[str]:
+        """SHA-256 of each file. Raises UserError if one does not hold what was written."""
+        with progress("verifying (MB)", -(-self.total // 10**6), self.done // 10**6) as advance:
+            while wait(self.sums, 0.5).not_done:
+                advance(self.done // 10**6, None)
+            advance(-(-self.total // 10**6), None)
+        return [made.result() for made in self.sums]
+
+    def __exit__(self, *raised: object) -> None:
+        self.stopped = True
+        self.pool.shutdown(cancel_futures=True)
 
 
 # --- the study
@@ -286,47 +310,36 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
         )
     row_of = {name: row for row, name in enumerate(wanted)}
     file = opened(folder / "images.safetensors", "pixels", _of_pictures(len(wanted), size))
-    digests: dict[int, bytes] = {}
     crcs: dict[int, int] = {}
     records = sorted(folder.glob("*.npz"))
     for path in records:
-        done = recorded(path) or {"rows": np.zeros(0, np.int64), "digests": np.zeros((0, 16)), "crcs": np.zeros(0)}
-        for row, digest, crc in zip(done["rows"].tolist(), done["digests"], done["crcs"].tolist(), strict=True):
+        done = recorded(path) or {"rows": np.zeros(0, np.int64), "crcs": np.zeros(0, np.int64)}
+        for row, crc in zip(done["rows"].tolist(), done["crcs"].tolist(), strict=True):
             if zlib.crc32(memoryview(file.read(row, 1)).cast("B")) == crc:
-                digests[row], crcs[row] = digest.tobytes(), crc
-    missing = [name for name in wanted if row_of[name] not in digests]
+                crcs[row] = crc
+    missing = [name for name in wanted if row_of[name] not in crcs]
     number = 1 + (int(records[-1].stem) if records else -1)
     fresh: list[int] = []
-
-    def keep() -> None:
-        nonlocal number
-        kept = np.frombuffer(b"".join(digests[row] for row in fresh), np.uint8).reshape(-1, 16)
-        record(folder / f"{number:05}.npz", rows=np.array(fresh), digests=kept, crcs=np.array([crcs[r] for r in fresh]))
-        number += 1
-        fresh.clear()
-
     coming = iter(study.pictures.read(missing, size)) if missing else iter(())
-    with progress("decoding pictures", len(wanted), len(digests)) as advance:
-        for item in ahead(lambda _: next(coming, None), 0, len(missing), 16):
+    with progress("decoding pictures", len(wanted), len(crcs)) as advance:
+        for left, item in enumerate(ahead(lambda _: next(coming, None), 0, len(missing), 16), start=1 - len(missing)):
             if item is None:
-                lacking = [name for name in missing if row_of[name] not in digests]
+                lacking = [name for name in missing if row_of[name] not in crcs]
                 raise UserError(
                     f"pictures: expected {len(wanted)}, got none of {len(lacking)} of them ({listed(lacking, 3)}). "
                     "Is a file missing or damaged?"
                 )
             name, picture = item
             row = row_of[name]
-            assert row not in digests, f"{study.layout} gave picture {name} twice"
+            assert row not in crcs, f"{study.layout} gave picture {name} twice"
             assert picture.dtype == np.uint8 and picture.shape == (size, size, 3), picture.shape
-            crcs[row], digests[row] = file.write(row, picture[None]), digest_of(picture)
+            crcs[row] = file.write(row, picture[None])
             fresh.append(row)
-            if len(fresh) == PICTURES_A_RECORD:
-                keep()
-            advance(len(digests), None)
-        if fresh:
-            keep()
-    first: dict[bytes, str] = {}
-    kept_as = {name: first.setdefault(digests[row_of[name]], name) if name in row_of else name for name in names}
+            if len(fresh) == PICTURES_A_RECORD or not left:
+                record(folder / f"{number:05}.npz", rows=np.array(fresh), crcs=np.array([crcs[r] for r in fresh]))
+                number, fresh = number + 1, []
+            advance(len(crcs), None)
+    kept_as = _merged(names, row_of, crcs, file)
     ids = [name for name in names if kept_as[name] == name]
     notices = []
     if len(ids) < len(names):
@@ -339,6 +352,22 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
         lacking = [name for name in names if name not in there]
         notices.append(f"{len(lacking)} stimuli have no picture ({listed(lacking, 3)}).")
     return _Shown(ids, kept_as, file, {name: row_of[name] for name in ids if name in row_of}, crcs, notices)
+
+
+def _merged(names: Sequence[str], row_of: Mapping[str, int], crcs: Mapping[int, int], file: Stored) -> dict[str, str]:
+    """For each stimulus the first one that shows the same picture, pixel for pixel."""
+    alike: dict[int, list[str]] = {}
+    kept_as = {}
+    for name in names:
+        first = name
+        if name in row_of:
+            row, others = row_of[name], alike.setdefault(crcs[row_of[name]], [])
+            same = (other for other in others if np.array_equal(file.read(row_of[other], 1), file.read(row, 1)))
+            first = next(same, name)
+            if first == name:
+                others.append(name)
+        kept_as[name] = first
+    return kept_as
 
 
 def _finished_pictures(shown: _Shown, folder: Path) -> Finished:
