@@ -95,6 +95,11 @@ def test_our_own_mistake_keeps_its_traceback(monkeypatch):
         ("demo", "", "what was finished is saved. Run the same command again to go on from there."),
         ("train", "omni is saved at step 3 of 9", "omni is saved at step 3 of 9. Run the same command again to go on"),
         ("prepare", "", "nothing was written to --out. Run the same command again to start over."),
+        (
+            "prepare",
+            "what was finished is kept in x",
+            "what was finished is kept in x. Run the same command again to go",
+        ),
     ],
 )
 def test_an_interrupt_says_what_is_saved_and_how_to_go_on(command, saved, sentence, monkeypatch, capsys):

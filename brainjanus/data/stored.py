@@ -25,6 +25,11 @@ _DTYPES = {"float32": "F32", "float16": "F16", "uint8": "U8", "int64": "I64"}
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # by name, dtype and shape
 
 
+def bytes_of(rows: Shaped[np.ndarray, "n ..."]) -> memoryview:
+    """The memory of a contiguous array."""
+    return memoryview(rows.reshape(-1).view(np.uint8))
+
+
 class Stored:
     """One tensor of a safetensors file, of which rows are read and written where they lie, in memory of their own."""
 
@@ -36,7 +41,7 @@ class Stored:
 
     def write(self, first: int, rows: Shaped[np.ndarray, "n ..."]) -> int:
         """Write rows from number `first` on; return their checksum."""
-        data = memoryview(np.ascontiguousarray(rows, self.dtype)).cast("B")
+        data = bytes_of(np.ascontiguousarray(rows, self.dtype))
         with open(self.path, "r+b", buffering=0) as file:
             done = 0
             while done < len(data):
@@ -57,7 +62,7 @@ class Stored:
         return rows
 
     def _fill(self, descriptor: int, rows: np.ndarray, first: int) -> None:
-        data, done = memoryview(rows).cast("B"), 0
+        data, done = bytes_of(rows), 0
         while done < len(data):
             got = os.preadv(descriptor, [data[done:]], self.offset + first * self.row_bytes + done)
             if not got:
@@ -107,7 +112,7 @@ def record(path: Path, **arrays: Any) -> None:
 def recorded(path: Path) -> dict[str, np.ndarray] | None:
     """A record; None if there is none, or a damaged one."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, KeyError, zlib.error, BadZipFile):
         return None

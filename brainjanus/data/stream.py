@@ -45,7 +45,18 @@ from brainjanus.core.progress import progress
 from brainjanus.data.dataset import SPLITS, Dataset, Trials, ZScore, listed
 from brainjanus.data.plan import TEST_FRACTION, StreamOptions, check_study, sizes_of
 from brainjanus.data.split import split_by_stimulus
-from brainjanus.data.stored import Finished, Segment, Stored, Tensors, lay_out, opened, record, recorded, verified
+from brainjanus.data.stored import (
+    Finished,
+    Segment,
+    Stored,
+    Tensors,
+    bytes_of,
+    lay_out,
+    opened,
+    record,
+    recorded,
+    verified,
+)
 from brainjanus.data.study import Recorded, Session, Study
 from brainjanus.data.write import (
     How,
@@ -315,7 +326,7 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
     for path in records:
         done = recorded(path) or {"rows": np.zeros(0, np.int64), "crcs": np.zeros(0, np.int64)}
         for row, crc in zip(done["rows"].tolist(), done["crcs"].tolist(), strict=True):
-            if zlib.crc32(memoryview(file.read(row, 1)).cast("B")) == crc:
+            if zlib.crc32(bytes_of(file.read(row, 1))) == crc:
                 crcs[row] = crc
     missing = [name for name in wanted if row_of[name] not in crcs]
     number = 1 + (int(records[-1].stem) if records else -1)
@@ -472,7 +483,7 @@ def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path)
     for k in range(len(sessions)):
         kept = recorded(home / f"{k:05}.npz")
         if kept is not None:
-            crc = zlib.crc32(memoryview(file.read(starts[k], starts[k + 1] - starts[k])).cast("B"))
+            crc = zlib.crc32(bytes_of(file.read(starts[k], starts[k + 1] - starts[k])))
             if crc == int(kept["crc"]):
                 moments = Moments(int(kept["count"]), kept["mean"], kept["squares"])
                 seen = Seen(moments, kept["low"], kept["high"])

@@ -20,6 +20,7 @@ from brainjanus.core.space import BrainSpace
 from brainjanus.data import stream as module
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials, map_tensor
 from brainjanus.data.plan import StreamOptions, plan_study
+from brainjanus.data.stored import Stored, lay_out
 from brainjanus.data.stream import stream_study
 from brainjanus.data.study import Found, Pictures, Recorded, Session, Study
 from brainjanus.data.write import write_dataset
@@ -215,6 +216,17 @@ def test_training_stimuli_may_be_put_into_val_where_the_layout_has_none(source, 
     made = stream_study(source.study(), tmp_path / "ds", replace(SMALL, val_fraction=0.2))
     assert made.split_ids("test") == tuple(source.ids[:5])
     assert len(made.split_ids("val")) == 3
+
+
+def test_pictures_with_one_checksum_are_compared_by_pixel(tmp_path):
+    pixels = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(3, axis=3)
+    pixels[4] = pixels[1]
+    lay_out(tmp_path / "x", {"pixels": ("uint8", pixels.shape)})
+    file = Stored(tmp_path / "x", "pixels")
+    file.write(0, pixels)
+    row_of = {name: row for row, name in enumerate("abcde")}
+    kept = module._merged("abcdef", row_of, dict.fromkeys(range(5), 7), file)
+    assert kept == {"a": "a", "b": "b", "c": "c", "d": "d", "e": "b", "f": "f"}
 
 
 # --- what is refused
