@@ -180,7 +180,7 @@ def prepare(argv: list[str]) -> Path | str:
     from brainjanus.data.prepare import prepare as make
 
     if any(word.partition("=")[0] == "--from" for word in argv):
-        return prepare_from(argv)
+        return prepare_from(["--help"] if {"-h", "--help"} & set(argv) else argv)
     file = config_file(argv)
     base: Any = tyro.MISSING_NONPROP if file is None else PrepareConfig.load(file)
 

@@ -406,15 +406,16 @@ def test_rows_that_the_disk_lost_are_made_again_or_refused_at_the_end(source, tm
 
 
 @pytest.mark.parametrize("kind", ["plain", "second round"])
-def test_killed_at_any_moment_it_ends_the_same(tmp_path, monkeypatch, kind):
-    """SIGKILL in a real process at each of its writes (half of it done) and renames, one after the other."""
+@pytest.mark.parametrize("part", range(3))
+def test_killed_at_any_moment_it_ends_the_same(tmp_path, monkeypatch, kind, part):
+    """SIGKILL in a real process at each of its writes (half of it done) and renames; a part: every third of them."""
     monkeypatch.setattr(module, "PICTURES_A_RECORD", 3)
     source = Source(num_stimuli=7, num_sessions=2, zscore="all" if kind == "second round" else "session")
     source.pixels["s06"] = source.pixels["s05"] if kind == "second round" else source.pixels["s06"]
     whole = contents(stream_study(source.study(), tmp_path / "whole", SMALL).path)
-    out, moment = tmp_path / "ds", 0
+    out, moment = tmp_path / "ds", part - 2
     while True:
-        moment += 1
+        moment += 3
 
         def killed(moment: int = moment) -> None:
             count = 0
