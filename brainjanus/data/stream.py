@@ -112,11 +112,18 @@ def stream_study(
                 _put(folder, out)
             except KeyboardInterrupt as interrupt:
                 raise type(interrupt)(f"what was finished is kept in {folder}") from interrupt
+            except UserError:
+                if any(folder.rglob("*.npz")):
+                    print(f"Note: what was finished is kept in {folder}, for when it is run again.", file=sys.stderr)
+                raise
     return Dataset.open(out)
 
 
 def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict[str, Any]) -> None:
     names = sorted({name for who in study.subjects for session in who.sessions for name in session.stimulus_id})
+    as_named = _Shown(names, {name: name for name in names})
+    _splits(study, as_named, options)  # these two would refuse it later: before anything is read
+    _captions(study, as_named, options)
     shown = _pictures(study, names, options.image_size, folder / "pictures")
     splits = _splits(study, shown, options)
     captions, left_out = _captions(study, shown, options)
@@ -570,7 +577,6 @@ def _begin(folder: Path, study: Study, options: StreamOptions) -> None:
     except (OSError, ValueError, AttributeError):
         before, changed = None, list(now)
     if not changed:
-        (folder / "dataset" / "dataset.json").unlink(missing_ok=True)
         homes = [(folder / "dataset" / "images.safetensors", folder / "pictures")]
         for who in study.subjects:
             part = Path("subjects") / who.space.subject
@@ -578,6 +584,7 @@ def _begin(folder: Path, study: Study, options: StreamOptions) -> None:
         for file, home in homes:  # stopped between the last renames
             if file.exists() and home.exists() and not (home / file.name).exists():
                 os.replace(file, home / file.name)
+        shutil.rmtree(folder / "dataset", ignore_errors=True)  # what is small is made again
         return
     if before is not None:
         what = listed(changed)

@@ -240,6 +240,7 @@ def test_pictures_with_one_checksum_are_compared_by_pixel(tmp_path):
         ({}, {"test_fraction": 0.1}, "test_fraction: expected none, because fake says itself what is held out"),
         ({}, {"caption_source": "git"}, "caption_source: expected one of coco, vlm, got 'git'"),
         ({"captions": {"x": {"z": ["a"]}}}, {}, "captions 'x': expected names of stimuli .* got none that exists"),
+        ({"captions": {"x": {"s01": [" "]}}}, {}, "captions of 's01': expected at least one caption, none empty"),
         ({"captions": {"../x": {}}}, {}, "source of captions '../x': expected a name of letters"),
         ({"pictures": Pictures(["z"], lambda ids, size: iter(()))}, {}, "pictures: expected some of the stimuli that"),
         ({"pictures": Pictures(["s01"], lambda ids, size: iter(()))}, {}, r"pictures: expected 1, got none of 1 of"),
@@ -249,7 +250,7 @@ def test_pictures_with_one_checksum_are_compared_by_pixel(tmp_path):
 def test_an_unsound_study_is_refused(source, tmp_path, change, options, message):
     with pytest.raises(UserError, match=message):
         stream_study(source.study(**change), tmp_path / "ds", replace(SMALL, **options))
-    assert not (tmp_path / "ds").exists()
+    assert not (tmp_path / "ds").exists() and not source.read, "before anything is read"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,6 @@ def test_an_unsound_study_is_refused(source, tmp_path, change, options, message)
         (lambda s: s.responses.__setitem__(2, s.responses[2][:-1]), r"session 3: expected \[20, 6\] .*, got \[19, 6\]"),
         (lambda s: s.split.update(dict.fromkeys(s.ids, "test")), "trials in train and in test, got none in train"),
         (lambda s: s.pixels.update(s00=s.pixels["s08"]), "'s00' and 's08': expected identical pictures in one"),
-        (lambda s: s.captions["vlm"].update(s01=[" "]), "captions of 's01': expected at least one caption, none empty"),
     ],
 )  # fmt: skip
 def test_unsound_data_are_refused(source, tmp_path, spoil, message):
@@ -342,6 +342,23 @@ def test_what_a_later_step_decides_starts_nothing_over(source, tmp_path):
     source.read.clear()
     made = stream_study(source.study(), tmp_path / "ds", replace(SMALL, drop_constant_sites=True, name="other"))
     assert not source.read and made.name == "other" and made.responses("subj01").shape[1] == 5
+
+
+def test_what_was_finished_for_other_captions_does_not_stay(source, tmp_path, monkeypatch):
+    def stop(*arguments: Any) -> None:
+        raise UserError("stopped here")
+
+    real = module._check_inputs
+    monkeypatch.setattr(module, "_check_inputs", stop)
+    with pytest.raises(UserError, match="stopped here"):
+        stream_study(source.study(), tmp_path / "ds", SMALL)
+    monkeypatch.setattr(module, "_check_inputs", real)
+    source.read.clear()
+    made = stream_study(source.study(captions={"coco": source.captions["coco"]}), tmp_path / "ds", SMALL)
+    assert not source.read and made.caption_sources == ("coco",)
+    assert not (made.path / "captions").exists() and contents(made.path).keys() - {"dataset.json"} == set(
+        made.manifest["files"]
+    )
 
 
 @pytest.mark.parametrize("change", ["file", "image_size", "order"])
