@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from records import Claim, arguments, write
 
+from brainjanus.core.ahead import ahead
 from brainjanus.core.errors import written_beside
 from brainjanus.model.omni import OmniConfig
 from brainjanus.model.sequence import Task
@@ -35,7 +36,7 @@ from brainjanus.tokenizers.patch import PatchConfig
 from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.train.codes import BrainRows, Codes
 from brainjanus.train.state import generator_of
-from brainjanus.train.store import Rows, ahead, held, stored
+from brainjanus.train.store import Rows, held, stored
 
 ROWS, QUICK_ROWS, SITES = 27_000, 2_700, 15_724
 REPEATS, PICTURE_CODES, PATCH = 3, 576, 64

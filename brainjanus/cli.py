@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -100,6 +100,8 @@ def after_interrupt(command: str, saved: str) -> str:
     """What Ctrl-C left; saved: what the stage itself says of it, e.g. 'omni is saved at step 300 of 900'."""
     if command in RESUMABLE:
         return f"stopped; {saved or 'what was finished is saved'}. Run the same command again to go on from there."
+    if command == "prepare" and saved:  # --from
+        return f"stopped; {saved}. Run the same command again to go on from there."
     told = f"stopped {saved}" if command == "generate" and saved else "stopped"
     return f"{told}; nothing was written to --out. Run the same command again to start over."
 
@@ -158,14 +160,16 @@ def simulate(argv: list[str]) -> Path:
     return parse(simulate, run, argv)
 
 
-def prepare(argv: list[str]) -> Path:
+def prepare(argv: list[str]) -> Path | str:
     """Turn your recordings, pictures and captions into a dataset.
 
-    One subject can be given by options; several stand in a TOML file, as [[subjects]] tables.
+    One subject can be given by options; several stand in a TOML file, as [[subjects]] tables. Of what others published,
+    --from reads the layout; it goes on where it was stopped (see `brainjanus prepare --from --help`).
 
     Examples:
         brainjanus prepare --config my_data/prepare.toml --out data/mine
         brainjanus prepare --responses betas.npy --trials trials.tsv --pictures pictures.zip --out data/mine
+        brainjanus prepare --from nsd ~/nsd --out data/nsd
 
     Args:
         out: Folder for the dataset.
@@ -175,6 +179,8 @@ def prepare(argv: list[str]) -> Path:
     from brainjanus.data.prepare import PrepareConfig
     from brainjanus.data.prepare import prepare as make
 
+    if any(word.partition("=")[0] == "--from" for word in argv):
+        return prepare_from(["--help"] if {"-h", "--help"} & set(argv) else argv)
     file = config_file(argv)
     base: Any = tyro.MISSING_NONPROP if file is None else PrepareConfig.load(file)
 
@@ -187,6 +193,47 @@ def prepare(argv: list[str]) -> Path:
         return make(options, out, overwrite).path
 
     return parse(prepare, run, argv)
+
+
+def prepare_from(argv: list[str]) -> Path | str:
+    """Turn a dataset in one of the field's layouts into one of ours; goes on where it was stopped.
+
+    Examples:
+        brainjanus prepare --from nsd ~/nsd --plan
+        brainjanus prepare --from nsd ~/nsd --subjects subj01 --image-size 384 --out data/nsd
+        brainjanus prepare --from mindeye2 ~/mindeye2 --captions vlm=recaptions.json --out data/nsd
+
+    Args:
+        source: The layout (LAYOUTS) and its folder.
+        out: Folder for the dataset.
+        plan: Only say what was found, what is missing, and how much room and time it would take.
+        overwrite: Replace a dataset that is there.
+    """
+    from brainjanus.data.layouts import FILES, open_study
+    from brainjanus.data.plan import StreamOptions, plan_study
+    from brainjanus.data.stream import stream_study
+    from brainjanus.data.study import StudyOptions
+
+    def run(
+        source: Annotated[tuple[str, Path], arg(name="from", metavar="LAYOUT PATH")],
+        out: Path | None = None,
+        plan: bool = False,
+        overwrite: bool = False,
+        which: Annotated[StudyOptions, arg(name="")] = StudyOptions(),  # noqa: B008
+        options: Annotated[StreamOptions, arg(name="")] = StreamOptions(),  # noqa: B008
+    ) -> Path | str:
+        layout, path = source
+        if out is None and not plan:
+            raise UserError("prepare: expected --out, or --plan to see what it would take, got neither. Give one.")
+        study = open_study(layout, path, which)
+        if plan:
+            return plan_study(study, out or Path.cwd() / study.name, options).text
+        assert out is not None
+        made_from = {"path": str(path.absolute()), "study": asdict(which)}
+        return stream_study(study, out, options, overwrite=overwrite, provenance=made_from).path
+
+    prepare_from.__doc__ = str(prepare_from.__doc__).replace("LAYOUTS", ", ".join(FILES))
+    return parse(prepare_from, run, argv, "prepare --from LAYOUT PATH")
 
 
 def train(argv: list[str]) -> Path | str:

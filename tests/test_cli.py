@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from brainjanus import cli
 from brainjanus.core.errors import UserError
+from brainjanus.data.dataset import Dataset
 
 
 def brainjanus(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -95,6 +97,11 @@ def test_our_own_mistake_keeps_its_traceback(monkeypatch):
         ("demo", "", "what was finished is saved. Run the same command again to go on from there."),
         ("train", "omni is saved at step 3 of 9", "omni is saved at step 3 of 9. Run the same command again to go on"),
         ("prepare", "", "nothing was written to --out. Run the same command again to start over."),
+        (
+            "prepare",
+            "what was finished is kept in x",
+            "what was finished is kept in x. Run the same command again to go",
+        ),
     ],
 )
 def test_an_interrupt_says_what_is_saved_and_how_to_go_on(command, saved, sentence, monkeypatch, capsys):
@@ -202,3 +209,74 @@ def test_the_result_is_the_last_line_printed(monkeypatch, capsys):
 def test_the_config_file_is_found_among_other_arguments(argv):
     assert cli.config_file(argv) == Path("run.toml")
     assert cli.config_file(["--out", "x", "--confidence", "1"]) is None
+
+
+# --- prepare --from
+
+
+@pytest.fixture
+def layout(monkeypatch):
+    """A layout whose folder holds one session of eight stimuli; says what it was asked for."""
+    from brainjanus.core.space import BrainSpace
+    from brainjanus.data import layouts
+    from brainjanus.data.study import Pictures, Recorded, Session, Study
+
+    ids, asked = [f"s{i}" for i in range(8)], []
+    responses = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+
+    def read(names, size):
+        return ((name, np.full((size, size, 3), ids.index(name), np.uint8)) for name in names)
+
+    def open_study(name, path, options):
+        asked.append((name, path, options))
+        who = Recorded(BrainSpace("subj01", 3), [Session(1, ids, lambda: responses)])
+        split = {name: "test" if name < "s2" else "train" for name in ids}
+        return Study(name, "planted", "fMRI", [who], Pictures(ids, read), {"coco": {"s0": ["a cup"]}}, split)
+
+    monkeypatch.setattr(layouts, "open_study", open_study)
+    return asked
+
+
+def test_prepare_reads_a_layout_with_its_options(layout, tmp_path, capsys):
+    argv = [
+        "prepare",
+        "--from",
+        "nsd",
+        "somewhere",
+        "--out",
+        str(tmp_path / "ds"),
+        "--subjects",
+        "subj01",
+        "--mask",
+        "v1",
+    ]
+    assert cli.main([*argv, "--image-size", "4", "--responses-dtype", "float16", "--name", "mine"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'ds'}\n"
+    ((name, path, options),) = layout
+    assert (name, path, options.subjects, options.mask) == ("nsd", Path("somewhere"), ("subj01",), "v1")
+    made = Dataset.open(tmp_path / "ds")
+    assert (made.name, made.image_size, made.captions("s0", "coco")) == ("mine", 4, ("a cup",))
+    provenance = made.manifest["provenance"]
+    assert provenance["path"] == str(Path("somewhere").absolute()) and provenance["study"]["mask"] == "v1"
+
+
+def test_a_plan_says_what_it_would_take_and_writes_nothing(layout, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["prepare", "--from", "nsd", "somewhere", "--plan"]) == 0
+    assert "writes   subjects/subj01/responses.safetensors: 96 B" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main(["prepare", "--from", "nsd", "somewhere"]) == 2
+    assert "prepare: expected --out, or --plan" in capsys.readouterr().err
+
+
+def test_an_unknown_layout_is_refused(tmp_path, capsys):
+    assert cli.main(["prepare", "--from", "ndd", str(tmp_path), "--out", str(tmp_path / "ds")]) == 2
+    assert "--from: expected one of nsd, mindeye2," in capsys.readouterr().err
+
+
+def test_help_of_prepare_from_explains_its_options():
+    done = brainjanus("prepare", "--from", "--help")
+    assert done.returncode == 0, done.stderr
+    told = " ".join(re.sub("[│╭╮╰╯─]", " ", done.stdout).split())
+    for words in ("The layout (nsd, mindeye2", "--from LAYOUT PATH", "Only say what was found", "Further sources of"):
+        assert words in told, told

@@ -5,7 +5,8 @@ Enters: a folder that `write_dataset` wrote. Leaves: trials, responses, pictures
     DIR/dataset.json                        the manifest: format, version, names, provenance, checksums, fingerprint
         stimuli.tsv                         stimulus_id, num_pictures, num_captions; the row order of what follows
         images.safetensors                  pixels uint8 [pictures, H, W, 3]; stimulus int64 [pictures], the row
-        captions.json                       {stimulus_id: [caption, ...]}
+        captions.json                       {stimulus_id: [caption, ...]}, of the first source of captions
+        captions/SOURCE.json                the same of each further source
         features/NAME.safetensors           features float16 or float32 [stimuli, tokens, channels]
         subjects/S/responses.safetensors    responses float32 or float16 [trials, sites], z-scored with training trials
         subjects/S/zscore.safetensors       mean, std [groups, sites] and session [groups] (-1: all sessions)
@@ -36,6 +37,7 @@ from brainjanus.core.units import Units
 FORMAT = "brainjanus-dataset"
 VERSION = 1
 SPLITS = ("train", "val", "test")
+FIRST_SOURCE = "captions"  # of captions.json, where nobody named it
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8, "I64": np.int64}
 
 
@@ -100,7 +102,8 @@ class Stimuli:
 
     ids: unique names. pixels: uint8 RGB [p, h, w, 3], or None. picture_of: for each picture the position of its
     stimulus in `ids`; None when there is one picture for each id, in order. captions: id -> captions.
-    features: name -> [num ids, tokens, channels], rows in the order of `ids`.
+    features: name -> [num ids, tokens, channels], rows in the order of `ids`. caption_source: the name of where
+    `captions` come from. further_captions: source -> id -> captions, beside them.
     """
 
     ids: Sequence[str]
@@ -108,6 +111,8 @@ class Stimuli:
     picture_of: Int[np.ndarray, "p"] | None = None
     captions: Mapping[str, Sequence[str]] | None = None
     features: Mapping[str, Shaped[np.ndarray, "n _ _"]] = field(default_factory=dict)
+    caption_source: str = FIRST_SOURCE
+    further_captions: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +137,8 @@ class Dataset:
         self.image_size: int | None = manifest["image_size"]
         features = (Path(file) for file in manifest["files"] if file.startswith("features/"))
         self.feature_names: tuple[str, ...] = tuple(sorted(file.stem for file in features))
+        unnamed = [FIRST_SOURCE] if "captions.json" in manifest["files"] else []
+        self.caption_sources: tuple[str, ...] = tuple(manifest.get("caption_sources", unnamed))
 
     @classmethod
     def open(cls, path: Path | str) -> "Dataset":
@@ -266,10 +273,22 @@ class Dataset:
         rows = self.picture_rows(stimulus_id)
         return np.asarray(map_tensor(self.pictures_file, "pixels")[rows])
 
-    def captions(self, stimulus_id: str) -> tuple[str, ...]:
-        """The captions of one stimulus; empty if it has none."""
+    def captions(self, stimulus_id: str, source: str | None = None) -> tuple[str, ...]:
+        """The captions of one stimulus; empty if it has none. source: one of `caption_sources`; the first, if None.
+
+        Raises UserError for a source that the dataset does not have.
+        """
         self._row(stimulus_id)
-        return tuple(self._captions.get(stimulus_id, ()))
+        if source is not None and source not in self.caption_sources:
+            raise UserError(
+                f"{self.path}: expected one of its sources of captions ({listed(self.caption_sources)}), got "
+                f"'{source}'. Give one of these names, or prepare the dataset again with this source."
+            )
+        if source is None or source == self.caption_sources[0]:
+            return tuple(self._captions.get(stimulus_id, ()))
+        if source not in self._further:
+            self._further[source] = json.loads((self.path / f"captions/{source}.json").read_text(encoding="utf-8"))
+        return tuple(self._further[source].get(stimulus_id, ()))
 
     def features(self, name: str, ids: Sequence[str]) -> Float[np.ndarray, "n t c"]:
         """The features `name` of the stimuli, float32."""
@@ -312,6 +331,10 @@ class Dataset:
     def _captions(self) -> dict[str, list[str]]:
         file = self.path / "captions.json"
         return json.loads(file.read_text(encoding="utf-8")) if "captions.json" in self.manifest["files"] else {}
+
+    @cached_property
+    def _further(self) -> dict[str, dict[str, list[str]]]:
+        return {}
 
     @cached_property
     def _pictures(self) -> dict[int, list[int]]:

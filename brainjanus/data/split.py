@@ -5,6 +5,7 @@ the split of each trial. No stimulus, and no picture, is in two splits.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +14,18 @@ from brainjanus.data.catalogue import Shown
 from brainjanus.data.dataset import listed
 from brainjanus.data.readers.tables import TrialTable
 from brainjanus.data.spec import PrepareConfig
+
+
+@runtime_checkable
+class Fractions(Protocol):
+    """How much of the stimuli is held out, and the seed that decides which."""
+
+    @property
+    def test_fraction(self) -> float: ...
+    @property
+    def val_fraction(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
 
 
 def split_trials(tables: Mapping[str, TrialTable], shown: Shown, config: PrepareConfig) -> Mapping[str, list[str]]:
@@ -61,7 +74,7 @@ def _seen_by(tables: Mapping[str, TrialTable], shown: Shown) -> dict[str, set[st
 
 
 def split_by_stimulus(
-    seen_by: Mapping[str, set[str]], groups: Sequence[Sequence[str]], config: PrepareConfig
+    seen_by: Mapping[str, set[str]], groups: Sequence[Sequence[str]], config: Fractions
 ) -> dict[str, str]:
     """Draw a split for each stimulus, the same for a whole group, with the given fractions for each set of subjects."""
     rng = np.random.default_rng(config.seed)

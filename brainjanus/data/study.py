@@ -91,20 +91,18 @@ Layout = Literal["nsd", "mindeye2", "mindeye1", "mindllm", "brainjanus", "things
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What a user may say about any layout; a layout refuses, in one sentence, what it has no use for.
-
-    subjects: which ("subj01", ...); empty: all that are there. mask: name of the ROI volume that chooses voxels
-    ("nsdgeneral"), or a path. sessions: at most so many of each subject; 0: all. captions: further sources,
-    NAME=FILE.json ({id or cocoId: caption or captions}), beside those that the layout has. betas: which version of the
-    responses, where a layout has several (raw NSD: the folder under func1pt8mm). keys: names of tensors or datasets
-    inside files, NAME=KEY, where a layout does not fix them. files: NAME=PATH, what lies elsewhere than the layout has
-    it (raw NSD: stimuli, expdesign, stim-info, coco; BIDS: stimuli, events).
-    """
+    """What a user may say about any layout; a layout refuses, in one sentence, what it has no use for."""
 
     subjects: tuple[str, ...] = ()
+    """Which subjects ("subj01", ...). Default: all that are there."""
     mask: str = ""
+    """Name of the ROI volume that chooses voxels ("nsdgeneral"), or a path."""
     sessions: int = 0
+    """At most so many sessions of each subject; 0: all."""
     captions: tuple[str, ...] = ()
+    """Further sources of captions, NAME=FILE.json ({id or cocoId: caption or captions}), beside those of the layout."""
     betas: str = ""
+    """Which version of the responses, where a layout has several (raw NSD: the folder under func1pt8mm)."""
     keys: tuple[str, ...] = ()
+    """Names of tensors or datasets inside files, NAME=KEY, where a layout does not fix them."""
     files: tuple[str, ...] = ()

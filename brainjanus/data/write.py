@@ -10,10 +10,11 @@ total variance but not in the noise variance.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -97,22 +98,29 @@ def write_dataset(
             for file in sorted(folder.rglob("*"))
             if file.is_file()
         }
-        content = json.dumps({file: facts["sha256"] for file, facts in files.items()})
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "name": name,
-            "modality": modality,
-            "subjects": splits.subjects,
-            "num_stimuli": len(stimuli.ids),
-            "image_size": None if stimuli.pixels is None else stimuli.pixels.shape[1],
-            "zscore": zscore,
-            "provenance": dict(provenance or {}) | ({"dropped_sites": dropped} if dropped else {}),
-            "files": files,
-            "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
-        }
-        (folder / "dataset.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        manifest = manifest_of(
+            files,
+            name=name,
+            modality=modality,
+            subjects=splits.subjects,
+            num_stimuli=len(stimuli.ids),
+            image_size=None if stimuli.pixels is None else stimuli.pixels.shape[1],
+            caption_sources=list(_captions(stimuli)),
+            zscore=zscore,
+            provenance=dict(provenance or {}) | ({"dropped_sites": dropped} if dropped else {}),
+        )
+        (folder / "dataset.json").write_text(manifest, encoding="utf-8")
     return Dataset.open(path)
+
+
+def manifest_of(files: Mapping[str, Mapping[str, Any]], **facts: Any) -> str:
+    """What dataset.json says: the facts, what files there are (sha256, bytes), and the fingerprint, which follows from
+    the files alone."""
+    files = dict(sorted(files.items(), key=lambda entry: Path(entry[0])))
+    content = json.dumps({file: told["sha256"] for file, told in files.items()})
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()
+    manifest = {"format": FORMAT, "version": VERSION, **facts, "files": files, "fingerprint": fingerprint}
+    return json.dumps(manifest, indent=1)
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -131,55 +139,140 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         )
 
 
+class Moments(NamedTuple):
+    """Of some rows, per site, in float64: enough to z-score with, and to be put together with those of other rows.
+
+    squares: the sum of squared deviations from the mean.
+    """
+
+    count: int
+    mean: Float[np.ndarray, "v"]
+    squares: Float[np.ndarray, "v"]
+
+    @classmethod
+    def of(cls, responses: Shaped[np.ndarray, "t v"], rows: Iterable[int]) -> "Moments":
+        """Row after row, in two rounds: what is added to stays in the processor's cache."""
+        mean, squares, off = np.zeros((3, responses.shape[1]))
+        rows = list(rows)
+        for row in rows:
+            mean += responses[row]
+        mean /= max(1, len(rows))
+        for row in rows:
+            np.subtract(responses[row], mean, out=off)
+            off *= off
+            squares += off
+        return cls(len(rows), mean, squares)
+
+    def and_of(self, other: "Moments") -> "Moments":
+        """Of the rows of both. Source: Chan, Golub & LeVeque 1983."""
+        if not self.count or not other.count:
+            return other if other.count else self
+        count, apart = self.count + other.count, other.mean - self.mean
+        share = other.count / count
+        return Moments(
+            count, self.mean + share * apart, self.squares + other.squares + (self.count * share) * apart * apart
+        )
+
+
+class Seen(NamedTuple):
+    """The training trials of one session: their moments and extremes, per site (inf and -inf if there are none)."""
+
+    moments: Moments
+    low: Float[np.ndarray, "v"]
+    high: Float[np.ndarray, "v"]
+
+    @classmethod
+    def of(cls, responses: Float[np.ndarray, "t v"], rows: Iterable[int]) -> "Seen":
+        rows, num_sites = list(rows), responses.shape[1]
+        low, high = np.full(num_sites, np.inf, np.float32), np.full(num_sites, -np.inf, np.float32)
+        for row in rows:
+            np.minimum(low, responses[row], out=low)
+            np.maximum(high, responses[row], out=high)
+        return cls(Moments.of(responses, rows), low, high)
+
+
+def statistics_of(seen: Mapping[int, Seen], how: How) -> tuple[ZScore, Bool[np.ndarray, "v"]]:
+    """What to z-score with, from the training trials of each session, by its number; and which sites vary over those of
+    every group. Sites that do not have a standard deviation of 1.
+
+    Raises UserError for a session with fewer than two training trials.
+    """
+    groups = {session: [seen[session]] for session in sorted(seen)}
+    if how != "session":
+        groups = {ALL_SESSIONS: [seen[session] for session in sorted(seen)]}
+    num_sites = len(next(iter(seen.values())).low)
+    mean, std = np.zeros((len(groups), num_sites), np.float32), np.ones((len(groups), num_sites), np.float32)
+    varies = np.ones(num_sites, bool)
+    for g, (group, parts) in enumerate(groups.items()):
+        moments = reduce(Moments.and_of, (part.moments for part in parts))
+        if moments.count < 2:
+            raise UserError(
+                f"session {group}: expected at least 2 training trials to z-score with, got {moments.count}. "
+                'Z-score over all sessions (zscore = "all"), or put more stimuli into training.'
+            )
+        here = np.max([part.high for part in parts], axis=0) > np.min([part.low for part in parts], axis=0)
+        varies &= here
+        if how != "none":
+            mean[g] = moments.mean
+            std[g] = np.where(here, np.sqrt(moments.squares / moments.count), 1)
+    return ZScore(np.array(list(groups), np.int64), mean, std), varies
+
+
 def zscored(
     responses: Float[np.ndarray, "t v"], session: Int[np.ndarray, "t"], train: Int[np.ndarray, "n"], how: How
 ) -> tuple[Float[np.ndarray, "t v"], ZScore, Bool[np.ndarray, "v"]]:
     """Z-score per site with the training rows only, of each session or of all.
 
-    Returns the responses (float32), the statistics, and which sites vary over the training rows of every group;
-    sites that do not are left with a standard deviation of 1.
-    Raises UserError for a session with fewer than two training trials.
+    Returns the responses (float32), and what `statistics_of` returns and raises.
     """
-    group_of = session if how == "session" else np.full_like(session, ALL_SESSIONS)
-    groups = np.unique(group_of)
-    num_sites = responses.shape[1]
-    mean, std = np.zeros((len(groups), num_sites), np.float32), np.ones((len(groups), num_sites), np.float32)
-    varies = np.ones(num_sites, bool)
     scored = responses.astype(np.float32)
-    for g, group in enumerate(groups):
-        rows = train[group_of[train] == group]
-        if len(rows) < 2:
-            raise UserError(
-                f"session {group}: expected at least 2 training trials to z-score with, got {len(rows)}. "
-                'Z-score over all sessions (zscore = "all"), or put more stimuli into training.'
-            )
-        seen = scored[rows]
-        here = seen.max(axis=0) > seen.min(axis=0)
-        varies &= here
-        if how != "none":
-            mean[g] = seen.mean(axis=0, dtype=np.float64)
-            std[g] = np.where(here, seen.std(axis=0, dtype=np.float64), 1)
-            scored[group_of == group] = (scored[group_of == group] - mean[g]) / std[g]
-    return scored, ZScore(groups, mean, std), varies
+    numbers = np.unique(session).tolist()
+    seen = {number: Seen.of(scored, train[session[train] == number].tolist()) for number in numbers}
+    statistics, varies = statistics_of(seen, how)
+    for g, group in enumerate(statistics.session if how != "none" else ()):
+        rows = session == group if how == "session" else np.ones(len(session), bool)
+        scored[rows] = (scored[rows] - statistics.mean[g]) / statistics.std[g]
+    return scored, statistics, varies
 
 
-def signal_and_noise(responses: Float[np.ndarray, "t v"], stimulus_id: Iterable[str]) -> Variances | None:
+@runtime_checkable
+class ByRow(Protocol):
+    """Responses [trials, sites] in memory or in a file, of which some rows are asked for."""
+
+    def __getitem__(self, rows: Int[np.ndarray, "n"], /) -> Shaped[np.ndarray, "n v"]: ...
+
+
+def signal_and_noise(
+    responses: ByRow, stimulus_id: Sequence[str], rows: Int[np.ndarray, "n"] | None = None
+) -> Variances | None:
     """Signal and noise variance of one trial from repeats; None when nothing was repeated.
 
+    stimulus_id: of each response. rows: of these alone. One stimulus is in memory at a time.
     Noise variance is the mean over repeated stimuli of the unbiased variance over their repeats; signal variance is
     the unbiased variance over all trials less that, clipped at 0. Source: Allen et al. 2022.
     """
-    _, where, counts = np.unique(np.array(list(stimulus_id)), return_inverse=True, return_counts=True)
-    rows_of = np.split(np.argsort(where, kind="stable"), np.cumsum(counts)[:-1])
-    repeated = [rows for rows in rows_of if len(rows) > 1]
-    if not repeated:
+    rows = np.arange(len(stimulus_id)) if rows is None else rows
+    _, where, counts = np.unique(np.array(list(stimulus_id))[rows], return_inverse=True, return_counts=True)
+    num_repeated = int((counts > 1).sum())
+    if not num_repeated:
         return None
-    noise = np.zeros(responses.shape[1])
-    for rows in repeated:
-        noise += responses[rows].var(axis=0, ddof=1, dtype=np.float64)
-    noise /= len(repeated)
-    total = responses.var(axis=0, ddof=1, dtype=np.float64)
-    return Variances((total - noise).clip(min=0).astype(np.float32), noise.astype(np.float32))
+    total: Moments | None = None
+    noise: Any = 0.0
+    for mine in np.split(rows[np.argsort(where, kind="stable")], np.cumsum(counts)[:-1]):
+        moments = Moments.of(responses[mine], range(len(mine)))
+        if len(mine) > 1:
+            noise = noise + moments.squares / (len(mine) - 1)
+        total = moments if total is None else total.and_of(moments)
+    noise = noise / num_repeated
+    assert total is not None
+    signal = total.squares / (total.count - 1) - noise
+    return Variances(signal.clip(min=0).astype(np.float32), noise.astype(np.float32))
+
+
+def variances_of(responses: ByRow, trials: Trials) -> Variances | None:
+    """From the repeats of the training trials, or else of the test trials."""
+    found = (signal_and_noise(responses, trials.stimulus_id, trials.rows(split)) for split in ("train", "test"))
+    return next((variances for variances in found if variances is not None), None)
 
 
 def restricted(space: BrainSpace, keep: Bool[np.ndarray, "v"]) -> BrainSpace:
@@ -242,12 +335,17 @@ def check_stimuli(stimuli: Stimuli) -> None:
                 f"pictures: expected {len(pixels)} pictures with a stimulus among {len(ids)} each, got {len(rows)} "
                 "stimulus rows. Give `picture_of`, the row of its stimulus for each picture."
             )
-    for name, captions in (stimuli.captions or {}).items():
-        if name not in known or not captions or not all(isinstance(c, str) and c.strip() for c in captions):
+    check_name("source of captions", stimuli.caption_source)
+    check_captions(stimuli.captions or {}, known)
+    for source, others in stimuli.further_captions.items():
+        check_name("source of captions", source)
+        if source == stimuli.caption_source or not stimuli.captions:
             raise UserError(
-                f"captions of '{name}': expected at least one caption, none empty, of a stimulus that exists, got "
-                f"{list(captions)!r}. Correct the captions file, or leave this stimulus out of it."
+                f"source of captions '{source}': expected further captions to have another name than those that stand "
+                f"first, and some to stand first, got '{stimuli.caption_source}' with {len(stimuli.captions or {})}. "
+                "Rename the source, or let it stand first."
             )
+        check_captions(others, known)
     for name, features in stimuli.features.items():
         check_name("features", name)
         if features.ndim != 3 or len(features) != len(ids) or features.dtype.kind != "f":
@@ -260,6 +358,16 @@ def check_stimuli(stimuli: Stimuli) -> None:
             raise UserError(
                 f"features '{name}': expected finite numbers, got NaN or infinity for stimulus "
                 f"'{ids[int(np.argmin(finite))]}'. Compute them again, in float32 if they overflowed."
+            )
+
+
+def check_captions(captions: Mapping[str, Sequence[str]], known: Collection[str]) -> None:
+    """Raises UserError unless each stimulus with captions exists, and none of them is empty."""
+    for name, texts in captions.items():
+        if name not in known or not texts or not all(isinstance(c, str) and c.strip() for c in texts):
+            raise UserError(
+                f"captions of '{name}': expected at least one caption, none empty, of a stimulus that exists, got "
+                f"{list(texts)!r}. Correct the captions file, or leave this stimulus out of it."
             )
 
 
@@ -282,16 +390,26 @@ def check_subject(subject: Subject, known: set[str]) -> None:
             f"trials of {who}: expected one row for each of the {len(responses)} responses, got "
             f"{lengths['stimulus_id']}. Does the table miss a run, or have runs that were not recorded?"
         )
+    check_finite(who, responses)
+    check_trials(who, trials, known)
+
+
+def check_finite(who: str, responses: Shaped[np.ndarray, "t v"], first: int = 0) -> None:
+    """Raises UserError for NaN, infinity, and what float32 cannot hold. first: the number of the first trial."""
     largest = np.finfo(np.float32).max  # they are kept as float32
     finite = (responses.max(axis=1, initial=0) <= largest) & (responses.min(axis=1, initial=0) >= -largest)
     if not finite.all():
         trial = int(np.argmin(finite))
         site = int(np.argmin(np.abs(responses[trial]) <= largest))
         raise UserError(
-            f"responses of {who}: expected finite numbers, got {responses[trial, site]} at trial {trial}, site {site} "
-            f"({int((~finite).sum())} trials are affected; counted from 0; the largest float32 is {largest:.1e}). "
-            "Leave out these trials, or these sites."
+            f"responses of {who}: expected finite numbers, got {responses[trial, site]} at trial {first + trial}, site "
+            f"{site} ({int((~finite).sum())} trials are affected; counted from 0; the largest float32 is "
+            f"{largest:.1e}). Leave out these trials, or these sites."
         )
+
+
+def check_trials(who: str, trials: Trials, known: Collection[str]) -> None:
+    """Raises UserError for a stimulus or split that does not exist, or without trials to train on or to test."""
     for row, (stimulus, split) in enumerate(zip(trials.stimulus_id, trials.split, strict=True)):
         if stimulus not in known:
             raise UserError(
@@ -367,29 +485,12 @@ def _write_subject(
         responses, statistics, varies = zscored(np.asarray(subject.responses), trials.session, train, how)
     except UserError as error:
         raise UserError(f"{who}, {error}") from error
+    check_constant(who, varies, how, drop_constant_sites)
     if not varies.all():
-        constant = np.flatnonzero(~varies)
-        if not drop_constant_sites or not varies.any():
-            raise UserError(
-                f"responses of {who}: expected sites that vary over the training trials"
-                f"{' of each session' if how == 'session' else ''}, got {len(constant)} constant ones of {len(varies)} "
-                f"(sites {listed(map(str, constant))}). Are they outside the brain? Mend the mask, or give "
-                "--drop-constant-sites."
-            )
         responses, space = np.ascontiguousarray(responses[:, varies]), restricted(space, varies)
         statistics = ZScore(statistics.session, statistics.mean[:, varies], statistics.std[:, varies])
-    variances = None
-    for split in ("train", "test"):
-        rows = trials.rows(split)
-        variances = variances or signal_and_noise(responses[rows], [trials.stimulus_id[row] for row in rows])
-    if variances is not None:
-        space = replace(space, signal_variance=variances.signal, noise_variance=variances.noise)
-    largest, extreme = float(np.finfo(dtype).max), float(max(responses.max(initial=0), -responses.min(initial=0)))
-    if extreme > largest:
-        raise UserError(
-            f"responses of {who}: expected z-scored numbers of at most {largest:.6g}, as {dtype} holds, got "
-            f"{extreme:.6g}. Look for outliers, or store them as float32."
-        )
+    space = with_variances(space, variances_of(responses, trials))
+    check_range(who, float(max(responses.max(initial=0), -responses.min(initial=0))), dtype)
     _save_tensors(folder / "responses.safetensors", {"responses": responses.astype(dtype)})
     _save_tensors(folder / "zscore.safetensors", statistics._asdict())
     trials.save(folder / "trials.tsv")
@@ -397,22 +498,66 @@ def _write_subject(
     return {} if varies.all() else {who: int((~varies).sum())}
 
 
+def check_constant(who: str, varies: Bool[np.ndarray, "v"], how: How, drop: bool) -> None:
+    """Raises UserError if sites are constant and are not to be dropped, or if all of them are."""
+    if varies.all() or (drop and varies.any()):
+        return
+    constant = np.flatnonzero(~varies)
+    raise UserError(
+        f"responses of {who}: expected sites that vary over the training trials"
+        f"{' of each session' if how == 'session' else ''}, got {len(constant)} constant ones of {len(varies)} "
+        f"(sites {listed(map(str, constant))}). Are they outside the brain? Mend the mask, or give "
+        "--drop-constant-sites."
+    )
+
+
+def check_range(who: str, extreme: float, dtype: ResponsesDtype) -> None:
+    """Raises UserError if the largest of the z-scored responses is more than what they are stored as can hold."""
+    largest = float(np.finfo(dtype).max)
+    if extreme > largest:
+        raise UserError(
+            f"responses of {who}: expected z-scored numbers of at most {largest:.6g}, as {dtype} holds, got "
+            f"{extreme:.6g}. Look for outliers, or store them as float32."
+        )
+
+
+def with_variances(space: BrainSpace, found: Variances | None) -> BrainSpace:
+    return space if found is None else replace(space, signal_variance=found.signal, noise_variance=found.noise)
+
+
+def _captions(stimuli: Stimuli) -> dict[str, Mapping[str, Sequence[str]]]:
+    """By source, the default first."""
+    return {stimuli.caption_source: stimuli.captions, **stimuli.further_captions} if stimuli.captions else {}
+
+
 def _write_stimuli(folder: Path, stimuli: Stimuli) -> None:
-    captions = {name: list(texts) for name, texts in (stimuli.captions or {}).items()}
     num_pictures = np.zeros(len(stimuli.ids), np.int64)
     if stimuli.pixels is not None:
         rows = np.arange(len(stimuli.ids)) if stimuli.picture_of is None else stimuli.picture_of
         num_pictures = np.bincount(rows, minlength=len(stimuli.ids))
         _save_tensors(folder / "images.safetensors", {"pixels": stimuli.pixels, "stimulus": rows.astype(np.int64)})
-    lines = ["stimulus_id\tnum_pictures\tnum_captions"]
-    for name, pictures in zip(stimuli.ids, num_pictures, strict=True):
-        lines.append(f"{name}\t{pictures}\t{len(captions.get(name, ()))}")
-    (folder / "stimuli.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if captions:
-        (folder / "captions.json").write_text(json.dumps(captions, ensure_ascii=False), encoding="utf-8")
+    write_words(folder, stimuli.ids, num_pictures.tolist(), _captions(stimuli))
     for name, features in stimuli.features.items():
         kept = features if features.dtype == np.float16 else features.astype(np.float32)
         _save_tensors(folder / f"features/{name}.safetensors", {"features": kept})
+
+
+def write_words(
+    folder: Path,
+    ids: Sequence[str],
+    num_pictures: Sequence[int],
+    captions: Mapping[str, Mapping[str, Sequence[str]]],
+) -> None:
+    """Write stimuli.tsv and the captions of each source; those of the first are counted in the table."""
+    first = next(iter(captions.values()), {})
+    lines = ["stimulus_id\tnum_pictures\tnum_captions"]
+    lines += [f"{name}\t{n}\t{len(first.get(name, ()))}" for name, n in zip(ids, num_pictures, strict=True)]
+    (folder / "stimuli.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for source, texts in captions.items():
+        file = folder / ("captions.json" if texts is first else f"captions/{source}.json")
+        file.parent.mkdir(exist_ok=True)
+        said = {name: list(mine) for name, mine in texts.items()}
+        file.write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
 
 
 def _save_tensors(path: Path, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:

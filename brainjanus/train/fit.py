@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from brainjanus.core.ahead import ahead
 from brainjanus.core.config import to_dict
 from brainjanus.core.errors import Preempted, UserError, written_beside
 from brainjanus.core.heap import keep_freed_memory
@@ -32,7 +33,6 @@ from brainjanus.core.progress import progress
 from brainjanus.train.optim import OptimConfig, autocast_dtype, learning_rate, optimizers_of
 from brainjanus.train.parallel import CPU, Hardware, skeleton, spread, whole
 from brainjanus.train.state import agreed, frozen_fingerprint, generator_of, interruptible, load_state, save_state
-from brainjanus.train.store import ahead
 from brainjanus.train.watch import (
     Line,
     Log,

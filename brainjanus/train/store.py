@@ -1,7 +1,7 @@
 """Store: what was encoded once lies in files, of which a training step reads its rows and nothing else.
 
 Enters: tensors in safetensors files, or a function that makes their rows. Leaves: `Rows`, which are indexed like a
-tensor, and `ahead`, which has the next batch made while the present one is used.
+tensor.
 
 Rows are read into memory of their own. Were the files mapped, each page that was ever touched would count as memory of
 the process, and random rows would touch all of them in the end.
@@ -9,13 +9,11 @@ the process, and random rows would touch all of them in the end.
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -27,8 +25,6 @@ from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.processes import rank, wait, world
 from brainjanus.core.progress import progress
 from brainjanus.data.dataset import TensorPlace, tensor_place
-
-T = TypeVar("T")
 
 ROWS = "rows"  # what the tensor of a part is called
 PART_ROWS = 1024  # rows of a part, so many at most are made again after a stop
@@ -229,23 +225,3 @@ def is_whole(path: Path, num_rows: int) -> bool:
             return file.get_slice(ROWS).get_shape()[0] == num_rows
     except (OSError, SafetensorError):
         return False
-
-
-def ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Generator[T]:
-    """make(start), ..., make(stop - 1): while one is used, the next `depth` of them are made in a second thread.
-
-    Two of them even out that one read from a disk takes longer than another. `make` has to follow from its step alone.
-    What it raises is raised where its item would have come. When the caller stops early and closes the iterator, the
-    thread finishes the item that it is at, and ends.
-    """
-    worker = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-    try:
-        coming = deque(worker.submit(make, step) for step in range(start, min(start + depth, stop)))
-        for step in range(start, stop):
-            item = coming.popleft().result()
-            if step + depth < stop:
-                coming.append(worker.submit(make, step + depth))
-            yield item
-            del item  # the caller alone decides how long it is kept
-    finally:
-        worker.shutdown(cancel_futures=True)

@@ -265,6 +265,63 @@ def test_a_dataset_of_words_alone(recording, tmp_path):
         Dataset.open(dataset.path).images(["s00"])
 
 
+# --- captions of several sources
+
+
+def test_captions_of_several_sources_are_kept_side_by_side(recording, tmp_path):
+    stimuli = replace(
+        recording.stimuli(), caption_source="coco", further_captions={"vlm": {"s01": ["red"], "s05": ["blue", "navy"]}}
+    )
+    dataset = write.write_dataset(
+        tmp_path / "ds", name="small", modality="fMRI", subjects=[recording.subject()], stimuli=stimuli
+    )
+    assert dataset.caption_sources == ("coco", "vlm")
+    assert dataset.captions("s01") == dataset.captions("s01", "coco") == ("a red cup", "a cup")
+    assert dataset.captions("s05", "vlm") == ("blue", "navy") and dataset.captions("s05") == ()
+    assert (dataset.path / "captions.json").exists() and (dataset.path / "captions" / "vlm.json").exists()
+    dataset.verify()
+    with pytest.raises(UserError, match=r"expected one of its sources of captions \(coco, vlm\), got 'git'"):
+        dataset.captions("s01", "git")
+
+
+def test_captions_that_nobody_named_have_a_name_also_in_datasets_of_old(recording, dataset, tmp_path):
+    assert dataset.caption_sources == ("captions",)
+    old = {key: fact for key, fact in dataset.manifest.items() if key != "caption_sources"}
+    assert Dataset(dataset.path, old).captions("s01", "captions") == ("a red cup", "a cup")
+    recording.captions = None
+    bare = recording.write(tmp_path / "bare")
+    assert bare.caption_sources == () and bare.captions("s01") == ()
+
+
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        ({"captions": {"s01": ["x"]}}, "source of captions 'captions': expected further captions to have another name"),
+        ({"a/b": {"s01": ["x"]}}, "source of captions 'a/b': expected a name of letters"),
+        ({"vlm": {"s99": ["x"]}}, "captions of 's99': expected at least one caption"),
+    ],
+)
+def test_further_captions_are_checked(recording, tmp_path, further, message):
+    stimuli = replace(recording.stimuli(), further_captions=further)
+    with pytest.raises(UserError, match=message):
+        write.check_stimuli(stimuli)
+    with pytest.raises(UserError, match="and some to stand first"):
+        write.check_stimuli(replace(stimuli, captions=None, further_captions={"vlm": {"s01": ["x"]}}))
+
+
+# --- moments
+
+
+def test_moments_of_parts_are_those_of_the_whole():
+    """Also far from zero, where sums of squares would cancel."""
+    rows = np.random.default_rng(0).normal(1e6, 1, (30, 4)).astype(np.float32)
+    parts = [write.Moments.of(rows, part) for part in (range(10), range(0), range(10, 30))]
+    whole = parts[0].and_of(parts[1]).and_of(parts[2])
+    assert whole.count == 30 and parts[1].and_of(parts[0]) is parts[0]
+    np.testing.assert_allclose(whole.mean, rows.mean(axis=0, dtype=np.float64), rtol=1e-14)
+    np.testing.assert_allclose(whole.squares / 30, rows.var(axis=0, dtype=np.float64), rtol=1e-9)
+
+
 # --- half precision
 
 

@@ -1,10 +1,8 @@
-"""Rows on disk: those that are asked for, of files that stay as they were; parts made once; items made ahead."""
+"""Rows on disk: those that are asked for, of files that stay as they were; parts made once."""
 
 import json
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from brainjanus.core.errors import UserError
 from brainjanus.train import store as module
-from brainjanus.train.store import Rows, ahead, held, in_chunks, stored
+from brainjanus.train.store import Rows, held, in_chunks, stored
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool]
 
@@ -265,50 +263,3 @@ def test_two_processes_make_every_other_part_and_both_read_all(tmp_path):
     assert [fact["made"] for fact in facts] == [[0, 8, 16], [4, 12, 20]]
     assert all(fact["rows"] == list(range(22)) for fact in facts)
     assert done.stderr.count("encode: 22/22") == 1, "one bar for both"
-
-
-# --- ahead
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-def test_items_come_in_order_and_are_made_ahead_in_one_thread(depth):
-    threads, made = set(), []
-    last = threading.Event()
-
-    def make(step):
-        threads.add(threading.get_ident())
-        made.append(step)
-        if step == 2 + depth:
-            last.set()
-        return step * step
-
-    items = ahead(make, 2, 6, depth)
-    assert next(items) == 4
-    assert last.wait(10), "the next ones are made while this one is used"
-    time.sleep(0.05)
-    assert made == list(range(2, 3 + depth)), "and no further one"
-    assert list(items) == [9, 16, 25]
-    assert made == [2, 3, 4, 5] and len(threads) == 1 and threading.get_ident() not in threads
-    assert list(ahead(make, 3, 3, depth)) == []
-    assert list(ahead(make, 3, 4, depth)) == [9]
-
-
-def test_what_is_raised_comes_where_its_item_would():
-    def make(step):
-        if step == 2:
-            raise UserError("step 2: expected nothing.")
-        return step
-
-    items = ahead(make, 0, 5)
-    assert [next(items), next(items)] == [0, 1]
-    with pytest.raises(UserError, match="step 2"):
-        next(items)
-
-
-def test_a_loop_that_is_left_early_leaves_no_thread():
-    before, made = threading.active_count(), []
-    items = ahead(lambda step: made.append(step), 0, 1000)
-    next(items)
-    items.close()
-    assert threading.active_count() == before
-    assert len(made) <= 3
