@@ -100,8 +100,8 @@ def open_study(path: Path, options: StudyOptions) -> Study:
             zscore = "all"
             if options.sessions:
                 raise UserError(
-                    f"--sessions: expected files that say in which session a trial was, got {listed(parts)} of {subject} "
-                    "that do not. Leave it out, or name the tensor that says so (--keys session=KEY)."
+                    f"--sessions: expected files that say in which session a trial was, got {listed(parts)} of "
+                    f"{subject} that do not. Leave it out, or name the tensor that says so (--keys session=KEY)."
                 )
         recorded = _recorded(subject, tables, names, split, options, notices)
         subjects.append(first_sessions(recorded, options.sessions))
