@@ -97,7 +97,8 @@ class StudyOptions:
     ("nsdgeneral"), or a path. sessions: at most so many of each subject; 0: all. captions: further sources,
     NAME=FILE.json ({id or cocoId: caption or captions}), beside those that the layout has. betas: which version of the
     responses, where a layout has several (raw NSD: the folder under func1pt8mm). keys: names of tensors or datasets
-    inside files, NAME=KEY, where a layout does not fix them.
+    inside files, NAME=KEY, where a layout does not fix them. files: NAME=PATH, what lies elsewhere than the layout has
+    it (raw NSD: stimuli, expdesign, stim-info, coco; BIDS: stimuli, events).
     """
 
     subjects: tuple[str, ...] = ()
@@ -106,3 +107,4 @@ class StudyOptions:
     captions: tuple[str, ...] = ()
     betas: str = ""
     keys: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()

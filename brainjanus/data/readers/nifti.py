@@ -2,11 +2,14 @@
 
 Enters: 4-D images (x, y, z, trials), .nii or .nii.gz, one or several in order; a 3-D mask (> 0). Leaves: responses
 [trials, voxels], voxels in C order of the mask, and the volume's shape and affine (mm, right-anterior-superior).
+A large image is read one volume after the other, of which only the mask's voxels are kept (`stream_betas`).
 """
 
+import os
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -15,6 +18,8 @@ from brainjanus.core.errors import UserError
 from brainjanus.data.readers.arrays import check_not_empty, reading
 
 SUFFIXES = (".nii", ".nii.gz")
+_BLOCK = 1 << 20
+_SMALLEST = 1100  # deflate makes no more than 1,032 bytes of one
 
 
 class Volume(NamedTuple):
@@ -77,6 +82,119 @@ def read_betas(paths: Sequence[str], mask: Volume) -> Float[np.ndarray, "t v"]:
     return np.concatenate(parts)
 
 
+def betas_shape(path: str, mask: Volume, same_affine: bool = True) -> tuple[int, int, int, int]:
+    """The shape of an image of betas, from its header. Raises UserError as `read_betas` does."""
+    return _proxy(path, mask, same_affine).shape
+
+
+def stream_betas(path: str, mask: Volume, same_affine: bool = True) -> Float[np.ndarray, "t v"]:
+    """The betas of a mask's voxels, float32; of the image, one volume at a time is in memory.
+
+    same_affine: whether the image has to lie where the mask does, or only to have its shape.
+    Raises UserError as `read_betas` does, also for an image that ends too early.
+    """
+    proxy = _proxy(path, mask, same_affine)
+    where = _fortran(mask)
+    num_trials, num_bytes = proxy.shape[3], int(np.prod(proxy.shape[:3])) * proxy.dtype.itemsize
+    betas = np.empty((num_trials, len(where)), np.float32)
+    with reading(Path(path), "a whole NIfTI image"), open(path, "rb") as file:
+        content = _Inflated(file) if path.lower().endswith(".gz") else _Plain(file)
+        content.read(proxy.offset)
+        for trial in range(num_trials):
+            volume = np.frombuffer(content.read(num_bytes), proxy.dtype)[where]
+            betas[trial] = volume if proxy.slope == 1 and proxy.inter == 0 else volume * proxy.slope + proxy.inter
+        content.finish()
+    return betas
+
+
+class _Plain:
+    """A file, of which all bytes that are asked for must be there."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def read(self, num: int) -> bytes:
+        data = self.file.read(num)
+        if len(data) < num:
+            raise EOFError(f"an end {num - len(data)} bytes too early")
+        return data
+
+    def finish(self) -> None:
+        """What follows the last volume does not matter."""
+
+
+class _Inflated:
+    """The same of a gzip file, in blocks that are larger than those of the standard library."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.member = zlib.decompressobj(wbits=31)
+        self.waiting = b""
+
+    def read(self, num: int) -> bytes:
+        parts, missing = [], num
+        while missing:
+            part = self._some(missing)
+            if not part:
+                raise EOFError(f"an end {missing} bytes too early")
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def finish(self) -> None:
+        """Read to the end of the member, where its checksum is compared."""
+        while self._some(_BLOCK):
+            pass
+        if not self.member.eof:
+            raise EOFError("no end of the gzip file")
+
+    def _some(self, most: int) -> bytes:
+        """At least one byte, unless nothing is left."""
+        while True:
+            if self.member.eof:
+                self.waiting = self.member.unused_data or self.file.read(_BLOCK)
+                if not self.waiting.strip(b"\0"):
+                    return b""
+                self.member = zlib.decompressobj(wbits=31)
+            data = self.waiting or self.file.read(_BLOCK)
+            part = self.member.decompress(data, most)
+            self.waiting = self.member.unconsumed_tail
+            if part or (not data and not self.member.eof):
+                return part
+
+
+def _proxy(path: str, mask: Volume, same_affine: bool) -> Any:
+    """nibabel's view of a 4-D image on the mask's grid, of which nothing but the header is read."""
+    image = _image(path)
+    proxy = image.dataobj
+    if len(proxy.shape) != 4:
+        raise UserError(
+            f"{path}: expected a 4-D image of betas (x, y, z, trials), got shape {list(proxy.shape)}. "
+            "Merge single betas into one image, or give one 4-D image for each session."
+        )
+    _check_grid(path, proxy.shape[:3], np.asarray(image.affine) if same_affine else mask.affine, mask)
+    declared = int(np.prod([int(n) for n in proxy.shape], dtype=object)) * proxy.dtype.itemsize
+    there = os.path.getsize(path) * (_SMALLEST if path.lower().endswith(".gz") else 1)
+    if declared > there:
+        raise UserError(
+            f"{path}: expected the {declared} bytes that its header declares, got a file of {os.path.getsize(path)}. "
+            "The file is truncated or of another kind: copy or export it again."
+        )
+    return proxy
+
+
+def _fortran(mask: Volume) -> Int[np.ndarray, "v"]:
+    """Where the voxels of a mask are in a volume as NIfTI stores it, x running fastest."""
+    return np.ravel_multi_index(np.unravel_index(mask.voxels, mask.shape), mask.shape, order="F")
+
+
+def read_labels(path: str, mask: Volume, same_affine: bool = True) -> Float[np.ndarray, "v"]:
+    """The value of each of the mask's voxels in the 3-D image `path`. Raises UserError as `read_betas` does."""
+    data, affine = _load(path)
+    _check_grid(path, data.shape, affine if same_affine else mask.affine, mask)
+    return data.reshape(-1)[mask.voxels]
+
+
 def read_roi(path: str, mask: Volume) -> Bool[np.ndarray, "v"]:
     """Which voxels of the mask are above 0 in the ROI image `path`. Raises UserError as `read_betas` does."""
     data, affine = _load(path)
@@ -85,16 +203,25 @@ def read_roi(path: str, mask: Volume) -> Bool[np.ndarray, "v"]:
 
 
 def _load(path: str) -> tuple[Shaped[np.ndarray, "..."], Float[np.ndarray, "4 4"]]:
+    image = _image(path)
+    with reading(Path(path), "a NIfTI image"):
+        return image.get_fdata(dtype=np.float32, caching="unchanged"), np.asarray(image.affine, dtype=np.float64)
+
+
+def _image(path: str) -> Any:
     import nibabel
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
     check_not_empty(Path(path))
     with reading(Path(path), "a NIfTI image"):
         try:
             image: Any = nibabel.load(path)
-        except ImageFileError as error:
+        except (ImageFileError, HeaderDataError) as error:
             raise ValueError(str(error)) from error
-        return image.get_fdata(dtype=np.float32, caching="unchanged"), np.asarray(image.affine, dtype=np.float64)
+        if not isinstance(image, nibabel.Nifti1Image):  # the suffix does not say it all: CIFTI is .nii too
+            raise ValueError(f"a {type(image).__name__}")
+        return image
 
 
 def _check_grid(path: str, shape: Iterable[int], affine: np.ndarray, mask: Volume) -> None:

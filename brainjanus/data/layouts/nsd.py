@@ -1,0 +1,485 @@
+"""Raw NSD: the folders in which the Natural Scenes Dataset is published (Allen et al. 2022; the NSD Data Manual).
+
+Enters the folder that holds these; what is in brackets may be missing:
+
+    nsddata_betas/ppdata/subjXX/func1pt8mm/VERSION/betas_sessionNN.nii.gz or .hdf5    int16, 300 x percent signal change
+    nsddata/ppdata/subjXX/func1pt8mm/roi/*.nii.gz       nsdgeneral chooses the voxels; labels of the others become ROIs
+    [nsddata/freesurfer/{subjXX,fsaverage}/label/*.ctab]                              names of those labels
+    nsddata/experiments/nsd/nsd_expdesign.mat           which image each trial showed; counts from 1
+    [nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5]      imgBrick [73000, 425, 425, 3] uint8
+    [nsddata/experiments/nsd/nsd_stim_info_merged.csv]  nsdId (from 0), cocoId, cocoSplit
+    [annotations/captions_{train,val}2017.json]         COCO's captions; other places: COCO_PLACES, or files coco=FOLDER
+
+Leaves a Study: betas in percent signal change; stimuli named by their 73k id ("nsd-00042"); the 1,000 images that all
+subjects were to see are test. An HDF5 file is preferred to a NIfTI image of the same session: of it only the voxels of
+the mask are read.
+
+Affines are not compared: all volumes of func1pt8mm are on one grid, and only the mask's affine is used.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+
+from brainjanus.core.errors import UserError
+from brainjanus.core.space import BrainSpace
+from brainjanus.data.captions import COCO_PREFIX, Numbers, caption_sources, coco_captions
+from brainjanus.data.dataset import listed
+from brainjanus.data.layouts.nsd_ids import (
+    NUM_IMAGES,
+    NUM_SESSIONS,
+    NUM_SHARED,
+    SUBJECTS,
+    TRIALS_PER_SESSION,
+    image_of,
+    session_notice,
+    split_of,
+    stimulus_id,
+    voxel_notice,
+)
+from brainjanus.data.readers.arrays import check_not_empty, read_array, reading
+from brainjanus.data.readers.hdf5 import open_dataset
+from brainjanus.data.readers.nifti import Volume, betas_shape, read_labels, read_mask, stream_betas
+from brainjanus.data.readers.pictures import fit
+from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
+
+MASK = "nsdgeneral"
+VERSIONS = ("betas_fithrf_GLMdenoise_RR", "betas_fithrf", "betas_assumehrf")
+SCALE = 300
+NUM_TRIALS, IMAGES_PER_SUBJECT = 30_000, 10_000
+MOST_SESSIONS = NUM_TRIALS // TRIALS_PER_SESSION
+RUNS = np.tile(np.repeat(np.arange(1, 13), [63, 62] * 6), (MOST_SESSIONS, 1))  # odd runs have 63 trials, even ones 62
+EXPDESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
+STIM_INFO = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
+STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+COCO_FILES = ("captions_train2017.json", "captions_val2017.json")
+COCO_PLACES = (
+    "annotations",
+    "coco/annotations",
+    "coco",
+    "nsddata_stimuli/stimuli/nsd/annotations",
+    "nsddata_stimuli/stimuli/nsd",
+    "nsddata/experiments/nsd",
+    ".",
+)
+_SESSION = re.compile(r"betas_session(\d{2})\.(hdf5|nii|nii\.gz)", re.ASCII)
+
+
+class Design(NamedTuple):
+    """The experiment. image: 73k id, from 0, of each trial of each subject; run: from 1, of each trial of a session;
+    shared: 73k ids of the images for all subjects."""
+
+    image: Int[np.ndarray, "8 30000"]
+    run: Int[np.ndarray, "40 750"]
+    shared: frozenset[int]
+
+
+def open_study(path: Path, options: StudyOptions) -> Study:
+    """Look through raw NSD. Raises UserError without betas, masks or the design, and where they do not fit."""
+    places = _places(path, options)
+    subjects, version = _subjects(path, options)
+    design = read_design(places["expdesign"])
+    found = [Found("experimental design", (places["expdesign"],))]
+    notices: list[str] = []
+    recorded = []
+    for subject in subjects:
+        recorded.append(_recorded(path, subject, version, design, options, found, notices))
+    ids = sorted({name for who in recorded for session in who.sessions for name in session.stimulus_id})
+    if not places["stimuli"].is_file():
+        notices.append(f"There are no pictures: {places['stimuli']} is missing. NSD has it as {STIMULI}.")
+        found.append(Found("pictures", (), (str(places["stimuli"]),), required=False))
+        pictures = None
+    else:
+        found.append(Found("pictures", (places["stimuli"],), required=False))
+        pictures = _pictures(places["stimuli"], ids)
+    return Study(
+        layout="nsd",
+        name="nsd",
+        modality="fMRI",
+        subjects=recorded,
+        pictures=pictures,
+        captions=_captions(path, places, options, ids, found, notices),
+        split=split_of(ids, {stimulus_id(image) for image in design.shared}),
+        zscore="session",
+        found=found,
+        notices=notices,
+    )
+
+
+def _places(path: Path, options: StudyOptions) -> dict[str, Path]:
+    """Where the files lie that no subject has of its own. Raises UserError for an option that NSD has no use for."""
+    if options.keys:
+        raise UserError(
+            f"--keys {listed(options.keys)}: expected none for raw NSD, whose keys are fixed, got some. Leave them out."
+        )
+    places = {"expdesign": path / EXPDESIGN, "stim-info": path / STIM_INFO, "stimuli": path / STIMULI}
+    for entry in options.files:
+        name, equals, file = entry.partition("=")
+        if not equals or name not in (*places, "coco") or not Path(file).exists():
+            raise UserError(
+                f"--files {entry}: expected NAME=PATH with a name among {listed([*places, 'coco'])} and a path that "
+                "exists, got another. Correct it; what lies where NSD has it need not be given."
+            )
+        places[name] = Path(file)
+    return places
+
+
+def _subjects(path: Path, options: StudyOptions) -> tuple[list[str], str]:
+    """Who is to be read, and which version of betas, which all of them have."""
+    folder = path / "nsddata_betas/ppdata"
+    there = {
+        who: sorted(version.name for version in (folder / who / "func1pt8mm").glob("betas_*") if _sessions(version))
+        for who in SUBJECTS
+    }
+    there = {who: versions for who, versions in there.items() if versions}
+    if not there:
+        raise UserError(
+            f"{path}: expected raw NSD, with nsddata_betas/ppdata/subjXX/func1pt8mm/{VERSIONS[0]}/"
+            "betas_sessionNN.nii.gz or .hdf5, got no such file. "
+            "Give the folder that holds nsddata and nsddata_betas; only the 1.8 mm volumes are read."
+        )
+    strangers = [who for who in options.subjects if who not in there]
+    if strangers:
+        raise UserError(
+            f"{path}: expected subjects whose betas are there ({listed(there)}), got {listed(strangers)}. "
+            "Download their betas, or leave them out of --subjects."
+        )
+    chosen = [who for who in there if not options.subjects or who in options.subjects]
+    if options.betas:
+        common = [options.betas]
+    else:
+        common = [version for version in VERSIONS if all(version in there[who] for who in chosen)]
+    without = [who for who in chosen if not common or common[0] not in there[who]]
+    if without:
+        raise UserError(
+            f"{path}: expected betas '{common[0] if common else VERSIONS[0]}' of each subject, got none of "
+            f"{listed(without)} ({without[0]} has {listed(there[without[0]])}). "
+            "Download them, name another version with --betas, or choose subjects with --subjects."
+        )
+    return chosen, common[0]
+
+
+def _sessions(folder: Path) -> dict[int, Path]:
+    """The file of each session; of two the HDF5, which need not be decompressed."""
+    files: dict[int, Path] = {}
+    if not folder.is_dir():
+        return files
+    for file in sorted(folder.iterdir()):
+        match = _SESSION.fullmatch(file.name)
+        if match and file.is_file():
+            files.setdefault(int(match[1]), file)  # .hdf5 sorts before .nii
+    return dict(sorted(files.items()))
+
+
+def read_design(path: Path) -> Design:
+    """Which image each trial of each subject shows. Raises UserError if the file is not NSD's."""
+    arrays = {name: read_array(f"{path}:{name}") for name in ("masterordering", "subjectim", "sharedix")}
+    expected = {
+        "masterordering": (NUM_TRIALS, IMAGES_PER_SUBJECT),
+        "subjectim": (len(SUBJECTS) * IMAGES_PER_SUBJECT, NUM_IMAGES),
+        "sharedix": (NUM_SHARED, NUM_IMAGES),
+    }
+    for name, (size, largest) in expected.items():
+        array = arrays[name]
+        low, high = (array.min(), array.max()) if array.size else (0, 0)
+        if array.size != size or array.dtype.kind not in "fiu" or low < 1 or high > largest:
+            raise UserError(
+                f"{path}: expected {size} numbers from 1 to {largest} in '{name}', got {array.dtype} "
+                f"{list(array.shape)} from {low} to {high}. Is it the nsd_expdesign.mat of another release, or one that "
+                "was edited? Download it again."
+            )
+    order = arrays["masterordering"].ravel().astype(np.int64) - 1
+    if arrays["subjectim"].shape[0] != len(SUBJECTS):
+        raise UserError(
+            f"{path}: expected 'subjectim' [{len(SUBJECTS)}, {IMAGES_PER_SUBJECT}], got "
+            f"{list(arrays['subjectim'].shape)}. Its axes are swapped: download the file again."
+        )
+    images = arrays["subjectim"].astype(np.int64) - 1
+    shared = frozenset((arrays["sharedix"].ravel().astype(np.int64) - 1).tolist())
+    for who, row in zip(SUBJECTS, images, strict=True):
+        if set(row[:NUM_SHARED].tolist()) != shared:
+            raise UserError(
+                f"{path}: expected the first {NUM_SHARED} images of {who} in 'subjectim' to be those of 'sharedix', "
+                "got others: masterordering <= 1000 would not mean shared. Download the file again."
+            )
+    return Design(images[:, order], _runs(path), shared)
+
+
+def _runs(path: Path) -> Int[np.ndarray, "40 750"]:
+    """The run of each trial: as 'stimpattern' [sessions, runs, 75 slots] says (1: a trial), or as the manual does."""
+    try:
+        pattern = np.asarray(read_array(f"{path}:stimpattern"))
+    except UserError:  # not every copy has it
+        return RUNS
+    if pattern.shape != (MOST_SESSIONS, 12, 75) or (pattern.astype(bool).sum(axis=(1, 2)) != TRIALS_PER_SESSION).any():
+        return RUNS
+    return np.stack([np.nonzero(session)[0] + 1 for session in pattern])
+
+
+def _recorded(
+    root: Path,
+    subject: str,
+    version: str,
+    design: Design,
+    options: StudyOptions,
+    found: list[Found],
+    notices: list[str],
+) -> Recorded:
+    """One subject; what is found and what is to be said is added to the lists."""
+    files = _sessions(root / "nsddata_betas/ppdata" / subject / "func1pt8mm" / version)
+    if options.sessions:
+        files = {number: file for number, file in files.items() if number <= options.sessions}
+    if not files:
+        raise UserError(
+            f"betas of {subject}: expected sessions among the first {options.sessions}, got none of them. "
+            "Download session 1 and those that follow it, or raise --sessions."
+        )
+    numbers = list(files)
+    if numbers[-1] > MOST_SESSIONS:
+        raise UserError(
+            f"{files[numbers[-1]]}: expected sessions 1 to {MOST_SESSIONS}, got {numbers[-1]}. Is it a file of NSD?"
+        )
+    gaps = sorted(set(range(1, numbers[-1] + 1)) - files.keys())
+    if gaps:
+        remedy = f", or give --sessions {gaps[0] - 1}" if gaps[0] > 1 else ""
+        raise UserError(
+            f"betas of {subject}: expected sessions 1 to {numbers[-1]}, got none for {listed(map(str, gaps))}. The "
+            f"download is not complete: get betas_session{gaps[0]:02} again{remedy}."
+        )
+    published = min(options.sessions or MOST_SESSIONS, NUM_SESSIONS[subject])
+    absent = tuple(f"betas_session{number:02}" for number in range(numbers[-1] + 1, published + 1))
+    found.append(Found(f"betas of {subject} ({version})", tuple(files.values()), absent))
+    notices += session_notice(subject, numbers)
+    folder = root / "nsddata/ppdata" / subject / "func1pt8mm"
+    mask = _mask_file(folder, subject, options.mask or MASK)
+    volume = read_mask(str(mask))
+    if (options.mask or MASK) == MASK:
+        notices += voxel_notice(subject, len(volume.voxels))
+    labels = [root / "nsddata/freesurfer" / who / "label" for who in (subject, "fsaverage")]
+    rois = _rois(folder / "roi", labels, volume, mask, notices, subject)
+    found.append(Found(f"mask of {subject}", (mask,)))
+    found.append(Found(f"ROIs of {subject}", tuple(sorted((folder / "roi").glob("*.nii.gz"))), required=False))
+    images = design.image[SUBJECTS.index(subject)].reshape(MOST_SESSIONS, TRIALS_PER_SESSION)
+    sessions = []
+    for number, file in files.items():
+        read, num_bytes = _reader(file, volume, mask)
+        ids = [stimulus_id(image) for image in images[number - 1].tolist()]
+        sessions.append(Session(number, ids, read, design.run[number - 1], num_bytes))
+    space = BrainSpace(
+        subject,
+        len(volume.voxels),
+        coordinates_mm=volume.coordinates_mm,
+        rois=rois,
+        geometry=volume.geometry,
+        index=volume.voxels,
+    )
+    return Recorded(space, sessions)
+
+
+def _mask_file(folder: Path, subject: str, mask: str) -> Path:
+    """A ROI volume of this name, another volume beside them ("brainmask"), or a path, with {subject} in it or not."""
+    given = Path(mask.replace("{subject}", subject))
+    candidates = [folder / "roi" / f"{mask}.nii.gz", folder / f"{mask}.nii.gz", given]
+    for file in candidates:
+        if file.is_file():
+            return file
+    there = sorted(file.name.removesuffix(".nii.gz") for file in (folder / "roi").glob("*.nii.gz"))
+    raise UserError(
+        f"mask of {subject}: expected the volume {candidates[0]}, got none there ({listed(there, 12)} are). "
+        "Download it, or name another with --mask; a path may hold {subject}."
+    )
+
+
+def _rois(
+    folder: Path, labels: Sequence[Path], volume: Volume, mask: Path, notices: list[str], subject: str
+) -> dict[str, Bool[np.ndarray, "v"]]:
+    """A ROI for each label that any voxel of the mask has.
+
+    Regions that were mapped in the subject (prf-, floc-) go by their label ("V1v", "FFA-1"), those of an atlas by both
+    names ("Kastner2015.V1v"), a volume with one label by its own. Of lh.X, rh.X and X only X is read.
+    """
+    rois: dict[str, np.ndarray] = {}
+    files = {file.name.removesuffix(".nii.gz"): file for file in sorted(folder.glob("*.nii.gz"))}
+    unnamed = []
+    for atlas, file in files.items():
+        if atlas.startswith(("lh.", "rh.")) and atlas[3:] in files:
+            continue
+        values = read_labels(str(file), volume, same_affine=False)
+        present = np.unique(values[values > 0])
+        if (present != present.round()).any():
+            notices.append(f"{atlas} of {subject} is no ROI: it has values between whole numbers. It was left out.")
+            continue
+        names = _label_names(labels, atlas)
+        if file == mask and len(present) == 1 and len(names) <= 1:
+            continue  # all voxels
+        if not names and len(present) > 1:
+            unnamed.append(atlas)
+        for value in present.astype(int).tolist():
+            label = names.get(value, atlas if len(present) == 1 and not names else str(value))
+            bare = label == atlas or (atlas.startswith(("prf-", "floc-")) and value in names and label not in rois)
+            rois[label if bare else f"{atlas}.{label}"] = values == value
+    if unnamed:
+        notices.append(
+            f"ROIs of {subject} in {listed(unnamed)} go by the number of their label: their names would be in "
+            f"{labels[0] / f'{unnamed[0]}.mgz.ctab'}."
+        )
+    return rois
+
+
+def _label_names(folders: Sequence[Path], atlas: str) -> dict[int, str]:
+    """The names of an atlas's labels above 0, from "1 V1v" in each line of ATLAS.mgz.ctab; {} without such a file."""
+    bare = atlas.removeprefix("lh.").removeprefix("rh.")
+    for file in (folder / f"{bare}.mgz.ctab" for folder in folders):
+        if not file.is_file():
+            continue
+        with reading(file, "a table of labels"):
+            cells = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+        return {int(row[0]): row[1] for row in cells if len(row) > 1 and row[0].isdecimal() and int(row[0]) > 0}
+    return {}
+
+
+def _reader(file: Path, volume: Volume, mask: Path) -> tuple[Callable[[], Float[np.ndarray, "t v"]], int]:
+    """How a session is read, and how many bytes that takes from the disk. Raises UserError for another shape."""
+    if file.suffix == ".hdf5":
+        with open_dataset(file, "betas") as dataset:
+            shape, itemsize = tuple(dataset.shape)[::-1], dataset.dtype.itemsize
+            whole = not _by_voxel(dataset)
+        num_bytes = (int(np.prod(volume.shape)) if whole else len(volume.voxels)) * TRIALS_PER_SESSION * itemsize
+        read: Callable[[], np.ndarray] = partial(_read_hdf5, file, volume)
+    else:
+        shape, num_bytes = betas_shape(str(file), volume, same_affine=False), file.stat().st_size
+        read = partial(_read_nifti, file, volume)
+    if shape != (*volume.shape, TRIALS_PER_SESSION):
+        raise UserError(
+            f"{file}: expected betas {[*volume.shape, TRIALS_PER_SESSION]}, on the grid of {mask.name} and with "
+            f"{TRIALS_PER_SESSION} trials, got {list(shape)}. Do mask and betas belong to one subject, and to "
+            "func1pt8mm both?"
+        )
+    return read, num_bytes
+
+
+def _read_nifti(file: Path, volume: Volume) -> Float[np.ndarray, "t v"]:
+    betas = stream_betas(str(file), volume, same_affine=False)
+    betas /= SCALE
+    return betas
+
+
+def _read_hdf5(file: Path, volume: Volume) -> Float[np.ndarray, "t v"]:
+    """h5py shows MATLAB's [x, y, z, trials] as [trials, z, y, x]; NSD stores all trials of a voxel in one chunk."""
+    x, y, z = np.unravel_index(volume.voxels, volume.shape)
+    betas = np.empty((TRIALS_PER_SESSION, len(volume.voxels)), np.float32)
+    with open_dataset(file, "betas") as dataset:
+        if not _by_voxel(dataset):
+            for trial in range(TRIALS_PER_SESSION):
+                betas[trial] = dataset[trial][z, y, x]
+        else:
+            order = np.lexsort((x, y, z))
+            steps = np.flatnonzero((np.diff(x[order]) != 1) | np.diff(y[order]) | np.diff(z[order])) + 1
+            for start, stop in pairwise([0, *steps.tolist(), len(order)]):
+                row = order[start:stop]  # neighbours along x
+                first = row[0]
+                betas[:, row] = dataset[:, z[first], y[first], x[first] : x[first] + len(row)]
+    betas /= SCALE
+    return betas
+
+
+def _by_voxel(dataset: Any) -> bool:
+    """Whether a chunk has many trials of few voxels."""
+    return dataset.chunks is not None and dataset.chunks[0] > 1
+
+
+def _pictures(path: Path, ids: Sequence[str]) -> Pictures:
+    with open_dataset(path, "imgBrick") as brick:
+        shape = tuple(brick.shape)
+        if len(shape) != 4 or shape[0] != NUM_IMAGES or shape[3] != 3 or brick.dtype != np.uint8:
+            raise UserError(
+                f"{path}: expected 'imgBrick' uint8 [{NUM_IMAGES}, 425, 425, 3], got {brick.dtype} {list(shape)}. "
+                "Row and 73k id would not agree: download NSD's own nsd_stimuli.hdf5."
+            )
+    return Pictures(ids, partial(_read_pictures, path), int(np.prod(shape[1:])))
+
+
+def _read_pictures(path: Path, ids: Sequence[str], size: int) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"]]]:
+    """In the order of the file."""
+    with open_dataset(path, "imgBrick") as brick:
+        for name in sorted(ids):
+            yield name, fit(Image.fromarray(brick[image_of(name)]), size)
+
+
+def _captions(
+    root: Path,
+    places: Mapping[str, Path],
+    options: StudyOptions,
+    ids: Sequence[str],
+    found: list[Found],
+    notices: list[str],
+) -> dict[str, dict[str, list[str]]]:
+    """COCO's captions, if its files are there, and those of further sources."""
+    info = places["stim-info"]
+    coco = read_stim_info(info) if info.is_file() else None
+    found.append(Found("COCO ids", (info,) if coco else (), () if coco else (str(info),), required=False))
+    stimuli_of: dict[int, list[str]] = {}
+    captions: dict[str, dict[str, list[str]]] = {}
+    if coco is None:
+        notices.append(f"There are no captions of COCO: {info}, which says which image is which, is missing.")
+    else:
+        for name in ids:
+            stimuli_of.setdefault(coco[image_of(name)], []).append(name)
+        folders = [places["coco"]] if "coco" in places else [root / place for place in COCO_PLACES]
+        files = [next((f / name for f in folders if (f / name).is_file()), None) for name in COCO_FILES]
+        there = [file for file in files if file is not None]
+        absent = [name for name, file in zip(COCO_FILES, files, strict=True) if file is None]
+        found.append(Found("captions of COCO", tuple(there), tuple(absent), required=False))
+        if there:
+            captions["coco"] = coco_captions(there, stimuli_of)
+        without = len(ids) - len(captions.get("coco", ()))
+        if without:
+            why = f"{listed(absent)} {'is' if len(absent) == 1 else 'are'} in none of " if absent else "not in "
+            notices.append(
+                f"{without} of {len(ids)} stimuli have no captions of COCO: {why}"
+                f"{listed([str(folder) for folder in folders] if absent else [file.name for file in there], 8)}."
+            )
+    numbers = [Numbers("73k id, from 0", {image_of(name): [name] for name in ids}, range(NUM_IMAGES), "nsd[-_:]?")]
+    if coco is not None:
+        numbers.append(Numbers("cocoId", stimuli_of, frozenset(coco), COCO_PREFIX))
+    more = caption_sources(options.captions, ids, numbers, taken=["coco"])
+    notices += more.notices
+    return captions | more.captions
+
+
+def read_stim_info(path: Path) -> list[int]:
+    """The cocoId of each 73k id, from nsd_stim_info_merged.csv. Raises UserError if it has not each 73k id once."""
+    check_not_empty(path)
+    coco = [-1] * NUM_IMAGES
+    with reading(path, "NSD's table of images"), open(path, newline="", encoding="utf-8") as file:
+        table = csv.DictReader(file)
+        columns = list(table.fieldnames or ())
+        missing = [name for name in ("nsdId", "cocoId") if name not in columns]
+        if missing:
+            raise UserError(
+                f"{path}: expected the columns nsdId and cocoId, got {listed(columns)}. "
+                "Is it another table? NSD has it as nsd_stim_info_merged.csv."
+            )
+        for row in table:
+            image = int(row["nsdId"])
+            if not 0 <= image < NUM_IMAGES or coco[image] != -1:
+                raise UserError(
+                    f"{path}: expected each nsdId from 0 to {NUM_IMAGES - 1} once, got {image}"
+                    f"{' again' if 0 <= image < NUM_IMAGES else ''}. "
+                    "Was it edited so that it counts from 1? Download it again."
+                )
+            coco[image] = int(row["cocoId"])
+    if -1 in coco:
+        raise UserError(
+            f"{path}: expected each of {NUM_IMAGES} images, got {NUM_IMAGES - coco.count(-1)}, without nsdId "
+            f"{coco.index(-1)}. The file was cut short: download it again."
+        )
+    return coco
