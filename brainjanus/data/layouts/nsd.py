@@ -77,8 +77,8 @@ class Design(NamedTuple):
     """The experiment. image: 73k id, from 0, of each trial of each subject; run: from 1, of each trial of a session;
     shared: 73k ids of the images for all subjects."""
 
-    image: Int[np.ndarray, "8 30000"]
-    run: Int[np.ndarray, "40 750"]
+    image: Int[np.ndarray, "8 t"]
+    run: Int[np.ndarray, "40 n"]
     shared: frozenset[int]
 
 

@@ -102,7 +102,8 @@ class Miniature:
             table = csv.writer(file)
             table.writerow(["", "cocoId", "cocoSplit", "cropBox", "loss", "nsdId", "flagged", "BOLD5000", "shared1000"])
             for i, coco in enumerate(COCO_OF.tolist()):
-                table.writerow([i, coco, "val2017" if i % 10 == 0 else "train2017", (0, 0, 0.1, 0.1), 0.5, i, False, 0, 0])
+                part = "val2017" if i % 10 == 0 else "train2017"
+                table.writerow([i, coco, part, (0, 0, 0.1, 0.1), 0.5, i, False, 0, 0])
         folder = root / "nsddata_stimuli/stimuli/nsd/annotations"
         folder.mkdir()
         for part, last in (("train", range(1, 10)), ("val", range(1))):
@@ -467,7 +468,7 @@ def test_a_mask_may_lie_anywhere(nsd, tmp_path):
 def test_names_of_images_go_both_ways():
     assert stimulus_id(42) == "nsd-00042" and image_of("nsd-00042") == 42
     assert stimulus_id(np.int64(72_999)) == "nsd-72999"
-    with pytest.raises(UserError, match="got 73000. Does the file count from 1"):
+    with pytest.raises(UserError, match=r"got 73000\. Does the file count from 1"):
         stimulus_id(73_000)
     for name in ("nsd-73000", "nsd-42", "coco-00042", "nsd-000420"):
         with pytest.raises(UserError, match="expected a name from nsd-00000 to nsd-72999"):
