@@ -15,7 +15,6 @@ Leaves a Study. A stimulus is named as the events name it: by the first of the c
 Rows with n/a there are no trials. Differs from BIDS: entities are compared, never inherited through the hierarchy.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -365,8 +364,8 @@ def _read_parts(read: Callable[[Part], Float[np.ndarray, "t v"]], parts: Sequenc
 def _check_count(part: Part, num_maps: int) -> None:
     if num_maps != len(part.ids):
         raise UserError(
-            f"{part.files[0].path}: expected a map for each of the {len(part.ids)} trials of its events, got {num_maps}. "
-            "Do the events list rows that were not modelled (mark them n/a, or take them out), or is the file of "
+            f"{part.files[0].path}: expected a map for each of the {len(part.ids)} trials of its events, got "
+            f"{num_maps}. Do the events list rows that were not modelled (mark them n/a, or take them out), or is the file of "
             "conditions instead of single trials?"
         )
 

@@ -68,6 +68,6 @@ def session_notice(subject: str, sessions: Sequence[int]) -> list[str]:
     if published <= len(sessions):
         return []
     return [
-        f"{subject} has {len(sessions)} of the {published} sessions that NSD published, so that fewer stimuli, and fewer "
-        "repeats of test stimuli, are there than published results rest on."
+        f"{subject} has {len(sessions)} of the {published} sessions that NSD published: fewer stimuli, and fewer "
+        "repeats of test stimuli, than published results rest on."
     ]
