@@ -3,7 +3,7 @@
 Enters the derivatives folder (or the dataset that holds exactly one with betas); what is in brackets may be missing:
 
     [dataset_description.json]
-    sub-XX/[ses-YY/]func/*_{betas,statmap,..}.{nii.gz,nii,func.gii,dscalar.nii}   one map a trial, in order of the events
+    sub-XX/[ses-YY/]func/*_{betas,statmap,..}.{nii.gz,nii,func.gii,dscalar.nii}   one map a trial, in the events' order
                          suffix "betas", or stat-effect, or a desc- with "beta" in it
     sub-XX/[ses-YY/]func/*_events.tsv     here or in the raw dataset; or a .tsv named as the betas; one row a trial
     sub-XX/**/*_mask.nii.gz               without label-: the mask; with it: a ROI [surfaces: *_mask.label.gii]
@@ -365,8 +365,8 @@ def _check_count(part: Part, num_maps: int) -> None:
     if num_maps != len(part.ids):
         raise UserError(
             f"{part.files[0].path}: expected a map for each of the {len(part.ids)} trials of its events, got "
-            f"{num_maps}. Do the events list rows that were not modelled (mark them n/a, or take them out), or is the file of "
-            "conditions instead of single trials?"
+            f"{num_maps}. Do the events list rows that were not modelled (mark them n/a, or take them out), or is it a "
+            "file of conditions instead of single trials?"
         )
 
 

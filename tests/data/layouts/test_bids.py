@@ -367,5 +367,5 @@ def test_grayordinates_keep_their_vertices(tmp_path):
     assert any("8 grayordinates below the cortex were left out" in notice for notice in study.notices)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(UserError, match="expected a whole CIFTI file|expected a CIFTI file"):
+    with pytest.raises(UserError, match=r"expected a (whole )?CIFTI file"):
         open_study("bids", tmp_path, StudyOptions()).subjects[0].sessions[0].read()
