@@ -104,19 +104,21 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     root = _derivatives(path)
     context = Context(root, _raw(path, root), options, _files(options), [], [])
     subjects = {who: _betas(root, who, options) for who in _subjects(root, options)}
-    events = {who: {files: _events(context, who, files) for files in groups} for who, groups in subjects.items()}
-    column, has_split = _column([table for tables in events.values() for found in tables.values() for table in found])
+    events = {who: [_events(context, who, files) for files in groups] for who, groups in subjects.items()}
+    column, has_split = _column([table for tables in events.values() for of_part in tables for table in of_part])
     context.notices.append(f"Stimuli are named by the column '{column}' of the events.")
     split: dict[str, str] = {}
     recorded = []
     for who, groups in subjects.items():
-        parts = {files: _part(context, files, events[who][files], column, has_split) for files in groups}
-        tables = sorted({table for found in events[who].values() for table in found})
+        parts = [
+            _part(context, files, tables, column, has_split) for files, tables in zip(groups, events[who], strict=True)
+        ]
+        tables = sorted({table for of_part in events[who] for table in of_part})
         context.found.append(Found(f"betas of {who}", tuple(name.path for files in groups for name in files)))
         context.found.append(Found(f"events of {who}", tuple(tables)))
-        for part in parts.values():
+        for part in parts:
             _add_split(split, part)
-        recorded.append(_recorded(context, who, list(parts.values())))
+        recorded.append(_recorded(context, who, parts))
     ids = sorted({name for who in recorded for session in who.sessions for name in session.stimulus_id})
     more = caption_sources(options.captions, ids)
     pictures = _pictures(context, ids)
@@ -522,7 +524,7 @@ def _surface(
     subject: str,
     name: Name,
     sizes: Sequence[int],
-    vertices: Sequence[Int[np.ndarray, "n"]],
+    vertices: Sequence[Int[np.ndarray, "_"]],
     read: Callable[[Part], Float[np.ndarray, "t v"]],
 ) -> Placed:
     """Sites are vertices, of the left hemisphere first; those of the right count on from `left_vertices`."""
@@ -618,7 +620,7 @@ def _cifti(path: Path) -> Any:
         return image
 
 
-def _grayordinates(path: Path) -> tuple[list[slice], list[Int[np.ndarray, "n"]], list[int]]:
+def _grayordinates(path: Path) -> tuple[list[slice], list[Int[np.ndarray, "_"]], list[int]]:
     """Of the left and the right cortex: their columns, vertices, and the number of vertices of the whole surface."""
     from nibabel.cifti2 import BrainModelAxis
 
@@ -640,7 +642,7 @@ def _grayordinates(path: Path) -> tuple[list[slice], list[Int[np.ndarray, "n"]],
     return columns, vertices, sizes
 
 
-def _read_cifti(part: Part, vertices: Sequence[Int[np.ndarray, "n"]]) -> Float[np.ndarray, "t n"]:
+def _read_cifti(part: Part, vertices: Sequence[Int[np.ndarray, "_"]]) -> Float[np.ndarray, "t n"]:
     path = part.files[0].path
     columns, here, _ = _grayordinates(path)
     if not all(np.array_equal(a, b) for a, b in zip(here, vertices, strict=True)):
