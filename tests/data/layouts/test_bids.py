@@ -243,7 +243,7 @@ def test_betas_on_another_grid_or_truncated_are_refused(volumes):
     (betas,) = volumes.func.glob("*run-2*betas.nii.gz")
     whole = betas.read_bytes()
     betas.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"betas\.nii\.gz: expected a whole NIfTI image"):
+    with pytest.raises(UserError, match=r"betas\.nii\.gz: expected a (whole )?NIfTI image"):
         volumes.open().subjects[0].sessions[0].read()
     save(betas, np.zeros((*SHAPE, 5), np.float32), np.eye(4))
     with pytest.raises(UserError, match="with another affine"):
@@ -366,6 +366,6 @@ def test_grayordinates_keep_their_vertices(tmp_path):
     assert who.space.geometry == {"type": "surface", "template": "fsLR", "left_vertices": 10}
     assert any("8 grayordinates below the cortex were left out" in notice for notice in study.notices)
     whole = path.read_bytes()
-    path.write_bytes(whole[:-100])
+    path.write_bytes(whole[: len(whole) - 4 * 4 * 10])  # the file ends in the cortex
     with pytest.raises(UserError, match=r"expected a (whole )?CIFTI file"):
         open_study("bids", tmp_path, StudyOptions()).subjects[0].sessions[0].read()
