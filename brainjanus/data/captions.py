@@ -199,7 +199,7 @@ def _read(path: Path) -> dict[str, list[str]]:
             if not named or value is None:
                 raise UserError(
                     f"{path}: expected records with a key ({', '.join(_RECORD_KEYS)}) and a 'caption', got "
-                    f"{listed(record)}. Or write {{\"id\": \"a caption\"}}."
+                    f'{listed(record)}. Or write {{"id": "a caption"}}.'
                 )
             key = str(record[named[0]])
             texts.setdefault(key, []).extend(_texts(path, key, value))

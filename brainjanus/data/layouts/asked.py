@@ -152,6 +152,8 @@ def nsd_captions(
     """
     table = stim_info(root, options)
     coco = read_stim_info(table) if table is not None else None
+    if table is not None:
+        found.append(Found("cocoIds of NSD", (table,), required=False))
     captions: dict[str, dict[str, list[str]]] = {}
     numbers = [Numbers("73k id, from 0", {image_of(name): [name] for name in ids}, range(NUM_IMAGES), "nsd[-_:]?")]
     if coco is not None:

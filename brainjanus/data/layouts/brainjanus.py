@@ -98,6 +98,11 @@ def open_study(path: Path, options: StudyOptions) -> Study:
         tables = [_table(file, part, keys) for part, file in parts.items()]
         if any(table.session is None for table in tables):
             zscore = "all"
+            if options.sessions:
+                raise UserError(
+                    f"--sessions: expected files that say in which session a trial was, got {listed(parts)} of "
+                    f"{subject} that do not. Leave it out, or name the tensor that says so (--keys session=KEY)."
+                )
         recorded = _recorded(subject, tables, names, split, options, notices)
         subjects.append(first_sessions(recorded, options.sessions))
         found.append(Found(f"voxels of {subject}", tuple(parts.values())))
@@ -111,7 +116,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
         name: int(name.removeprefix("nsd-")) for name in shown
     }
     pictures = _pictures(path, {name: number_of[name] for name in shown}, keys, found)
-    captions = _captions(path, shown, {number: name for name, number in number_of.items()}, notices)
+    captions = _captions(path, shown, {number: name for name, number in number_of.items()}, found, notices)
     captions |= captions_of(path, options, shown, found, notices, names)
     return Study(
         "brainjanus",
@@ -330,13 +335,14 @@ def _read_pictures(
 
 
 def _captions(
-    path: Path, shown: set[str], name_of: Mapping[int, str], notices: list[str]
+    path: Path, shown: set[str], name_of: Mapping[int, str], found: list[Found], notices: list[str]
 ) -> dict[str, dict[str, list[str]]]:
     """The captions of each JSON file, by its name; a file of another form is left out, and said."""
     sources: dict[str, dict[str, list[str]]] = {}
     numbers = Numbers("73k id, from 0", {number: [name] for number, name in name_of.items()}, range(NUM_IMAGES))
     for file in sorted((path / "captions").glob("*.json")) if (path / "captions").is_dir() else ():
         name = re.sub(r"[^\w-]", "_", file.stem).lstrip("-")
+        found.append(Found(f"captions {name}", (file,), required=False))
         try:
             more = caption_sources([f"{name}={file}"], shown, [numbers], taken=list(sources))
         except UserError as error:

@@ -141,7 +141,10 @@ def _shown(
             raise UserError(
                 f"{root}: expected {part}/{part}_{subject}_0.tar, got none. Download all shards of {subject}."
             )
-        if not any(shard.is_dir() for shard in shards.values()):
+        if any(shard.is_dir() for shard in shards.values()):
+            files = tuple(file for shard in shards.values() for file in sorted(shard.glob(f"*.{VOXELS}")))
+            found.append(Found(f"{part} samples of {subject}", files, required=part != "val"))
+        else:
             gone = [number for number in range(max([*shards, USUAL_SHARDS[part] - 1]) + 1) if number not in shards]
             names = tuple(f"{part}/{part}_{subject}_{number}.tar" for number in gone)
             found.append(Found(f"{part} shards of {subject}", tuple(shards.values()), names, required=part != "val"))

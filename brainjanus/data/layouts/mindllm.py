@@ -76,8 +76,8 @@ def open_study(path: Path, options: StudyOptions) -> Study:
         subjects.append(_recorded(subject, files[subject], images_of, split, coco_of, options, notices))
     shown = shown_in(subjects)
     found = [Found(f"voxels of {subject}", (files[subject],)) for subject in chosen]
-    missing = () if table is not None else (TABLE,)
-    found.append(Found("73k ids", () if table is None else (table,), missing, required=False))
+    if table is None:
+        found.append(Found("73k ids", (), (TABLE,), required=False))
     if images_of is not None:
         captions = nsd_captions(path, options, shown, found, notices)
     else:

@@ -77,8 +77,8 @@ class Design(NamedTuple):
     """The experiment. image: 73k id, from 0, of each trial of each subject; run: from 1, of each trial of a session;
     shared: 73k ids of the images for all subjects."""
 
-    image: Int[np.ndarray, "8 30000"]
-    run: Int[np.ndarray, "40 750"]
+    image: Int[np.ndarray, "8 t"]
+    run: Int[np.ndarray, "40 n"]
     shared: frozenset[int]
 
 
@@ -193,8 +193,8 @@ def read_design(path: Path) -> Design:
         if array.size != size or array.dtype.kind not in "fiu" or low < 1 or high > largest:
             raise UserError(
                 f"{path}: expected {size} numbers from 1 to {largest} in '{name}', got {array.dtype} "
-                f"{list(array.shape)} from {low} to {high}. Is it the nsd_expdesign.mat of another release, or one that "
-                "was edited? Download it again."
+                f"{list(array.shape)} from {low} to {high}. Is it the nsd_expdesign.mat of another release, or was it "
+                "edited? Download it again."
             )
     order = arrays["masterordering"].ravel().astype(np.int64) - 1
     if arrays["subjectim"].shape[0] != len(SUBJECTS):

@@ -8,6 +8,8 @@ subject has (Allen et al. 2022, Nature Neuroscience 25, 116).
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+import numpy as np
+
 from brainjanus.core.errors import UserError
 
 NUM_IMAGES = 73_000
@@ -19,7 +21,7 @@ NUM_SESSIONS = dict(zip(SUBJECTS, (40, 40, 32, 30, 40, 32, 40, 30), strict=True)
 _NAME = re.compile(r"nsd-(\d{5})", re.ASCII)
 
 
-def stimulus_id(image: int) -> str:
+def stimulus_id(image: int | np.integer) -> str:
     """The name of the image with this 73k id, from 0: 42 -> "nsd-00042".
 
     Raises UserError for a number outside 0 to 72,999.
@@ -66,6 +68,6 @@ def session_notice(subject: str, sessions: Sequence[int]) -> list[str]:
     if published <= len(sessions):
         return []
     return [
-        f"{subject} has {len(sessions)} of the {published} sessions that NSD published, so that fewer stimuli, and fewer "
-        "repeats of test stimuli, are there than published results rest on."
+        f"{subject} has {len(sessions)} of the {published} sessions that NSD published: fewer stimuli, and fewer "
+        "repeats of test stimuli, than published results rest on."
     ]

@@ -33,7 +33,7 @@ def _found(path: Path, file: Any, key: str) -> Any:
 
     group, names = file, key.strip("/").split("/")
     for name in names:
-        if not isinstance(group, h5py.Group) or name not in group.keys():  # noqa: SIM118: `in` follows links
+        if not isinstance(group, h5py.Group) or group.get(name, getlink=True) is None:
             raise UserError(
                 f"{path}: expected the dataset '{key}', got {listed(sorted(file.keys()))}. "
                 "Is it another file than its name says, or was it not written to its end?"

@@ -82,6 +82,18 @@ def read_betas(paths: Sequence[str], mask: Volume) -> Float[np.ndarray, "t v"]:
     return np.concatenate(parts)
 
 
+def on_grid(path: str, shape: Sequence[int], affine: Float[np.ndarray, "4 4"]) -> bool:
+    """Whether an image has this shape, in its first three axes, and affine. Raises UserError if it is damaged."""
+    image = _image(path)
+    return tuple(image.shape[:3]) == tuple(shape[:3]) and np.allclose(image.affine, affine, atol=1e-3)
+
+
+def grid_of(path: str) -> tuple[tuple[int, ...], Float[np.ndarray, "4 4"]]:
+    """The shape and affine of an image, from its header. Raises UserError if it is damaged."""
+    image = _image(path)
+    return tuple(image.shape), np.asarray(image.affine, dtype=np.float64)
+
+
 def betas_shape(path: str, mask: Volume, same_affine: bool = True) -> tuple[int, int, int, int]:
     """The shape of an image of betas, from its header. Raises UserError as `read_betas` does."""
     return _proxy(path, mask, same_affine).shape
