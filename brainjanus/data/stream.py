@@ -638,6 +638,10 @@ def _digest(study: Study) -> str:
 
 def _put(folder: Path, out: Path) -> None:
     """Rename what is complete to where it belongs; a dataset that it replaces is deleted then."""
+    for file in (folder / "dataset").rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())  # a power cut after the rename must not find it half on the disk
     replaced = folder / "replaced"
     if out.exists():
         shutil.rmtree(replaced, ignore_errors=True)
