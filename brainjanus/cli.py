@@ -195,7 +195,7 @@ def prepare(argv: list[str]) -> Path | str:
     return parse(prepare, run, argv)
 
 
-def prepare_from(argv: list[str]) -> Path | str:
+def prepare_from(argv: list[str]) -> str:
     """Turn a dataset in one of the field's layouts into one of ours; goes on where it was stopped.
 
     Examples:
@@ -221,7 +221,7 @@ def prepare_from(argv: list[str]) -> Path | str:
         overwrite: bool = False,
         which: Annotated[StudyOptions, arg(name="")] = StudyOptions(),  # noqa: B008
         options: Annotated[StreamOptions, arg(name="")] = StreamOptions(),  # noqa: B008
-    ) -> Path | str:
+    ) -> str:
         layout, path = source
         if out is None and not plan:
             raise UserError("prepare: expected --out, or --plan to see what it would take, got neither. Give one.")
@@ -230,7 +230,7 @@ def prepare_from(argv: list[str]) -> Path | str:
             return plan_study(study, out or Path.cwd() / study.name, options).text
         assert out is not None
         made_from = {"path": str(path.absolute()), "study": asdict(which)}
-        return stream_study(study, out, options, overwrite=overwrite, provenance=made_from).path
+        return str(stream_study(study, out, options, overwrite=overwrite, provenance=made_from).path)
 
     prepare_from.__doc__ = str(prepare_from.__doc__).replace("LAYOUTS", ", ".join(FILES))
     return parse(prepare_from, run, argv, "prepare --from LAYOUT PATH")

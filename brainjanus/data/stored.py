@@ -27,7 +27,7 @@ Tensors = Mapping[str, tuple[str, tuple[int, ...]]]  # by name, dtype and shape
 
 def bytes_of(rows: Shaped[np.ndarray, "n ..."]) -> memoryview:
     """The memory of a contiguous array."""
-    return memoryview(rows.reshape(-1).view(np.uint8))
+    return rows.reshape(-1).view(np.uint8).data
 
 
 class Stored:
@@ -120,7 +120,7 @@ def recorded(path: Path) -> dict[str, np.ndarray] | None:
 
 class Segment(NamedTuple):
     first: int
-    count: int
+    num_rows: int
     crc: int
 
 
@@ -142,7 +142,7 @@ def verified(file: Finished, advance: Callable[[int], None]) -> str:
         digest.update(raw.read(stored.offset))
         for segment in file.segments:
             crc = 0
-            left = segment.count * stored.row_bytes
+            left = segment.num_rows * stored.row_bytes
             while left:
                 data = raw.read(min(left, 1 << 20))
                 if not data:
@@ -152,8 +152,9 @@ def verified(file: Finished, advance: Callable[[int], None]) -> str:
                 left -= len(data)
                 advance(len(data))
             if crc != segment.crc:
+                last = segment.first + segment.num_rows - 1
                 raise UserError(
-                    f"{file.path}: expected rows {segment.first} to {segment.first + segment.count - 1} as they were "
-                    "written, got others. The disk lost or changed them: run the same command again."
+                    f"{file.path}: expected rows {segment.first} to {last} as they were written, got others. "
+                    "The disk lost or changed them: run the same command again."
                 )
     return digest.hexdigest()

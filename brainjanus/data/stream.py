@@ -61,6 +61,7 @@ from brainjanus.data.study import Recorded, Session, Study
 from brainjanus.data.write import (
     How,
     Moments,
+    ResponsesDtype,
     Seen,
     check_captions,
     check_constant,
@@ -139,7 +140,7 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
         if shown.file is not None:
             moves.append(verifying.add(_finished_pictures(shown, folder)))
         for who in study.subjects:
-            moves.append(verifying.add(_subject(who, shown, splits, how, options, folder)))
+            moves.append(_subject(who, shown, splits, how, options, folder, verifying))
             if missing := who.space.num_sites - moves[-1].num_sites:
                 dropped[who.space.subject] = missing
         write_words(dataset, shown.ids, shown.num_pictures, captions)
@@ -176,10 +177,10 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
 
 
 class _Verifying:
-    """Reads what is finished once more, in a thread of its own, while what follows is made."""
+    """Reads what is finished once more, in threads of its own, while what follows is made."""
 
     def __enter__(self) -> "_Verifying":
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="verifying")
+        self.pool = ThreadPoolExecutor(2, thread_name_prefix="verifying")
         self.sums: list[Future[str]] = []
         self.total = self.done = 0
         self.stopped = False
@@ -222,8 +223,8 @@ def _trials(who: Recorded, kept_as: Mapping[str, str], splits: Mapping[str, str]
             session.append(part.number)
             run.append(number)
             repeat.append(times[kept_as[name]])
-    columns = (np.array(column, np.int64) for column in (session, run, repeat))
-    return Trials(ids, *columns, [splits[name] for name in ids])
+    session_, run_, repeat_ = (np.array(column, np.int64) for column in (session, run, repeat))
+    return Trials(ids, session_, run_, repeat_, [splits[name] for name in ids])
 
 
 class _Fractions(NamedTuple):
@@ -441,50 +442,68 @@ def _zscored(responses: Float[np.ndarray, "t v"], statistics: ZScore) -> Float[n
 
 
 def _subject(
-    who: Recorded, shown: _Shown, splits: Mapping[str, str], how: How, options: StreamOptions, folder: Path
+    who: Recorded,
+    shown: _Shown,
+    splits: Mapping[str, str],
+    how: How,
+    options: StreamOptions,
+    folder: Path,
+    verifying: "_Verifying",
 ) -> Finished:
     """Stream one subject, and write its smaller files where they belong."""
-    subject, num_sites = who.space.subject, who.space.num_sites
+    subject = who.space.subject
     trials = _trials(who, shown.kept_as, splits)
     check_trials(subject, trials, set(shown.ids))
-    starts = np.cumsum([0, *(len(session.stimulus_id) for session in who.sessions)]).tolist()
-    shape = (starts[-1], num_sites)
-    home, name = folder / "subjects" / subject, f"subjects/{subject}/responses.safetensors"
+    home, shape = folder / "subjects" / subject, (len(trials.stimulus_id), who.space.num_sites)
     file = opened(home / "responses.safetensors", "responses", {"responses": ("float32", shape)})
     done = _sessions(who, trials, how, file, home)
     statistics, varies = _named(subject, {s.number: d.seen for s, d in zip(who.sessions, done, strict=True)}, how)
     check_constant(subject, varies, how, options.drop_constant_sites)
     scored = _Scored(file, statistics if how == "all" else None, varies)
-    variances = variances_of(scored, trials)
     extremes = np.stack([np.min([d.low for d in done], axis=0), np.max([d.high for d in done], axis=0)])
     check_range(subject, float(np.abs(scored.of(extremes)).max(initial=0)), options.responses_dtype)
+    if how != "all" and varies.all() and options.responses_dtype == "float32":
+        starts = _starts(who)
+        segments = [Segment(a, b - a, d.crc) for (a, b), d in zip(pairwise(starts), done, strict=True)]
+        name = f"subjects/{subject}/responses.safetensors"
+        finished = verifying.add(Finished(file.path, name, "responses", segments, who.space.num_sites))
+    else:
+        finished = verifying.add(_second_round(subject, scored, options.responses_dtype, home))
+    variances = variances_of(scored, trials)
     space = who.space if varies.all() else restricted(who.space, varies)
     target = folder / "dataset" / "subjects" / subject
     with_variances(space, variances).save(target)
     kept = {"mean": statistics.mean[:, varies], "session": statistics.session, "std": statistics.std[:, varies]}
     save_file({key: np.ascontiguousarray(array) for key, array in kept.items()}, target / "zscore.safetensors")
     trials.save(target / "trials.tsv")
-    if how != "all" and varies.all() and options.responses_dtype == "float32":
-        segments = [Segment(a, b - a, d.crc) for (a, b), d in zip(pairwise(starts), done, strict=True)]
-        return Finished(file.path, name, "responses", segments, num_sites)
-    path = home / "final.safetensors"
-    shape = (starts[-1], int(varies.sum()))
-    lay_out(path, {"responses": (options.responses_dtype, shape)})
+    return finished
+
+
+def _second_round(subject: str, scored: _Scored, dtype: ResponsesDtype, home: Path) -> Finished:
+    """Write responses as they will be from those that are in the file."""
+    path, shape = home / "final.safetensors", (scored.file.shape[0], int(scored.kept.sum()))
+    lay_out(path, {"responses": (dtype, shape)})
     final, segments = Stored(path, "responses"), []
-    at_once = max(1, CHUNK_BYTES // file.row_bytes)
+    at_once = max(1, CHUNK_BYTES // scored.file.row_bytes)
     with progress(f"writing {subject}", shape[0]) as advance:
         for first in range(0, shape[0], at_once):
-            count = min(at_once, shape[0] - first)
-            crc = final.write(first, scored.of(file.read(first, count)).astype(options.responses_dtype))
-            segments.append(Segment(first, count, crc))
-            advance(first + count, None)
-    return Finished(path, name, "responses", segments, shape[1])
+            num_rows = min(at_once, shape[0] - first)
+            crc = final.write(first, scored.of(scored.file.read(first, num_rows)).astype(dtype))
+            segments.append(Segment(first, num_rows, crc))
+            advance(first + num_rows, None)
+    return Finished(path, f"subjects/{subject}/responses.safetensors", "responses", segments, shape[1])
+
+
+def _starts(who: Recorded) -> list[int]:
+    """The first row of each session, and where the last one ends."""
+    starts: list[int] = np.cumsum([0, *(len(session.stimulus_id) for session in who.sessions)]).tolist()
+    return starts
 
 
 def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path) -> list[_Done]:
     """Read, check, z-score and write the sessions that have not been yet."""
     subject, sessions = who.space.subject, who.sessions
-    starts = np.cumsum([0, *(len(session.stimulus_id) for session in sessions)]).tolist()
+    starts = _starts(who)
     train = np.array(trials.split) == "train"
     done: dict[int, _Done] = {}
     for k in range(len(sessions)):
@@ -512,7 +531,7 @@ def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path)
             low, high = responses.min(axis=0, initial=np.inf), responses.max(axis=0, initial=-np.inf)
             crc, moments = file.write(rows.start, responses), seen.moments
             record(
-                home / f"{k:05}.npz", count=moments.count, mean=moments.mean, squares=moments.squares, low=seen.low,
+                home / f"{k:05}.npz", count=moments.num_rows, mean=moments.mean, squares=moments.squares, low=seen.low,
                 high=seen.high, floor=low, ceiling=high, crc=crc,
             )  # fmt: skip
             done[k] = _Done(seen, low, high, crc)
@@ -563,7 +582,7 @@ def _alone(folder: Path, out: Path) -> Iterator[None]:
 
 def _begin(folder: Path, study: Study, options: StreamOptions) -> None:
     """Keep what was finished, if it was made from the same; otherwise say so and start over."""
-    now = {
+    now: dict[str, Any] = {
         "version": _JOURNAL,
         "options": {key: getattr(options, key) for key in ("image_size", "test_fraction", "val_fraction", "seed")}
         | {"zscore": options.zscore or study.zscore},
@@ -638,6 +657,10 @@ def _digest(study: Study) -> str:
 
 def _put(folder: Path, out: Path) -> None:
     """Rename what is complete to where it belongs; a dataset that it replaces is deleted then."""
+    for file in (folder / "dataset").rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())  # a power cut after the rename must not find it half on the disk
     replaced = folder / "replaced"
     if out.exists():
         shutil.rmtree(replaced, ignore_errors=True)

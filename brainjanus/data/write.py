@@ -145,7 +145,7 @@ class Moments(NamedTuple):
     squares: the sum of squared deviations from the mean.
     """
 
-    count: int
+    num_rows: int
     mean: Float[np.ndarray, "v"]
     squares: Float[np.ndarray, "v"]
 
@@ -165,12 +165,12 @@ class Moments(NamedTuple):
 
     def and_of(self, other: "Moments") -> "Moments":
         """Of the rows of both. Source: Chan, Golub & LeVeque 1983."""
-        if not self.count or not other.count:
-            return other if other.count else self
-        count, apart = self.count + other.count, other.mean - self.mean
-        share = other.count / count
+        if not self.num_rows or not other.num_rows:
+            return other if other.num_rows else self
+        num_rows, apart = self.num_rows + other.num_rows, other.mean - self.mean
+        share = other.num_rows / num_rows
         return Moments(
-            count, self.mean + share * apart, self.squares + other.squares + (self.count * share) * apart * apart
+            num_rows, self.mean + share * apart, self.squares + other.squares + (self.num_rows * share) * apart * apart
         )
 
 
@@ -205,16 +205,16 @@ def statistics_of(seen: Mapping[int, Seen], how: How) -> tuple[ZScore, Bool[np.n
     varies = np.ones(num_sites, bool)
     for g, (group, parts) in enumerate(groups.items()):
         moments = reduce(Moments.and_of, (part.moments for part in parts))
-        if moments.count < 2:
+        if moments.num_rows < 2:
             raise UserError(
-                f"session {group}: expected at least 2 training trials to z-score with, got {moments.count}. "
+                f"session {group}: expected at least 2 training trials to z-score with, got {moments.num_rows}. "
                 'Z-score over all sessions (zscore = "all"), or put more stimuli into training.'
             )
         here = np.max([part.high for part in parts], axis=0) > np.min([part.low for part in parts], axis=0)
         varies &= here
         if how != "none":
             mean[g] = moments.mean
-            std[g] = np.where(here, np.sqrt(moments.squares / moments.count), 1)
+            std[g] = np.where(here, np.sqrt(moments.squares / moments.num_rows), 1)
     return ZScore(np.array(list(groups), np.int64), mean, std), varies
 
 
@@ -265,7 +265,7 @@ def signal_and_noise(
         total = moments if total is None else total.and_of(moments)
     noise = noise / num_repeated
     assert total is not None
-    signal = total.squares / (total.count - 1) - noise
+    signal = total.squares / (total.num_rows - 1) - noise
     return Variances(signal.clip(min=0).astype(np.float32), noise.astype(np.float32))
 
 

@@ -317,7 +317,7 @@ def test_moments_of_parts_are_those_of_the_whole():
     rows = np.random.default_rng(0).normal(1e6, 1, (30, 4)).astype(np.float32)
     parts = [write.Moments.of(rows, part) for part in (range(10), range(0), range(10, 30))]
     whole = parts[0].and_of(parts[1]).and_of(parts[2])
-    assert whole.count == 30 and parts[1].and_of(parts[0]) is parts[0]
+    assert whole.num_rows == 30 and parts[1].and_of(parts[0]) is parts[0]
     np.testing.assert_allclose(whole.mean, rows.mean(axis=0, dtype=np.float64), rtol=1e-14)
     np.testing.assert_allclose(whole.squares / 30, rows.var(axis=0, dtype=np.float64), rtol=1e-9)
 
