@@ -438,8 +438,8 @@ def _captions(
         there = [file for file in files if file is not None]
         absent = [name for name, file in zip(COCO_FILES, files, strict=True) if file is None]
         found.append(Found("captions of COCO", tuple(there), tuple(absent), required=False))
-        if there:
-            captions["coco"] = coco_captions(there, stimuli_of)
+        if texts := coco_captions(there, stimuli_of):
+            captions["coco"] = texts
         without = len(ids) - len(captions.get("coco", ()))
         if without:
             why = f"{listed(absent)} {'is' if len(absent) == 1 else 'are'} in none of " if absent else "not in "
@@ -460,23 +460,24 @@ def read_stim_info(path: Path) -> list[int]:
     check_not_empty(path)
     coco = [-1] * NUM_IMAGES
     with reading(path, "NSD's table of images"), open(path, newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        columns = list(table.fieldnames or ())
+        table = csv.reader(file)
+        columns = next(table, [])
         missing = [name for name in ("nsdId", "cocoId") if name not in columns]
         if missing:
             raise UserError(
                 f"{path}: expected the columns nsdId and cocoId, got {listed(columns)}. "
                 "Is it another table? NSD has it as nsd_stim_info_merged.csv."
             )
+        of_image, of_coco = columns.index("nsdId"), columns.index("cocoId")
         for row in table:
-            image = int(row["nsdId"])
+            image = int(row[of_image])
             if not 0 <= image < NUM_IMAGES or coco[image] != -1:
                 raise UserError(
                     f"{path}: expected each nsdId from 0 to {NUM_IMAGES - 1} once, got {image}"
                     f"{' again' if 0 <= image < NUM_IMAGES else ''}. "
                     "Was it edited so that it counts from 1? Download it again."
                 )
-            coco[image] = int(row["cocoId"])
+            coco[image] = int(row[of_coco])
     if -1 in coco:
         raise UserError(
             f"{path}: expected each of {NUM_IMAGES} images, got {NUM_IMAGES - coco.count(-1)}, without nsdId "
