@@ -47,9 +47,9 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     split: dict[str, str] = {}
     recorded = []
     for who, groups in subjects.items():
-        parts = [
-            _part(context, files, tables, column, has_split) for files, tables in zip(groups, events[who], strict=True)
-        ]
+        parts = [_part(*one, column, has_split) for one in zip(groups, events[who], strict=True)]
+        if left_out := sum(part.left_out for part in parts):
+            context.notices.append(f"{left_out} rows of the events of {who} name no stimulus and are no trials.")
         tables = sorted({table for of_part in events[who] for table in of_part})
         context.found.append(Found(f"betas of {who}", tuple(name.path for files in groups for name in files)))
         context.found.append(Found(f"events of {who}", tuple(tables)))
@@ -234,17 +234,15 @@ def _column(tables: Sequence[Path]) -> tuple[str, bool]:
     return common[0], bool(with_split)
 
 
-def _part(context: Context, files: tuple[Name, ...], tables: Sequence[Path], column: str, has_split: bool) -> Part:
+def _part(files: tuple[Name, ...], tables: Sequence[Path], column: str, has_split: bool) -> Part:
     ids: list[str] = []
     runs: list[int] = []
     split: list[str] = []
+    left_out = 0
     for number, path in enumerate(tables, start=1):
         table = read_table(path, [column])
         rows = [row for row, name in enumerate(table[column]) if name not in _MISSING]
-        if len(rows) < len(table[column]):
-            context.notices.append(
-                f"{path.name}: {len(table[column]) - len(rows)} rows without a stimulus are no trials."
-            )
+        left_out += len(table[column]) - len(rows)
         ids += [PurePosixPath(table[column][row]).as_posix() for row in rows]
         label = Name.of(path).entities.get("run", files[0].entities.get("run", ""))
         run = _natural(label)[0] or number
@@ -255,7 +253,7 @@ def _part(context: Context, files: tuple[Name, ...], tables: Sequence[Path], col
             runs += [run] * len(rows)
         if has_split:
             split += [table["split"][row] for row in rows]
-    return Part(files, ids, np.array(runs, np.int64), split if has_split else None)
+    return Part(files, ids, np.array(runs, np.int64), split if has_split else None, left_out)
 
 
 def _add_split(split: dict[str, str], part: Part) -> None:

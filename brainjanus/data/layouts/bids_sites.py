@@ -14,11 +14,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import listed
-from brainjanus.data.readers.arrays import check_not_empty, reading
+from brainjanus.data.readers.arrays import reading
 from brainjanus.data.readers.nifti import (
     Volume,
     betas_shape,
     grid_of,
+    load_image,
     on_grid,
     read_labels,
     read_mask,
@@ -56,12 +57,15 @@ class Name(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Betas that were estimated together: one file, or one for each hemisphere (left, right)."""
+    """Betas that were estimated together: one file, or one for each hemisphere (left, right).
+
+    left_out: rows of the events that are no trials."""
 
     files: tuple[Name, ...]
     ids: list[str]
     run: Int[np.ndarray, "t"]
     split: list[str] | None
+    left_out: int
 
 
 class Placed(NamedTuple):
@@ -292,20 +296,10 @@ def _kept(part: Part, betas: Float[np.ndarray, "t n"], keep: Bool[np.ndarray, "n
 
 
 def _load_gifti(path: Path) -> Any:
-    import xml.parsers.expat
-
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-
-    check_not_empty(path)
-    with reading(path, "a GIfTI file"):
-        try:
-            image: Any = nibabel.load(path)
-        except (ImageFileError, xml.parsers.expat.ExpatError) as error:
-            raise ValueError(str(error)) from error
-        if not isinstance(image, nibabel.GiftiImage) or not image.darrays:
-            raise ValueError("no data in it")
-        return image
+    image = load_image(path, "GiftiImage", "a GIfTI file")
+    if not image.darrays:
+        raise UserError(f"{path}: expected a GIfTI file with data, got none. Export it again.")
+    return image
 
 
 def _gifti(path: Path) -> Float[np.ndarray, "t n"]:
@@ -332,26 +326,18 @@ def _read_gifti(part: Part) -> Float[np.ndarray, "t n"]:
 
 
 def _cifti(path: Path) -> Any:
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
-
-    check_not_empty(path)
-    with reading(path, "a CIFTI file"):
-        try:
-            image: Any = nibabel.load(path)
-        except (ImageFileError, HeaderDataError) as error:
-            raise ValueError(str(error)) from error
-        if not isinstance(image, nibabel.Cifti2Image) or image.ndim != 2:
-            raise ValueError(f"a {type(image).__name__}")
-        return image
+    image = load_image(path, "Cifti2Image", "a CIFTI file")
+    if image.ndim != 2:
+        raise UserError(f"{path}: expected maps x grayordinates, got {image.ndim} axes. Export it as dscalar.")
+    return image
 
 
 def _grayordinates(path: Path) -> tuple[list[slice], list[Int[np.ndarray, "_"]], list[int]]:
     """Of the left and the right cortex: their columns, vertices, and the number of vertices of the whole surface."""
     from nibabel.cifti2 import BrainModelAxis
 
-    axis = _cifti(path).header.get_axis(1)
+    with reading(path, "a CIFTI file"):
+        axis = _cifti(path).header.get_axis(1)
     models = {}
     if isinstance(axis, BrainModelAxis):
         models = {name: (columns, model) for name, columns, model in axis.iter_structures()}

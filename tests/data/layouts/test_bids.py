@@ -108,7 +108,7 @@ def test_volumes_are_read_as_they_were_planted(volumes):
     np.testing.assert_array_equal(who.space.rois["FFA"], volumes.ffa[volumes.mask] > 0)
     assert study.split is None
     assert "Stimuli are named by the column 'stim_file' of the events." in study.notices
-    assert any("1 rows without a stimulus are no trials" in notice for notice in study.notices)
+    assert "4 rows of the events of sub-01 name no stimulus and are no trials." in study.notices
     assert volumes.open(sessions=1).subjects[0].sessions[0].number == 2
 
 

@@ -356,6 +356,19 @@ def test_a_truncated_session_is_refused(nsd, keep):
         opened(nsd).subjects[0].sessions[1].read()
 
 
+def test_a_mask_that_would_fill_the_memory_is_refused(nsd):
+    path = nsd.root / "nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz"
+    header = bytearray(gzip.decompress(path.read_bytes())[:352])
+    header[42:48] = np.array([1000, 1000, 1000], "<i2").tobytes()
+    replace(path, gzip.compress(bytes(header) + bytes(4000)))
+    with pytest.raises(UserError, match=r"expected the 4000000000 bytes that its header declares"):
+        opened(nsd)
+    bomb = gzip.compress(bytes(header)) + gzip.compress(bytes(10**6)) * 4000
+    path.write_bytes(bomb)
+    with pytest.raises(UserError, match=r"expected a volume of at most 268435456 voxels, got \[1000, 1000, 1000\]"):
+        opened(nsd)
+
+
 def test_a_session_with_a_wrong_byte_is_refused(nsd):
     path = nsd.folder("subj01") / "betas_session02.nii.gz"
     content = bytearray(path.read_bytes())
