@@ -6,6 +6,7 @@ Enters the folder that holds these; what is in brackets may be missing:
     nsddata/ppdata/subjXX/func1pt8mm/roi/*.nii.gz       nsdgeneral chooses the voxels; labels of the others become ROIs
     [nsddata/freesurfer/{subjXX,fsaverage}/label/*.ctab]                              names of those labels
     nsddata/experiments/nsd/nsd_expdesign.mat           which image each trial showed; counts from 1
+    [nsddata/ppdata/subjXX/behav/responses.tsv]         what each trial showed, once more: compared
     [nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5]      imgBrick [73000, 425, 425, 3] uint8
     [nsddata/experiments/nsd/nsd_stim_info_merged.csv]  nsdId (from 0), cocoId, cocoSplit
     [annotations/captions_{train,val}2017.json]         COCO's captions; other places: COCO_PLACES, or files coco=FOLDER
@@ -19,6 +20,7 @@ Affines are not compared: all volumes of func1pt8mm are on one grid, and only th
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -268,6 +270,10 @@ def _recorded(
     found.append(Found(f"mask of {subject}", (mask,)))
     found.append(Found(f"ROIs of {subject}", tuple(sorted((folder / "roi").glob("*.nii.gz"))), required=False))
     images = design.image[SUBJECTS.index(subject)].reshape(MOST_SESSIONS, TRIALS_PER_SESSION)
+    behaviour = root / "nsddata/ppdata" / subject / "behav/responses.tsv"
+    if behaviour.is_file():
+        _compare(behaviour, images)
+        found.append(Found(f"behaviour of {subject}, which shows the same images", (behaviour,), required=False))
     sessions = []
     for number, file in files.items():
         read, num_bytes = _reader(file, volume, mask)
@@ -282,6 +288,22 @@ def _recorded(
         index=volume.voxels,
     )
     return Recorded(space, sessions)
+
+
+def _compare(behaviour: Path, images: Int[np.ndarray, "40 750"]) -> None:
+    """Raises UserError if a subject's behaviour is of other images than the design has; 73KID counts from 1."""
+    trial: Counter[int] = Counter()
+    with reading(behaviour, "NSD's table of responses"), open(behaviour, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            session, image = int(row["SESSION"]), int(row["73KID"]) - 1
+            expected = int(images[session - 1, trial[session]])
+            trial[session] += 1
+            if image != expected:
+                raise UserError(
+                    f"{behaviour}: expected {stimulus_id(expected)} in trial {trial[session]} of session {session}, as "
+                    f"{EXPDESIGN} has it, got 73KID {image + 1}. Are both of one subject and one release? Download "
+                    "them again."
+                )
 
 
 def _mask_file(folder: Path, subject: str, mask: str) -> Path:

@@ -470,6 +470,21 @@ def test_what_is_not_nsd_is_refused(tmp_path, nsd):
         opened(nsd, files=("pictures=x",))
 
 
+def test_behaviour_is_compared_with_the_design(nsd):
+    file = nsd.root / "nsddata/ppdata/subj01/behav/responses.tsv"
+    file.parent.mkdir()
+    rows = [f"1\t{i // 750 + 1}\t1\t1\t{image + 1}\tNaN" for i, image in enumerate(nsd.image["subj01"])]
+    header = "SUBJECT\tSESSION\tRUN\tTRIAL\t73KID\tRT"
+    file.write_text("\n".join([header, *rows]))
+    assert any("behaviour of subj01" in found.what for found in opened(nsd).found)
+    file.write_text("\n".join([header, *rows[1:750], rows[0], *rows[750:]]))  # one trial later
+    with pytest.raises(UserError, match=r"responses\.tsv: expected nsd-\d{5} in trial 1 of session 1.*got 73KID"):
+        opened(nsd)
+    file.write_text("a\tb\n1\t2\n")
+    with pytest.raises(UserError, match="expected NSD's table of responses"):
+        opened(nsd)
+
+
 def test_a_mask_may_lie_anywhere(nsd, tmp_path):
     for who in ("subj01", "subj02"):
         save_volume(tmp_path / f"{who}.nii.gz", np.ones(SHAPE, np.float32))
