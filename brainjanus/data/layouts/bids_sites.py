@@ -416,8 +416,19 @@ def _coordinates(context: Context, subject: str, betas: Name, sizes: Sequence[in
         places = [np.asarray(_load_gifti(names[0].path).darrays[0].data, np.float32) for names in sides]
         if [place.shape for place in places] == [(size, 3) for size in sizes]:
             return np.concatenate(places)
+    remedy = "Add one to have them"
+    if [TEMPLATES.get(size) for size in sizes] == ["fsaverage5"] * 2:
+        from brainjanus.data.simulate import load_surfaces
+
+        try:
+            template = load_surfaces()
+        except UserError:
+            remedy = "Add one, or install nilearn, which brings fsaverage5 (pip install 'brainjanus[cortex]')"
+        else:
+            context.notices.append(f"{subject}: its vertices are placed on the mid-surface of fsaverage5.")
+            return np.concatenate([template[side].mid_mm for side in ("left", "right")]).astype(np.float32)
     context.notices.append(
         f"{subject}: there is no surface (midthickness, pial or white .surf.gii) of its vertices, so that they have no "
-        "coordinates, and patches follow the order of the vertices."
+        f"coordinates, and patches follow the order of the vertices. {remedy}."
     )
     return None

@@ -328,6 +328,21 @@ def test_a_native_surface_may_have_other_numbers_of_vertices(tmp_path):
     assert any("have no coordinates" in notice for notice in study.notices)
 
 
+def test_fsaverage5_is_known_by_its_vertices(tmp_path):
+    pytest.importorskip("nilearn", exc_type=ImportError)
+    from brainjanus.data.simulate import load_surfaces
+
+    func = tmp_path / "sub-01/func"
+    maps = np.random.default_rng(0).standard_normal((2, 20_484)).astype(np.float32)
+    gifti(func / "sub-01_hemi-L_space-fsaverage_den-10k_betas.func.gii", [maps[:, :10_242].T.copy()])  # one array
+    gifti(func / "sub-01_hemi-R_space-fsaverage_den-10k_betas.func.gii", list(maps[:, 10_242:]))
+    table(func / "sub-01_events.tsv", trial_type=["a", "b"])
+    (who,) = open_study("bids", tmp_path, StudyOptions()).subjects
+    assert who.space.geometry == {"type": "surface", "template": "fsaverage5", "left_vertices": 10_242}
+    np.testing.assert_array_equal(who.sessions[0].read(), maps)
+    np.testing.assert_allclose(who.space.coordinates_mm[10_242:], load_surfaces()["right"].mid_mm, atol=1e-4)
+
+
 def test_surfaces_that_do_not_fit_are_refused(tmp_path):
     surfaces(tmp_path)
     left, right = sorted((tmp_path / "sub-01/func").glob("*.func.gii"))
