@@ -6,6 +6,7 @@ Enters the folder that holds these; what is in brackets may be missing:
     nsddata/ppdata/subjXX/func1pt8mm/roi/*.nii.gz       nsdgeneral chooses the voxels; labels of the others become ROIs
     [nsddata/freesurfer/{subjXX,fsaverage}/label/*.ctab]                              names of those labels
     nsddata/experiments/nsd/nsd_expdesign.mat           which image each trial showed; counts from 1
+    [nsddata/ppdata/subjXX/behav/responses.tsv]         what each trial showed, once more: compared
     [nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5]      imgBrick [73000, 425, 425, 3] uint8
     [nsddata/experiments/nsd/nsd_stim_info_merged.csv]  nsdId (from 0), cocoId, cocoSplit
     [annotations/captions_{train,val}2017.json]         COCO's captions; other places: COCO_PLACES, or files coco=FOLDER
@@ -19,6 +20,7 @@ Affines are not compared: all volumes of func1pt8mm are on one grid, and only th
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -268,6 +270,10 @@ def _recorded(
     found.append(Found(f"mask of {subject}", (mask,)))
     found.append(Found(f"ROIs of {subject}", tuple(sorted((folder / "roi").glob("*.nii.gz"))), required=False))
     images = design.image[SUBJECTS.index(subject)].reshape(MOST_SESSIONS, TRIALS_PER_SESSION)
+    behaviour = root / "nsddata/ppdata" / subject / "behav/responses.tsv"
+    if behaviour.is_file():
+        _compare(behaviour, images)
+        found.append(Found(f"behaviour of {subject}, which shows the same images", (behaviour,), required=False))
     sessions = []
     for number, file in files.items():
         read, num_bytes = _reader(file, volume, mask)
@@ -282,6 +288,22 @@ def _recorded(
         index=volume.voxels,
     )
     return Recorded(space, sessions)
+
+
+def _compare(behaviour: Path, images: Int[np.ndarray, "40 750"]) -> None:
+    """Raises UserError if a subject's behaviour is of other images than the design has; 73KID counts from 1."""
+    trial: Counter[int] = Counter()
+    with reading(behaviour, "NSD's table of responses"), open(behaviour, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            session, image = int(row["SESSION"]), int(row["73KID"]) - 1
+            expected = int(images[session - 1, trial[session]])
+            trial[session] += 1
+            if image != expected:
+                raise UserError(
+                    f"{behaviour}: expected {stimulus_id(expected)} in trial {trial[session]} of session {session}, as "
+                    f"{EXPDESIGN} has it, got 73KID {image + 1}. Are both of one subject and one release? Download "
+                    "them again."
+                )
 
 
 def _mask_file(folder: Path, subject: str, mask: str) -> Path:
@@ -438,8 +460,8 @@ def _captions(
         there = [file for file in files if file is not None]
         absent = [name for name, file in zip(COCO_FILES, files, strict=True) if file is None]
         found.append(Found("captions of COCO", tuple(there), tuple(absent), required=False))
-        if there:
-            captions["coco"] = coco_captions(there, stimuli_of)
+        if texts := coco_captions(there, stimuli_of):
+            captions["coco"] = texts
         without = len(ids) - len(captions.get("coco", ()))
         if without:
             why = f"{listed(absent)} {'is' if len(absent) == 1 else 'are'} in none of " if absent else "not in "
@@ -460,23 +482,24 @@ def read_stim_info(path: Path) -> list[int]:
     check_not_empty(path)
     coco = [-1] * NUM_IMAGES
     with reading(path, "NSD's table of images"), open(path, newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        columns = list(table.fieldnames or ())
+        table = csv.reader(file)
+        columns = next(table, [])
         missing = [name for name in ("nsdId", "cocoId") if name not in columns]
         if missing:
             raise UserError(
                 f"{path}: expected the columns nsdId and cocoId, got {listed(columns)}. "
                 "Is it another table? NSD has it as nsd_stim_info_merged.csv."
             )
+        of_image, of_coco = columns.index("nsdId"), columns.index("cocoId")
         for row in table:
-            image = int(row["nsdId"])
+            image = int(row[of_image])
             if not 0 <= image < NUM_IMAGES or coco[image] != -1:
                 raise UserError(
                     f"{path}: expected each nsdId from 0 to {NUM_IMAGES - 1} once, got {image}"
                     f"{' again' if 0 <= image < NUM_IMAGES else ''}. "
                     "Was it edited so that it counts from 1? Download it again."
                 )
-            coco[image] = int(row["cocoId"])
+            coco[image] = int(row[of_coco])
     if -1 in coco:
         raise UserError(
             f"{path}: expected each of {NUM_IMAGES} images, got {NUM_IMAGES - coco.count(-1)}, without nsdId "

@@ -5,6 +5,7 @@ Enters: 4-D images (x, y, z, trials), .nii or .nii.gz, one or several in order; 
 A large image is read one volume after the other, of which only the mask's voxels are kept (`stream_betas`).
 """
 
+import math
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,7 @@ from brainjanus.data.readers.arrays import check_not_empty, reading
 SUFFIXES = (".nii", ".nii.gz")
 _BLOCK = 1 << 20
 _SMALLEST = 1100  # deflate makes no more than 1,032 bytes of one
+_MOST_VOXELS = 1 << 28  # of one volume: a head at 0.3 mm
 
 
 class Volume(NamedTuple):
@@ -55,7 +57,7 @@ def read_mask(path: str, order: str = "C") -> Volume:
 
     Raises UserError if it is damaged, not 3-D, or empty.
     """
-    data, affine = _load(path)
+    data, affine = _load(path, _MOST_VOXELS)
     if data.ndim != 3 or not (data > 0).any():
         raise UserError(
             f"{path}: expected a 3-D mask with voxels above 0, got shape {list(data.shape)} with "
@@ -185,13 +187,6 @@ def _proxy(path: str, mask: Volume, same_affine: bool) -> Any:
             "Merge single betas into one image, or give one 4-D image for each session."
         )
     _check_grid(path, proxy.shape[:3], np.asarray(image.affine) if same_affine else mask.affine, mask)
-    declared = int(np.prod([int(n) for n in proxy.shape], dtype=object)) * proxy.dtype.itemsize
-    there = os.path.getsize(path) * (_SMALLEST if path.lower().endswith(".gz") else 1)
-    if declared > there:
-        raise UserError(
-            f"{path}: expected the {declared} bytes that its header declares, got a file of {os.path.getsize(path)}. "
-            "The file is truncated or of another kind: copy or export it again."
-        )
     return proxy
 
 
@@ -202,36 +197,55 @@ def _fortran(mask: Volume) -> Int[np.ndarray, "v"]:
 
 def read_labels(path: str, mask: Volume, same_affine: bool = True) -> Float[np.ndarray, "v"]:
     """The value of each of the mask's voxels in the 3-D image `path`. Raises UserError as `read_betas` does."""
-    data, affine = _load(path)
+    data, affine = _load(path, _MOST_VOXELS)
     _check_grid(path, data.shape, affine if same_affine else mask.affine, mask)
     return data.reshape(-1)[mask.voxels]
 
 
 def read_roi(path: str, mask: Volume) -> Bool[np.ndarray, "v"]:
     """Which voxels of the mask are above 0 in the ROI image `path`. Raises UserError as `read_betas` does."""
-    data, affine = _load(path)
+    data, affine = _load(path, _MOST_VOXELS)
     _check_grid(path, data.shape, affine, mask)
     return data.reshape(-1)[mask.voxels] > 0
 
 
-def _load(path: str) -> tuple[Shaped[np.ndarray, "..."], Float[np.ndarray, "4 4"]]:
+def _load(path: str, most: int | None = None) -> tuple[Shaped[np.ndarray, "..."], Float[np.ndarray, "4 4"]]:
     image = _image(path)
+    if most is not None and math.prod(int(n) for n in image.shape) > most:
+        raise UserError(
+            f"{path}: expected a volume of at most {most} voxels, got {list(image.shape)}. "
+            "Is it of betas instead of a mask, or damaged? Give another."
+        )
     with reading(Path(path), "a NIfTI image"):
         return image.get_fdata(dtype=np.float32, caching="unchanged"), np.asarray(image.affine, dtype=np.float64)
 
 
 def _image(path: str) -> Any:
-    import nibabel
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
+    image = load_image(Path(path), "Nifti1Image", "a NIfTI image")
+    declared = math.prod(int(n) for n in image.shape) * image.dataobj.dtype.itemsize
+    there = os.path.getsize(path)
+    if declared > there * (_SMALLEST if path.lower().endswith(".gz") else 1):
+        raise UserError(
+            f"{path}: expected the {declared} bytes that its header declares, got a file of {there}. "
+            "The file is truncated or of another kind: copy or export it again."
+        )
+    return image
 
-    check_not_empty(Path(path))
-    with reading(Path(path), "a NIfTI image"):
+
+def load_image(path: Path, kind: str, expected: str) -> Any:
+    """nibabel's image, of one of its classes (the suffix does not say it all: CIFTI is .nii too).
+
+    Raises UserError, that `expected` was expected, for a file that is damaged or of another class.
+    """
+    import nibabel
+
+    check_not_empty(path)
+    with reading(path, expected):
         try:
             image: Any = nibabel.load(path)
-        except (ImageFileError, HeaderDataError) as error:
+        except Exception as error:  # of damaged headers and XML it raises whatever comes
             raise ValueError(str(error)) from error
-        if not isinstance(image, nibabel.Nifti1Image):  # the suffix does not say it all: CIFTI is .nii too
+        if not isinstance(image, getattr(nibabel, kind)):
             raise ValueError(f"a {type(image).__name__}")
         return image
 

@@ -108,7 +108,7 @@ def test_volumes_are_read_as_they_were_planted(volumes):
     np.testing.assert_array_equal(who.space.rois["FFA"], volumes.ffa[volumes.mask] > 0)
     assert study.split is None
     assert "Stimuli are named by the column 'stim_file' of the events." in study.notices
-    assert any("1 rows without a stimulus are no trials" in notice for notice in study.notices)
+    assert "4 rows of the events of sub-01 name no stimulus and are no trials." in study.notices
     assert volumes.open(sessions=1).subjects[0].sessions[0].number == 2
 
 
@@ -326,6 +326,21 @@ def test_a_native_surface_may_have_other_numbers_of_vertices(tmp_path):
     np.testing.assert_array_equal(back["left"][:LEFT], maps[0, :LEFT])
     np.testing.assert_array_equal(back["right"], maps[0, LEFT:])
     assert any("have no coordinates" in notice for notice in study.notices)
+
+
+def test_fsaverage5_is_known_by_its_vertices(tmp_path):
+    pytest.importorskip("nilearn", exc_type=ImportError)
+    from brainjanus.data.simulate import load_surfaces
+
+    func = tmp_path / "sub-01/func"
+    maps = np.random.default_rng(0).standard_normal((2, 20_484)).astype(np.float32)
+    gifti(func / "sub-01_hemi-L_space-fsaverage_den-10k_betas.func.gii", [maps[:, :10_242].T.copy()])  # one array
+    gifti(func / "sub-01_hemi-R_space-fsaverage_den-10k_betas.func.gii", list(maps[:, 10_242:]))
+    table(func / "sub-01_events.tsv", trial_type=["a", "b"])
+    (who,) = open_study("bids", tmp_path, StudyOptions()).subjects
+    assert who.space.geometry == {"type": "surface", "template": "fsaverage5", "left_vertices": 10_242}
+    np.testing.assert_array_equal(who.sessions[0].read(), maps)
+    np.testing.assert_allclose(who.space.coordinates_mm[10_242:], load_surfaces()["right"].mid_mm, atol=1e-4)
 
 
 def test_surfaces_that_do_not_fit_are_refused(tmp_path):

@@ -140,6 +140,11 @@ def whole(tmp_path_factory) -> Miniature:
     return Miniature(tmp_path_factory.mktemp("nsd"))
 
 
+@pytest.fixture(scope="module")
+def study(whole):
+    return open_study("nsd", whole.root, StudyOptions())
+
+
 @pytest.fixture
 def nsd(whole, tmp_path) -> Miniature:
     """A copy to spoil: links to what is large, folders of its own."""
@@ -164,8 +169,7 @@ def opened(nsd: Miniature, **options: object):
     return open_study("nsd", nsd.root, StudyOptions(**options))
 
 
-def test_responses_ids_runs_and_split_are_those_that_were_planted(whole):
-    study = opened(whole)
+def test_responses_ids_runs_and_split_are_those_that_were_planted(whole, study):
     assert [who.space.subject for who in study.subjects] == ["subj01", "subj02"]
     for who in study.subjects:
         name = who.space.subject
@@ -181,19 +185,18 @@ def test_responses_ids_runs_and_split_are_those_that_were_planted(whole):
     assert study.zscore == "session"
 
 
-def test_masterordering_up_to_1000_is_test_and_nothing_else(whole):
-    study = opened(whole, subjects=("subj01",))
+def test_masterordering_up_to_1000_is_test_and_nothing_else(whole, study):
     order = whole.design["masterordering"][0].reshape(40, 750)
     for session in study.subjects[0].sessions:
         is_test = [study.split[name] == "test" for name in session.stimulus_id]
         np.testing.assert_array_equal(is_test, order[session.number - 1] <= 1000)
 
 
-def test_sites_lie_where_the_mask_says(whole):
-    space = opened(whole).subjects[0].space
+def test_sites_lie_where_the_mask_says(whole, study):
+    space = study.subjects[0].space
     mask = whole.mask["subj01"]
     ijk = np.argwhere(mask)
-    np.testing.assert_allclose(space.coordinates_mm, ijk @ AFFINE[:3, :3].T + AFFINE[:3, 3], rtol=1e-6)
+    np.testing.assert_allclose(space.coordinates_mm, ijk @ AFFINE[:3, :3].T + AFFINE[:3, 3], atol=1e-5)
     np.testing.assert_array_equal(space.index, np.flatnonzero(mask))
     image = space.to_nifti(np.arange(space.num_sites, dtype=np.float32))
     np.testing.assert_array_equal(image.get_fdata()[mask], np.arange(space.num_sites))
@@ -228,8 +231,7 @@ def test_hdf5_is_read_as_nifti_is(nsd, chunks):
     np.testing.assert_array_equal(session.read(), nsd.expected("subj01", 2))
 
 
-def test_sessions_that_are_not_there_are_said(whole):
-    study = opened(whole)
+def test_sessions_that_are_not_there_are_said(whole, study):
     assert any(notice.startswith("subj01 has 2 of the 40 sessions") for notice in study.notices)
     betas = next(found for found in study.found if found.what.startswith("betas of subj01"))
     assert betas.missing[0] == "betas_session03" and betas.missing[-1] == "betas_session40"
@@ -249,8 +251,8 @@ def test_a_session_missing_in_the_middle_is_refused(nsd):
         opened(nsd, subjects=("subj02",))
 
 
-def test_pictures_are_those_of_the_73k_id(whole):
-    pictures = opened(whole).pictures
+def test_pictures_are_those_of_the_73k_id(whole, study):
+    pictures = study.pictures
     assert list(pictures.ids) == [f"nsd-{i:05}" for i in whole.seen]
     wanted = [pictures.ids[40], pictures.ids[3]]
     read = dict(pictures.read(wanted, SIDE))
@@ -260,8 +262,7 @@ def test_pictures_are_those_of_the_73k_id(whole):
     assert next(pictures.read(wanted[:1], 4))[1].shape == (4, 4, 3)
 
 
-def test_captions_are_joined_by_coco_id(whole):
-    study = opened(whole)
+def test_captions_are_joined_by_coco_id(whole, study):
     assert set(study.captions) == {"coco"} and len(study.captions["coco"]) == len(whole.seen)
     name = f"nsd-{whole.seen[2]:05}"
     assert study.captions["coco"][name] == [f"Picture {whole.seen[2]}, number {k}" for k in range(2)]
@@ -346,13 +347,26 @@ def test_streams_scaled_big_endian_and_split_images_as_nibabel_does(tmp_path, su
         np.testing.assert_array_equal(stream_betas(str(path), volume), expected)
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
 def test_a_truncated_session_is_refused(nsd, keep):
     path = nsd.folder("subj01") / "betas_session02.nii.gz"
     content = path.read_bytes()
     replace(path, content[: int(len(content) * keep)])
     with pytest.raises(UserError, match=r"betas_session02\.nii\.gz: expected "):
         opened(nsd).subjects[0].sessions[1].read()
+
+
+def test_a_mask_that_would_fill_the_memory_is_refused(nsd):
+    path = nsd.root / "nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz"
+    header = bytearray(gzip.decompress(path.read_bytes())[:352])
+    header[42:48] = np.array([1000, 1000, 1000], "<i2").tobytes()
+    replace(path, gzip.compress(bytes(header) + bytes(4000)))
+    with pytest.raises(UserError, match=r"expected the 4000000000 bytes that its header declares"):
+        opened(nsd)
+    bomb = gzip.compress(bytes(header)) + gzip.compress(bytes(10**6)) * 4000
+    path.write_bytes(bomb)
+    with pytest.raises(UserError, match=r"expected a volume of at most 268435456 voxels, got \[1000, 1000, 1000\]"):
+        opened(nsd)
 
 
 def test_a_session_with_a_wrong_byte_is_refused(nsd):
@@ -454,6 +468,21 @@ def test_what_is_not_nsd_is_refused(tmp_path, nsd):
         opened(nsd, keys=("a=b",))
     with pytest.raises(UserError, match="expected NAME=PATH"):
         opened(nsd, files=("pictures=x",))
+
+
+def test_behaviour_is_compared_with_the_design(nsd):
+    file = nsd.root / "nsddata/ppdata/subj01/behav/responses.tsv"
+    file.parent.mkdir()
+    rows = [f"1\t{i // 750 + 1}\t1\t1\t{image + 1}\tNaN" for i, image in enumerate(nsd.image["subj01"])]
+    header = "SUBJECT\tSESSION\tRUN\tTRIAL\t73KID\tRT"
+    file.write_text("\n".join([header, *rows]))
+    assert any("behaviour of subj01" in found.what for found in opened(nsd).found)
+    file.write_text("\n".join([header, *rows[1:750], rows[0], *rows[750:]]))  # one trial later
+    with pytest.raises(UserError, match=r"responses\.tsv: expected nsd-\d{5} in trial 1 of session 1.*got 73KID"):
+        opened(nsd)
+    file.write_text("a\tb\n1\t2\n")
+    with pytest.raises(UserError, match="expected NSD's table of responses"):
+        opened(nsd)
 
 
 def test_a_mask_may_lie_anywhere(nsd, tmp_path):
