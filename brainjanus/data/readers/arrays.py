@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path
 from tarfile import TarError
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -35,6 +36,7 @@ _DAMAGED = (
     BadZipFile,
     TarError,
     SafetensorError,
+    TokenError,  # of NumPy, which reads the headers of old npy files token by token
 )
 
 

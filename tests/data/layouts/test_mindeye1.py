@@ -206,3 +206,12 @@ def test_a_damaged_picture_is_named(root, planted):
     write_tar(root / "train/train_subj01_0.tar", members)
     with pytest.raises(UserError, match=r"train_subj01_0.tar, sample1.jpg: expected a picture"):
         read_all_pictures(open_it(root))
+
+
+def test_an_old_header_that_ends_in_the_middle_is_one_sentence(root, planted):
+    image = next(i for i, place in places(planted).items() if place == "train/train_subj01_0.tar")
+    broken = npy(np.zeros((3, NUM_VOXELS))).replace(b"(3, 7)", b"(3L, 7")
+    parts = sample(planted, image) | {"coco73k.npy": broken}
+    write_tar(root / "train/train_subj01_3.tar", {f"sample9.{name}": data for name, data in parts.items()})
+    with pytest.raises(UserError, match="expected an npy array in sample9.coco73k.npy"):
+        open_it(root)
