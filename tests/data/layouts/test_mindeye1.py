@@ -213,5 +213,5 @@ def test_an_old_header_that_ends_in_the_middle_is_one_sentence(root, planted):
     broken = npy(np.zeros((3, NUM_VOXELS))).replace(b"(3, 7)", b"(3L, 7")
     parts = sample(planted, image) | {"coco73k.npy": broken}
     write_tar(root / "train/train_subj01_3.tar", {f"sample9.{name}": data for name, data in parts.items()})
-    with pytest.raises(UserError, match="expected an npy array in sample9.coco73k.npy"):
+    with pytest.raises(UserError, match=r"expected an npy array in sample9.coco73k.npy"):
         open_it(root)
