@@ -90,6 +90,11 @@ def open_array(source: str) -> Iterator[Any]:
                 hdf5.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
                 names = [name for name in names if not name.startswith("#refs#")]
                 dataset = hdf5[_key(path, key.replace(".", "/") if suffix == ".mat" else key.strip("/"), names)]
+                if dataset.is_virtual or dataset.external:
+                    raise UserError(
+                        f"{path}: expected the numbers of '{dataset.name}' in the file itself, got one that refers to "
+                        "other files. Copy it into one file."
+                    )
                 # MATLAB writes v7.3 with the axes reversed
                 yield dataset[()].transpose() if suffix == ".mat" else dataset
 
