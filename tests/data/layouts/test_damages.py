@@ -22,6 +22,7 @@ CASES = 12  # of each layout here; more where there is time
 BUILDERS: dict[str, Callable[[Path], object]] = {
     "mindeye2": lambda root: test_mindeye2.build(root, Planted()),
     "mindeye1": lambda root: test_mindeye1.build(root, Planted()),
+    "mindeye1 as published": lambda root: test_mindeye1.build(root, Planted(), numbered=False),
     "mindllm": lambda root: test_mindllm.build(root, Planted()),
     "brainjanus": lambda root: test_brainjanus_release.build(root, Planted()),
     "things-eeg2": lambda root: test_things.build(root, "things-eeg2"),
@@ -57,7 +58,7 @@ def state(root: Path) -> dict[str, str]:
 
 
 def read_everything(layout: str, root: Path) -> None:
-    study = open_study(layout, root, StudyOptions())
+    study = open_study(layout.split()[0], root, StudyOptions())
     for subject in study.subjects:
         for session in subject.sessions:
             responses = session.read()
