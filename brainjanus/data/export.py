@@ -42,10 +42,10 @@ class Exported(NamedTuple):
 
 
 class Numbered(NamedTuple):
-    """The number of each stimulus in a peer's files, and how many there are. nsd: whether they are 73k ids."""
+    """The number of each stimulus in a peer's files, and how many images these have. nsd: whether they are 73k ids."""
 
     of: Mapping[str, int]
-    count: int
+    num_images: int
     nsd: bool
 
 
@@ -257,7 +257,7 @@ def _write_images_hdf5(dataset: Dataset, path: Path, numbered: Numbered) -> None
 
     size = MINDEYE2_SIZE
     with h5py.File(path, "w") as file:
-        shape = (numbered.count, 3, size, size)
+        shape = (numbered.num_images, 3, size, size)
         images = file.create_dataset("images", shape, np.float16, chunks=(1, 3, size, size))
         for number, picture in _pictures(dataset, numbered, size):
             images[number] = (picture.transpose(2, 0, 1) / np.float32(255)).astype(np.float16)

@@ -51,6 +51,37 @@ def test_the_only_array_of_a_file_needs_no_key(tmp_path, kind):
     np.testing.assert_array_equal(read_array(write_array(tmp_path, kind)), MATRIX)
 
 
+def external_storage(file: h5py.File, elsewhere: Path) -> None:
+    file.create_dataset("betas", (3, 4), np.float32, external=[(str(elsewhere), 0, 48)])
+
+
+def virtual(file: h5py.File, elsewhere: Path) -> None:
+    layout = h5py.VirtualLayout((3, 4), np.float32)
+    layout[:] = h5py.VirtualSource(str(elsewhere), "betas", (3, 4))
+    file.create_virtual_dataset("betas", layout)
+
+
+def external_link(file: h5py.File, elsewhere: Path) -> None:
+    file["betas"] = h5py.ExternalLink(str(elsewhere), "betas")
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        (external_storage, "got one that refers to other files"),
+        (virtual, "got one that refers to other files"),
+        (external_link, "expected the key"),
+    ],
+)
+def test_hdf5_opens_no_other_file(tmp_path, point, message):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["betas"] = MATRIX
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        point(file, tmp_path / "secret.h5")
+    with pytest.raises(UserError, match=message):
+        read_array(f"{tmp_path / 'a.h5'}:betas")
+
+
 @pytest.mark.parametrize("kind", ["npz", "mat", "safetensors", "h5"])
 def test_keys_name_arrays_and_wrong_ones_are_refused(tmp_path, kind):
     source = write_array(tmp_path, kind)

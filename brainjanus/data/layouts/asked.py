@@ -126,21 +126,27 @@ def named_numbers(folder: Path) -> dict[int, str] | None:
     return names
 
 
-def stim_info(root: Path, options: StudyOptions) -> Path | None:
-    """NSD's table of images, where it was given (--files stim-info=PATH) or lies in the folder; None: nowhere.
+PLACES = ("stim-info", "coco", "expdesign")  # what --files may name, of layouts of NSD
 
-    Raises UserError for another name among --files.
-    """
-    places = [root / STIM_INFO, root / Path(STIM_INFO).name, root / "data" / Path(STIM_INFO).name]
+
+def given_file(options: StudyOptions, wanted: str) -> Path | None:
+    """The path of --files NAME=PATH; None: not given. Raises UserError for another name, or a path of nothing."""
+    found = None
     for entry in options.files:
         name, _, file = entry.partition("=")
-        if name not in ("stim-info", "coco") or not Path(file).exists():
+        if name not in PLACES or not Path(file).exists():
             raise UserError(
-                f"--files {entry}: expected stim-info=PATH (nsd_stim_info_merged.csv) or coco=FOLDER (captions_*.json) "
-                "that exist, got another. Correct it."
+                f"--files {entry}: expected stim-info=PATH (nsd_stim_info_merged.csv), coco=FOLDER (captions_*.json) "
+                "or expdesign=PATH (nsd_expdesign.mat) that exist, got another. Correct it."
             )
-        places = [Path(file), *places] if name == "stim-info" else places
-    return next((file for file in places if file.is_file()), None)
+        found = Path(file) if name == wanted else found
+    return found
+
+
+def stim_info(root: Path, options: StudyOptions) -> Path | None:
+    """NSD's table of images, where it was given or lies in the folder; None: nowhere."""
+    places = [root / STIM_INFO, root / Path(STIM_INFO).name, root / "data" / Path(STIM_INFO).name]
+    return given_file(options, "stim-info") or next((file for file in places if file.is_file()), None)
 
 
 def nsd_captions(
@@ -161,8 +167,8 @@ def nsd_captions(
         for name in sorted(ids):
             stimuli_of.setdefault(coco[image_of(name)], []).append(name)
         numbers.append(Numbers("cocoId", stimuli_of, frozenset(coco), COCO_PREFIX))
-        given = [Path(entry.partition("=")[2]) for entry in options.files if entry.startswith("coco=")]
-        folders = given or [root / place for place in COCO_PLACES]
+        given = given_file(options, "coco")
+        folders = [given] if given is not None else [root / place for place in COCO_PLACES]
         files = [
             file for name in COCO_FILES for file in [next((f / name for f in folders if (f / name).is_file()), None)]
         ]

@@ -239,7 +239,7 @@ def _recorded(
                     "What is tested would have been trained on: leave one out."
                 )
     known = all(table.session is not None for table in tables)
-    rows: list[list[tuple[Table, Int[np.ndarray, "n"]]]] = []
+    rows: list[list[tuple[Table, Int[np.ndarray, "_"]]]] = []
     if known:
         numbers = sorted({number for table in tables if table.session is not None for number in table.session.tolist()})
         for number in numbers:
@@ -257,7 +257,7 @@ def _recorded(
 
 
 def _session(
-    number: int, parts: Sequence[tuple[Table, Int[np.ndarray, "n"]]], names: Mapping[int, str] | None
+    number: int, parts: Sequence[tuple[Table, Int[np.ndarray, "_"]]], names: Mapping[int, str] | None
 ) -> Session:
     ids: list[str] = []
     runs: list[np.ndarray] = []
@@ -283,7 +283,7 @@ def _name(file: Path, number: int, names: Mapping[int, str] | None) -> str:
     return names[number]
 
 
-def _read(parts: Sequence[tuple[Table, Int[np.ndarray, "n"]]]) -> Float[np.ndarray, "t v"]:
+def _read(parts: Sequence[tuple[Table, Int[np.ndarray, "_"]]]) -> Float[np.ndarray, "t v"]:
     found = []
     for table, rows in parts:
         values = mapped(table.file, table.voxels, table.place)[rows]

@@ -64,8 +64,10 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     betas = _betas_files(path, options.betas)
     chosen = chosen_subjects(path, betas, options.subjects, "betas_all_subj0X_fp32_renorm.hdf5")
     names = named_numbers(path)
-    subjects, split, found = [], {}, []
-    notices = []
+    subjects: list[Recorded] = []
+    split: dict[str, str] = {}
+    found: list[Found] = []
+    notices: list[str] = []
     if names is None:
         notices.append(
             "MindEye2 z-scored these betas per session, in its published notebook with the test images too: they are "

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path
 from tarfile import TarError
+from tokenize import TokenError
 from typing import Any
 from zipfile import BadZipFile
 
@@ -35,6 +36,7 @@ _DAMAGED = (
     BadZipFile,
     TarError,
     SafetensorError,
+    TokenError,  # of NumPy, which reads the headers of old npy files token by token
 )
 
 
@@ -88,6 +90,11 @@ def open_array(source: str) -> Iterator[Any]:
                 hdf5.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
                 names = [name for name in names if not name.startswith("#refs#")]
                 dataset = hdf5[_key(path, key.replace(".", "/") if suffix == ".mat" else key.strip("/"), names)]
+                if dataset.is_virtual or dataset.external:
+                    raise UserError(
+                        f"{path}: expected the numbers of '{dataset.name}' in the file itself, got one that refers to "
+                        "other files. Copy it into one file."
+                    )
                 # MATLAB writes v7.3 with the axes reversed
                 yield dataset[()].transpose() if suffix == ".mat" else dataset
 

@@ -4,16 +4,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from brainjanus.core.errors import UserError
-from brainjanus.data.layouts import open_study
+from brainjanus.data.layouts import mindeye1, open_study
 from brainjanus.data.study import StudyOptions
 
 from .conftest import FAR, NUM_VOXELS, Planted, jpg, npy, read_all, read_all_pictures, write_tar
 
 
+def published(planted: Planted, image: int) -> dict[str, bytes]:
+    """One image as in the files that its authors published: half precision, and one number that says nothing."""
+    trials = planted.trial[planted.image == image]
+    uniques = len(trials)
+    trials = np.concatenate([trials, trials[-1:], trials[-1:]])[:3]
+    return {
+        "nsdgeneral.npy": npy(planted.betas[trials].astype(np.float16)),
+        "jpg": jpg(planted.pixels[image]),
+        "coco73k.npy": npy(np.array([image])),
+        "trial.npy": npy(np.array([image % 9_841])),
+        "num_uniques.npy": npy(np.array([uniques])),
+    }
+
+
 def sample(planted: Planted, image: int, first: int = 0) -> dict[str, bytes]:
-    """One image with its repeats, the last of which is copied until there are three; the latest repeat comes first."""
+    """One image whose rows have a trial number each; the latest repeat comes first, the last row is copied."""
     trials = planted.trial[planted.image == image][::-1]
     uniques = len(trials)
     trials = np.concatenate([trials, trials[-1:], trials[-1:]])[:3]
@@ -36,11 +51,14 @@ def places(planted: Planted, val: int = 0) -> dict[int, str]:
     return of | {image: f"test/test_subj01_{i % 2}.tar" for i, image in enumerate(sorted(planted.shared))}
 
 
-def build(root: Path, planted: Planted, val: int = 0, first: int = 0, unpacked: bool = False) -> Path:
+def build(
+    root: Path, planted: Planted, val: int = 0, first: int = 0, unpacked: bool = False, numbered: bool = True
+) -> Path:
     shards: dict[str, dict[str, bytes]] = {}
     for number, (image, place) in enumerate(places(planted, val).items()):
         members = shards.setdefault(place, {})
-        for extension, data in sample(planted, image, first).items():
+        parts = sample(planted, image, first) if numbered else published(planted, image)
+        for extension, data in parts.items():
             members[f"sample{number:08}.{extension}"] = data
     for place, members in shards.items():
         if unpacked:
@@ -77,6 +95,74 @@ def test_unpacked_samples_are_read_too(tmp_path, planted):
     names, _, _, responses = read_all(open_it(build(tmp_path, planted, unpacked=True)))
     assert names == planted.names
     np.testing.assert_array_equal(responses, planted.responses())
+
+
+def write_design(file: Path, planted: Planted) -> None:
+    """nsd_expdesign.mat, counting from 1: subj01 saw what was planted, and other images in all other trials."""
+    rng = np.random.default_rng(9)
+    mine = sorted(set(planted.image.tolist()) - planted.shared)
+    others = rng.permutation(np.setdiff1d(np.arange(73_000), planted.image))
+    shared, others = [*sorted(planted.shared), *others[:996].tolist()], others[996:]
+    images = np.array([[*shared, *mine, *others[: 9000 - len(mine)]], *([*shared, *others[:9000]] for _ in range(7))])
+    order = rng.integers(1000 + len(mine), 10_000, 30_000)
+    place = {image: i for i, image in enumerate(images[0].tolist())}
+    order[planted.trial] = [place[image] for image in planted.image.tolist()]
+    arrays = {"masterordering": order[None] + 1, "subjectim": images + 1, "sharedix": np.sort(shared)[None] + 1}
+    savemat(file, arrays)
+
+
+def half(planted: Planted) -> np.ndarray:
+    return planted.responses().astype(np.float16).astype(np.float32)
+
+
+def test_files_as_published_say_nothing_of_sessions(tmp_path, planted, monkeypatch):
+    monkeypatch.setattr(mindeye1, "TRIALS_PER_SESSION", 30)
+    root = build(tmp_path, planted, numbered=False)
+    study = open_it(root)
+    names, _, _, responses = read_all(study)
+    found = sorted(zip(names, responses.tolist(), strict=True))
+    assert found == sorted(zip(planted.names, half(planted).tolist(), strict=True))
+    assert [len(one.stimulus_id) for one in study.subjects[0].sessions] == [30, 30, 20]
+    assert (study.split, study.zscore) == (planted.split, "all")
+    assert any("do not say in which session a trial of subj01 was" in notice for notice in study.notices)
+    assert any("16 rows of subj01 are copies" in notice for notice in study.notices)
+    with pytest.raises(UserError, match="--sessions: expected to know in which session"):
+        open_it(root, sessions=1)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_files_as_published_take_sessions_from_the_design(tmp_path, planted, given):
+    root = build(tmp_path / "webdataset_avg_split", planted, numbered=False)
+    write_design(tmp_path / ("given.mat" if given else "nsd_expdesign.mat"), planted)
+    files = (f"expdesign={tmp_path / 'given.mat'}",) if given else ()
+    study = open_it(root if given else tmp_path, files=files)
+    names, session, _, responses = read_all(study)
+    assert names == planted.names
+    np.testing.assert_array_equal(session, planted.session)
+    np.testing.assert_array_equal(responses, half(planted))
+    assert study.zscore == "session"
+    assert any("taken to be in the order of presentation" in notice for notice in study.notices)
+
+
+def test_a_design_that_does_not_agree_is_not_used(tmp_path, planted):
+    root = build(tmp_path, planted, numbered=False)
+    other = Planted()
+    other.image = np.roll(other.image, 1)
+    other.image[0] = other.image[1]  # one image was shown once more, and another once less, than there are rows
+    write_design(tmp_path / "nsd_expdesign.mat", other)
+    study = open_it(root)
+    assert study.zscore == "all"
+    assert any("in any number of sessions: the design was not used" in notice for notice in study.notices)
+
+
+def test_an_image_that_comes_again_as_published_is_read_once(tmp_path, planted):
+    root = build(tmp_path, planted, numbered=False)
+    image = next(image for image, place in places(planted).items() if place.startswith("train"))
+    members = {f"sample99999999.{name}": data for name, data in published(planted, image).items()}
+    write_tar(root / "train/train_subj01_3.tar", members)
+    study = open_it(root)
+    assert sorted(read_all(study)[0]) == sorted(planted.names)
+    assert any("come again in another sample and were read once" in notice for notice in study.notices)
 
 
 def test_val_stays_val(tmp_path, planted):
@@ -160,8 +246,8 @@ def test_shards_of_mindeye2_are_told_apart(root):
 @pytest.mark.parametrize(
     ("member", "array", "message"),
     [
-        ("num_uniques.npy", [4], "how many of these are no copies"),
-        ("num_uniques.npy", [0], "how many of these are no copies"),
+        ("num_uniques.npy", [4], "how many repeats are no copies"),
+        ("num_uniques.npy", [0], "how many repeats are no copies"),
         ("trial.npy", [5, 5, 5], "expected 3 trial numbers that differ"),
         ("trial.npy", [0.5, 1, 2], "expected whole numbers"),
         ("coco73k.npy", [73_000], "expected a 73k id from 0 to 72999, got 73000"),
@@ -206,3 +292,12 @@ def test_a_damaged_picture_is_named(root, planted):
     write_tar(root / "train/train_subj01_0.tar", members)
     with pytest.raises(UserError, match=r"train_subj01_0.tar, sample1.jpg: expected a picture"):
         read_all_pictures(open_it(root))
+
+
+def test_an_old_header_that_ends_in_the_middle_is_one_sentence(root, planted):
+    image = next(i for i, place in places(planted).items() if place == "train/train_subj01_0.tar")
+    broken = npy(np.zeros((3, NUM_VOXELS))).replace(b"(3, 7)", b"(3L, 7")
+    parts = sample(planted, image) | {"coco73k.npy": broken}
+    write_tar(root / "train/train_subj01_3.tar", {f"sample9.{name}": data for name, data in parts.items()})
+    with pytest.raises(UserError, match=r"expected an npy array in sample9.coco73k.npy"):
+        open_it(root)
