@@ -179,7 +179,7 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
 
 
 class _Verifying:
-    """Reads what is finished once more, in threads of its own, while what follows is made; of pictures, as they come."""
+    """Reads what is finished once more, in threads of its own, while what follows is made; pictures as they come."""
 
     def __enter__(self) -> "_Verifying":
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="verifying")
