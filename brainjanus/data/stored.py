@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,12 +126,12 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """A large file as the dataset will have it, and the checksums of its rows as they were computed."""
+    """A large file as the dataset will have it, and the checksums of its rows, in order, as they were computed."""
 
     path: Path
     name: str
     tensor: str
-    segments: Sequence[Segment]
+    segments: Iterable[Segment]
     num_sites: int = 0
 
 

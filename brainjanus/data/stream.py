@@ -30,9 +30,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,26 +126,27 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
     as_named = _Shown(names, {name: name for name in names})
     _splits(study, as_named, options)  # these two would refuse it later: before anything is read
     _captions(study, as_named, options)
-    shown = _pictures(study, names, options.image_size, folder / "pictures")
-    splits = _splits(study, shown, options)
-    captions, left_out = _captions(study, shown, options)
-    notices = [*study.notices, *shown.notices, *left_out]
-    for notice in notices:
-        print(f"Note: {notice}", file=sys.stderr)
     how: How = options.zscore or study.zscore
     dataset = folder / "dataset"
     dataset.mkdir(exist_ok=True)
     moves: list[Finished] = []
     dropped: dict[str, int] = {}
     with _Verifying() as verifying:
-        if shown.file is not None:
-            moves.append(verifying.add(_finished_pictures(shown, folder)))
+        shown = as_named
+        if study.pictures is not None:
+            shown, pictures = _pictures(study, names, options.image_size, folder, verifying)
+            moves.append(pictures)
+        splits = _splits(study, shown, options)
+        captions, left_out = _captions(study, shown, options)
+        notices = [*study.notices, *shown.notices, *left_out]
+        for notice in notices:
+            print(f"Note: {notice}", file=sys.stderr)
         for who in study.subjects:
             moves.append(_subject(who, shown, splits, how, options, folder, verifying))
             if missing := who.space.num_sites - moves[-1].num_sites:
                 dropped[who.space.subject] = missing
         write_words(dataset, shown.ids, shown.num_pictures, captions)
-        sums = verifying.finish()
+        sums = verifying.finish(moves)
     _check_inputs(study, folder)
     files = {
         move.name: {"sha256": sha, "bytes": move.path.stat().st_size} for move, sha in zip(moves, sums, strict=True)
@@ -166,7 +168,7 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
         modality=study.modality,
         subjects=[who.space.subject for who in study.subjects],
         num_stimuli=len(shown.ids),
-        image_size=None if shown.file is None else options.image_size,
+        image_size=None if study.pictures is None else options.image_size,
         caption_sources=list(captions),
         zscore=how,
         provenance=provenance,
@@ -177,18 +179,18 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
 
 
 class _Verifying:
-    """Reads what is finished once more, in threads of its own, while what follows is made."""
+    """Reads what is finished once more, in threads of its own, while what follows is made; pictures as they come."""
 
     def __enter__(self) -> "_Verifying":
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="verifying")
-        self.sums: list[Future[str]] = []
-        self.total = self.done = 0
+        self.sums: dict[Path, Future[str]] = {}
+        self.coming: SimpleQueue[Segment | None] = SimpleQueue()
+        self.done = 0
         self.stopped = False
         return self
 
     def add(self, file: Finished) -> Finished:
-        self.total += file.path.stat().st_size
-        self.sums.append(self.pool.submit(verified, file, self._advance))
+        self.sums[file.path] = self.pool.submit(verified, file, self._advance)
         return file
 
     def _advance(self, num_bytes: int) -> None:
@@ -196,16 +198,19 @@ class _Verifying:
         if self.stopped:
             raise CancelledError
 
-    def finish(self) -> list[str]:
+    def finish(self, files: Sequence[Finished]) -> list[str]:
         """SHA-256 of each file. Raises UserError if one does not hold what was written."""
-        with progress("verifying (MB)", -(-self.total // 10**6), self.done // 10**6) as advance:
-            while wait(self.sums, 0.5).not_done:
-                advance(self.done // 10**6, None)
-            advance(-(-self.total // 10**6), None)
-        return [made.result() for made in self.sums]
+        sums = [self.sums[file.path] for file in files]
+        total = max(1, sum(file.path.stat().st_size for file in files) // 10**6)
+        with progress("verifying (MB)", total, min(total, self.done // 10**6)) as advance:
+            while wait(sums, 0.5).not_done:
+                advance(min(total - 1, self.done // 10**6), None)
+            advance(total, None)
+        return [made.result() for made in sums]
 
     def __exit__(self, *raised: object) -> None:
         self.stopped = True
+        self.coming.put(None)
         self.pool.shutdown(cancel_futures=True)
 
 
@@ -295,31 +300,32 @@ def _captions(
 # --- pictures
 
 
-@dataclass(frozen=True, eq=False)
-class _Shown:
-    """The stimuli of all trials, those that show the same picture as one. rows: of each stimulus that has a picture,
-    where it lies in `file`."""
+class _Shown(NamedTuple):
+    """The stimuli of all trials, those that show the same picture as one; and which of them have one."""
 
     ids: Sequence[str]
     kept_as: Mapping[str, str]
-    file: Stored | None = None
-    rows: Mapping[str, int] = field(default_factory=dict)
-    crcs: Mapping[int, int] = field(default_factory=dict)
+    pictured: frozenset[str] = frozenset()
     notices: Sequence[str] = ()
 
     @property
     def num_pictures(self) -> list[int]:
-        return [int(name in self.rows) for name in self.ids]
+        return [int(name in self.pictured) for name in self.ids]
 
 
 def _of_pictures(num_pictures: int, size: int) -> Tensors:
     return {"pixels": ("uint8", (num_pictures, size, size, 3)), "stimulus": ("int64", (num_pictures,))}
 
 
-def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _Shown:
-    """Decode the pictures of the stimuli `names` (sorted), those that have not been decoded yet."""
-    if study.pictures is None:
-        return _Shown(names, {name: name for name in names})
+def _pictures(
+    study: Study, names: Sequence[str], size: int, folder: Path, verifying: _Verifying
+) -> tuple[_Shown, Finished]:
+    """Decode the pictures of the stimuli `names` (sorted), those that have not been decoded yet.
+
+    They are verified on the way, as far as they come in order. Where some turn out to be the same, those that are kept
+    go to a file of their own.
+    """
+    assert study.pictures is not None
     there = set(study.pictures.ids)
     wanted = [name for name in names if name in there]
     if not wanted:
@@ -328,9 +334,11 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
             f"({listed(study.pictures.ids, 3)}). Do its files belong together?"
         )
     row_of = {name: row for row, name in enumerate(wanted)}
-    file = opened(folder / "images.safetensors", "pixels", _of_pictures(len(wanted), size))
+    home = folder / "pictures"
+    file = opened(home / "images.safetensors", "pixels", _of_pictures(len(wanted), size))
+    Stored(file.path, "stimulus").write(0, np.array([place for place, name in enumerate(names) if name in there]))
     crcs: dict[int, int] = {}
-    records = sorted(folder.glob("*.npz"))
+    records = sorted(home.glob("*.npz"))
     for path in records:
         done = recorded(path) or {"rows": np.zeros(0, np.int64), "crcs": np.zeros(0, np.int64)}
         for row, crc in zip(done["rows"].tolist(), done["crcs"].tolist(), strict=True):
@@ -339,6 +347,17 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
     missing = [name for name in wanted if row_of[name] not in crcs]
     number = 1 + (int(records[-1].stem) if records else -1)
     fresh: list[int] = []
+    whole = verifying.add(Finished(file.path, "images.safetensors", "pixels", iter(verifying.coming.get, None)))
+    num_told = 0
+
+    def tell() -> None:
+        """What is there from the first row on."""
+        nonlocal num_told
+        while num_told in crcs:
+            verifying.coming.put(Segment(num_told, 1, crcs[num_told]))
+            num_told += 1
+
+    tell()
     coming = iter(study.pictures.read(missing, size)) if missing else iter(())
     with progress("decoding pictures", len(wanted), len(crcs)) as advance:
         for left, item in enumerate(ahead(lambda _: next(coming, None), 0, len(missing), 16), start=1 - len(missing)):
@@ -354,10 +373,12 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
             assert picture.dtype == np.uint8 and picture.shape == (size, size, 3), picture.shape
             crcs[row] = file.write(row, picture[None])
             fresh.append(row)
+            tell()
             if len(fresh) == PICTURES_A_RECORD or not left:
-                record(folder / f"{number:05}.npz", rows=np.array(fresh), crcs=np.array([crcs[r] for r in fresh]))
+                record(home / f"{number:05}.npz", rows=np.array(fresh), crcs=np.array([crcs[r] for r in fresh]))
                 number, fresh = number + 1, []
             advance(len(crcs), None)
+    verifying.coming.put(None)
     kept_as = _merged(names, row_of, crcs, file)
     ids = [name for name in names if kept_as[name] == name]
     notices = []
@@ -370,7 +391,10 @@ def _pictures(study: Study, names: Sequence[str], size: int, folder: Path) -> _S
     if len(wanted) < len(names):
         lacking = [name for name in names if name not in there]
         notices.append(f"{len(lacking)} stimuli have no picture ({listed(lacking, 3)}).")
-    return _Shown(ids, kept_as, file, {name: row_of[name] for name in ids if name in row_of}, crcs, notices)
+    rows = {name: row_of[name] for name in ids if name in row_of}
+    if len(rows) < len(wanted):
+        whole = verifying.add(_without_copies(file, ids, rows, crcs, folder / "images.safetensors"))
+    return _Shown(ids, kept_as, frozenset(rows), notices), whole
 
 
 def _merged(names: Sequence[str], row_of: Mapping[str, int], crcs: Mapping[int, int], file: Stored) -> dict[str, str]:
@@ -389,21 +413,17 @@ def _merged(names: Sequence[str], row_of: Mapping[str, int], crcs: Mapping[int, 
     return kept_as
 
 
-def _finished_pictures(shown: _Shown, folder: Path) -> Finished:
-    """The pictures of the stimuli that are kept, in their order, with their positions."""
-    assert shown.file is not None
-    stimuli = np.array([place for place, name in enumerate(shown.ids) if name in shown.rows], np.int64)
-    rows = list(shown.rows.values())
-    file = shown.file
-    if len(rows) < file.shape[0]:
-        path = folder / "images.safetensors"
-        lay_out(path, _of_pictures(len(rows), file.shape[1]))
-        file = Stored(path, "pixels")
-        for place, row in enumerate(rows):
-            file.write(place, shown.file.read(row, 1))
-    Stored(file.path, "stimulus").write(0, stimuli)
-    segments = [Segment(place, 1, shown.crcs[row]) for place, row in enumerate(rows)]
-    return Finished(file.path, "images.safetensors", "pixels", segments)
+def _without_copies(
+    file: Stored, ids: Sequence[str], rows: Mapping[str, int], crcs: Mapping[int, int], path: Path
+) -> Finished:
+    """The pictures of the stimuli that are kept, in their order."""
+    lay_out(path, _of_pictures(len(rows), file.shape[1]))
+    kept = Stored(path, "pixels")
+    for place, row in enumerate(rows.values()):
+        kept.write(place, file.read(row, 1))
+    Stored(path, "stimulus").write(0, np.array([place for place, name in enumerate(ids) if name in rows]))
+    segments = [Segment(place, 1, crcs[row]) for place, row in enumerate(rows.values())]
+    return Finished(path, "images.safetensors", "pixels", segments)
 
 
 # --- responses

@@ -256,16 +256,26 @@ def signal_and_noise(
     num_repeated = int((counts > 1).sum())
     if not num_repeated:
         return None
-    total: Moments | None = None
-    noise: Any = 0.0
+    off = np.empty((counts.max(), responses[rows[:1]].shape[1]))
+    start = responses[rows[0:1]][0].astype(np.float64)  # near the mean, so that squares do not cancel
+    noise, total, squares = np.zeros((3, len(start)))
     for mine in np.split(rows[np.argsort(where, kind="stable")], np.cumsum(counts)[:-1]):
-        moments = Moments.of(responses[mine], range(len(mine)))
+        each = off[: len(mine)]
+        each[:] = responses[mine]
+        mean = each.mean(axis=0)
+        each -= mean
+        each *= each
+        within = each.sum(axis=0)
+        squares += within
         if len(mine) > 1:
-            noise = noise + moments.squares / (len(mine) - 1)
-        total = moments if total is None else total.and_of(moments)
-    noise = noise / num_repeated
-    assert total is not None
-    signal = total.squares / (total.num_rows - 1) - noise
+            within /= len(mine) - 1
+            noise += within
+        mean -= start
+        total += len(mine) * mean
+        mean *= mean
+        squares += len(mine) * mean
+    noise /= num_repeated
+    signal = (squares - total * total / len(rows)) / (len(rows) - 1) - noise
     return Variances(signal.clip(min=0).astype(np.float32), noise.astype(np.float32))
 
 

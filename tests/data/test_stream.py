@@ -36,6 +36,7 @@ class Source:
     num_sites: int = 6
     num_sessions: int = 3
     zscore: str = "session"
+    backwards: bool = True
     files: tuple[Path, ...] = ()
     read: list[str] = field(default_factory=list)
     stop_at: str | None = None
@@ -66,7 +67,7 @@ class Source:
         return self.responses[k]
 
     def _pictures(self, ids: list[str], size: int) -> Iterator[tuple[str, np.ndarray]]:
-        for name in sorted(ids, reverse=True):
+        for name in sorted(ids, reverse=self.backwards):
             self._reads(name)
             yield name, self.pixels[name]
 
@@ -141,7 +142,7 @@ def apart(work: Callable[[], Any]) -> int:
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_it_is_byte_for_byte_what_write_dataset_makes(source, tmp_path, zscore, dtype, spoilt):
     """spoilt: with two stimuli that show the same, and a site that is constant in training."""
-    source.zscore = zscore
+    source.zscore, source.backwards = zscore, spoilt
     if spoilt:
         source.pixels["s09"] = source.pixels["s07"]
         for responses, shown in zip(source.responses, source.shown, strict=True):
