@@ -197,7 +197,7 @@ def captions_of(
     """As `nsd_captions`, or, where numbers stand for other stimuli, the sources that were asked for."""
     if numbers_of is None:
         return nsd_captions(root, options, ids, found, notices)
-    refuse_unused("that is not NSD's", options, ("mask", "sessions", "betas", "keys"))
+    refuse_unused("of an export", options, ("mask", "sessions", "betas", "keys"))
     counted = Numbers("number, from 0", {number: [name] for number, name in numbers_of.items()}, frozenset(numbers_of))
     more = caption_sources(options.captions, ids, [counted])
     notices += more.notices

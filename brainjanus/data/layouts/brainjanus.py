@@ -69,7 +69,7 @@ _USUAL = {
     "run": ("run", "runs"),
 }
 _INTEGERS = ("I64", "I32", "I16", "U64", "U32", "U16")
-_VOXELS = re.compile(r"(subj\d+|\w[\w-]*?)_(train|train_avg|val|val_avg|test|test_avg)_bf16\.safetensors")
+_VOXELS = re.compile(r"(\w[\w-]*?)_(train|train_avg|val|val_avg|test|test_avg)_bf16\.safetensors")
 _IMAGES = re.compile(r"nsd_stimuli_\d+_uint8\.safetensors")
 PART = 750  # trials that are read at once
 

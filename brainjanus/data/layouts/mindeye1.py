@@ -14,8 +14,8 @@ are left out, as are samples that come again. Rows are read one session at a tim
 trial.npy has one number a sample, whose meaning was never published, and not one for each row, so that the files do
 not say in which session a row was recorded. NSD's nsd_expdesign.mat does, if rows are in the order of presentation: it
 is used where it lies in the folder or is given (--files expdesign=PATH), and the number of rows of every image agrees
-with it. Otherwise parts of the files count as sessions, and responses are z-scored over all training trials (they were
-z-scored per session by the authors). Where trial.npy does have a number for each row, that number decides.
+with it. Otherwise parts of the files count as sessions, and responses are z-scored over all training trials. Where
+trial.npy does have a number for each row, that number decides.
 
 The split is that of the folders: test is NSD's shared images, and val the authors' own, which they chose models with.
 It stays val, so that numbers compare with theirs; training trials, of which z-scores are made, are then fewer than

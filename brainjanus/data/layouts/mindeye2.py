@@ -193,7 +193,10 @@ def _name(image: int, names: Mapping[int, str] | None, folder: Path) -> str:
 def _shards(folder: Path, notices: list[str]) -> tuple[list[tuple[str, Path]], list[Found]]:
     """The shards of a subject, each with its split by folder, and what was found and is missing."""
     subject = folder.name
-    train = sorted((folder / "train").glob("*.tar"), key=lambda file: (len(file.name), file.name))
+    train = sorted(
+        (file for file in (folder / "train").glob("*.tar") if file.stem.isdecimal()),  # not macOS's "._0.tar"
+        key=lambda file: int(file.stem),
+    )
     tests = {name: folder / name / "0.tar" for name in ("new_test", "test")}
     there = [name for name, file in tests.items() if file.is_file()]
     if not train or not there:
@@ -213,7 +216,7 @@ def _shards(folder: Path, notices: list[str]) -> tuple[list[tuple[str, Path]], l
         notices.append(
             f"{subject} lacks the training shards {listed(gone)}: trials of these sessions are not trained on."
         )
-    val = sorted((folder / "val").glob("*.tar"))
+    val = sorted(file for file in (folder / "val").glob("*.tar") if file.stem.isdecimal())
     shards = [("train", file) for file in train] + [("val", file) for file in val] + [("test", tests[there[0]])]
     missing = tuple(f"wds/{subject}/train/{number}.tar" for number in gone)
     return shards, [

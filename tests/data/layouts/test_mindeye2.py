@@ -1,5 +1,6 @@
 """MindEye2's files in small: what was planted is read, value for value and id for id, whatever order shards have."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from brainjanus.data.layouts import open_study
 from brainjanus.data.study import StudyOptions
 
 from .conftest import FAR, NUM_VOXELS, SIZE, Planted, npy, read_all, read_all_pictures, write_tar
+from .test_mindllm import coco, write_table
 
 
 def behav(planted: Planted, row: int) -> np.ndarray:
@@ -90,6 +92,29 @@ def test_pictures_go_by_73k_id_up_to_the_last_one(root, planted):
         np.testing.assert_array_equal(pictures[f"nsd-{image:05}"], pixels)
 
 
+def test_captions_are_joined_by_coco_id_or_73k_id(root, planted):
+    seen = sorted(planted.pixels)
+    notes = [{"image_id": coco(image), "id": i, "caption": f"picture {image}"} for i, image in enumerate(seen)]
+    notes.append({"image_id": 7, "id": 99, "caption": "of another picture"})
+    (root / "annotations").mkdir()
+    (root / "annotations/captions_train2017.json").write_text(json.dumps({"annotations": notes}))
+    (root / "vlm.json").write_text(json.dumps({str(image): [f"a {image}"] for image in seen}))
+    assert "coco" not in open_it(root).captions
+    assert any("There are no captions of COCO" in notice for notice in open_it(root).notices)
+    write_table(root / "nsd_stim_info_merged.csv")
+    study = open_it(root, captions=(f"vlm={root / 'vlm.json'}",))
+    assert study.captions == {
+        "coco": {f"nsd-{image:05}": [f"picture {image}"] for image in seen},
+        "vlm": {f"nsd-{image:05}": [f"a {image}"] for image in seen},
+    }
+    (root / "nsd_stim_info_merged.csv").rename(root.parent / "elsewhere.csv")
+    (root / "annotations").rename(root.parent / "notes")
+    files = (f"stim-info={root.parent / 'elsewhere.csv'}", f"coco={root.parent / 'notes'}")
+    assert open_it(root, files=files).captions == {"coco": study.captions["coco"]}
+    with pytest.raises(UserError, match="--files stimuli=x: expected stim-info=PATH"):
+        open_it(root, files=("stimuli=x",))
+
+
 def test_other_suffixes_are_read_and_one_of_several_is_chosen(tmp_path, planted):
     build(tmp_path, planted, "fp16_renorm")
     half = planted.responses().astype(np.float16).astype(np.float32)
@@ -159,6 +184,12 @@ def test_a_missing_training_shard_is_said(root):
     study = open_it(root)
     assert any("lacks the training shards 0" in notice for notice in study.notices)
     assert any("wds/subj01/train/0.tar" in found.missing for found in study.found)
+
+
+def test_files_that_are_no_shards_are_passed_over(root, planted):
+    (root / "wds/subj01/train/._0.tar").write_bytes(b"of macOS")
+    (root / "wds/subj01/train/0 (1).tar").write_bytes((root / "wds/subj01/train/0.tar").read_bytes())
+    assert read_all(open_it(root))[0] == planted.names
 
 
 def test_pictures_may_be_missing(root):
