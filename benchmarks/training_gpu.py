@@ -136,7 +136,7 @@ def measured(case: Case, steps: int, batch: int) -> Measured:
     tokenizers = Tokenizers(brain.requires_grad_(False)).on(DEVICE)
     began: list[float] = []
     flops = [0] * (steps + 1)
-    products = best_product()
+    products, calls, parts = best_product(), 0, -(-batch // (case.rows_at_once or batch))
 
     def draw_rows(step: int, generator: torch.Generator, rows: slice) -> Drawn:
         return draw(codes, TASKS[step % len(TASKS)], generator, training, model.config, batch, rows)
@@ -145,22 +145,25 @@ def measured(case: Case, steps: int, batch: int) -> Measured:
         flops[len(began)] += step_flops(model, drawn.batch.conditions, drawn.batch.target)
         return step_losses(call, tokenizers, drawn, counts, training)
 
-    def named_task(drawn: Drawn) -> str:
-        """Called once at the beginning of each step."""
-        nonlocal products
+    def counted(drawn: Drawn) -> Tensor:
+        """Called at the beginning of each step, for each of its parts."""
+        nonlocal products, calls
+        calls += 1
+        if (calls - 1) % parts:
+            return counts_of(drawn)
         torch.cuda.synchronize()
         if began:
             took.append(time.perf_counter() - began[-1])
             products = best_product(products, 1)
             torch.cuda.synchronize()
         began.append(time.perf_counter())
-        return drawn.task.direction
+        return counts_of(drawn)
 
     took: list[float] = []
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder:
         fit(
-            model, Steps(draw_rows, losses, counts_of, named_task), optim, stage="gpu", folder=Path(folder), seed=0,
+            model, Steps(draw_rows, losses, counted), optim, stage="gpu", folder=Path(folder), seed=0,
             hardware=Hardware(DEVICE, rows_at_once=case.rows_at_once),
         )  # fmt: skip
     saving = time.perf_counter() - began[-1]

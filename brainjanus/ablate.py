@@ -163,7 +163,7 @@ def ablate_tokenizer(
     known = noise_free(dataset, truth)
     shared = {"downstream": config.downstream, "model_steps": config.model_steps, "base": to_dict(config.base)}
     facts = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "truth": bool(known), "ablation": shared}
-    check_folder(out, facts)
+    check_folder(out / "config.json", facts, "ablation", "an ablation")
     probes = {subject: LinearProbe(dataset, subject) for subject in dataset.subjects if config.downstream == "linear"}
     cached(out / "config.json", lambda: facts)  # from here on the folder is this ablation's
     with only_one(out / "config.json"):
@@ -263,17 +263,19 @@ def model_scores(dataset: Dataset, folder: Path, seed: int, steps: int) -> list[
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def check_folder(out: Path, facts: Mapping[str, Any]) -> None:
-    """Make sure that `out` is new, or the folder of this ablation. The grid itself is free to grow."""
-    if (out / "config.json").exists():
-        if changed := different(read_json(out / "config.json"), facts):
+def check_folder(told: Path, facts: Mapping[str, Any], what: str, held: str) -> None:
+    """Make sure that a folder is new, or that of this ablation or search, which the file `told` in it knows by its
+    facts. What is not among them, the grid itself, is free to grow. what, held: its name in a sentence."""
+    out = told.parent
+    if told.exists():
+        if changed := different(read_json(told), facts):
             raise UserError(
-                f"{out}: expected the data and the settings that this ablation was started with, got others "
+                f"{out}: expected the data and the settings that this {what} was started with, got others "
                 f"({'; '.join(changed[:4])}). Go on with the old ones, or choose another --out."
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
-            f"{out}: expected an empty or a new folder, or one that holds an ablation, got something else. "
+            f"{out}: expected an empty or a new folder, or one that holds {held}, got something else. "
             "Choose another --out: nothing there was touched."
         )
 

@@ -52,7 +52,7 @@ from brainjanus.tokenizers.text import TextTokenizer
 from brainjanus.tokenizers.vision import ENCODERS, can_encode
 from brainjanus.train.codes import Codes, captions_of_each, encode_split, features_of, pictures_of_each
 from brainjanus.train.draft import solve_drafts
-from brainjanus.train.omni import expand_tasks, fit_omni, rows_at_once, weigh_drafts
+from brainjanus.train.omni import expand_tasks, fit_omni, weigh_drafts
 from brainjanus.train.optim import autocast_dtype
 from brainjanus.train.parallel import ANY, Hardware
 from brainjanus.train.state import WATCHED, generator_of
@@ -186,7 +186,7 @@ def train_model(dataset: Dataset, out: Path, begun: "Settled", hardware: Hardwar
         sinks=sinks,
     )
     drafts, optim = made.drafts, config.training.optim
-    at_once = rows_at_once(optim.batch_size, hardware)
+    at_once = hardware.most_at_once(optim.batch_size)
     # What is sharded may be too large for one GPU.
     device = own_device("cpu" if hardware.parallel == "fsdp" and world() > 1 else hardware.device)
     if is_first():

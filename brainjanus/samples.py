@@ -164,7 +164,8 @@ class Samples:
         for number, name in enumerate(columns):
             label = name if name == "seen" else f"{name}, of the brain"
             write(figure, GAP + number * (PICTURE + GAP), HEADER - 0.1, label, size=9, color="#667080")
-        write(figure, words, HEADER - 0.1, "said of the brain, greedily", size=9, color="#667080")
+        if said.captions is not None:
+            write(figure, words, HEADER - 0.1, "said of the brain, greedily", size=9, color="#667080")
         r = {name: correlations(shown, values) for name, values in responses_of(said).items()}
         like = None
         if said.expected is not None and shown.pictures is not None:

@@ -26,13 +26,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import nn
 
-from brainjanus.ablate import cached
+from brainjanus.ablate import cached, check_folder
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.processes import check_alone
 from brainjanus.data.dataset import Dataset
 from brainjanus.recipes import RunConfig, fitting
-from brainjanus.run import LEAST_HELD_OUT, Settled, Tokenized, different, new_model, only_one, settle, tokenized
+from brainjanus.run import LEAST_HELD_OUT, Settled, Tokenized, new_model, only_one, settle, tokenized
 from brainjanus.train.omni import OmniTrainingConfig, fit_omni
 from brainjanus.train.parallel import ANY, Hardware
 from brainjanus.train.watch import Diverged
@@ -113,8 +113,10 @@ def tune(
     begun = settle(dataset, config, tokenizer)
     share = held_out_share(dataset, config.training)
     made_from = None if begun.saved is None else begun.saved.fingerprint
-    facts = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "steps": steps, "tokenizer": made_from}
-    claim(out, {**facts, "config": to_dict(config)})
+    facts: dict[str, Any] = {"dataset": dataset.name, "fingerprint": dataset.fingerprint}
+    facts |= {"steps": steps, "tokenizer": made_from, "config": to_dict(config)}
+    check_folder(out / "tune.json", facts, "search", "a search for a rate")
+    cached(out / "tune.json", lambda: facts)
     training = short(replace(begun.config.training, validation=share), steps)
     begun = begun._replace(config=replace(begun.config, training=training))
     with only_one(out / "tune.json"):
@@ -182,22 +184,6 @@ def held_out_share(dataset: Dataset, training: OmniTrainingConfig) -> float:
             f"training may be spared, as --training.validation {LEAST_HELD_OUT / max(stimuli, 1) + 0.005:.2f}."
         )
     return LEAST_HELD_OUT / stimuli
-
-
-def claim(out: Path, facts: Mapping[str, Any]) -> None:
-    """Make `out` the folder of this search, or make sure that it is. Rates and seeds are free to grow."""
-    if (out / "tune.json").exists():
-        if changed := different(read_json(out / "tune.json"), facts):
-            raise UserError(
-                f"{out}: expected the data and the settings that this search was started with, got others "
-                f"({'; '.join(changed[:4])}). Go on with the old ones, or choose another --out."
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(
-            f"{out}: expected an empty or a new folder, or one that holds a search for a rate, got something else. "
-            "Choose another --out: nothing there was touched."
-        )
-    cached(out / "tune.json", lambda: dict(facts))
 
 
 def short(training: OmniTrainingConfig, steps: int) -> OmniTrainingConfig:

@@ -253,14 +253,11 @@ def janus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was trained on the study for two steps: it answers anything, badly."""
-    from brainjanus.core.config import from_dict
-    from brainjanus.run import RunConfig, train
-
+def tiny_settings(study) -> dict:
+    """Of a run on the study of two steps a stage, as a config file has them."""
     few = {"steps": 2, "batch_size": 4}
     decoder = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    settings = {
+    return {
         "brain_tokenizer": {"patch_size": 8, "patch": {"width": 8, "depth": 0, "heads": 1}},
         "brain_training": few,
         "image_tokenizer": {"image_size": study.image_size, "codes_per_side": 2, "width": 8, "blocks": 0},
@@ -268,6 +265,14 @@ def tiny_run(study, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "omni": {"decoder": decoder | {"num_key_value_heads": 2}},
         "training": {"optim": few},
     }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(study, tiny_settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was trained on the study for two steps: it answers anything, badly."""
+    from brainjanus.core.config import from_dict
+    from brainjanus.run import RunConfig, train
+
     folder = tmp_path_factory.mktemp("tiny") / "run"
-    train(study, folder, from_dict(RunConfig, settings))
+    train(study, folder, from_dict(RunConfig, tiny_settings))
     return folder

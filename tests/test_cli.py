@@ -112,18 +112,10 @@ def test_an_interrupt_says_what_is_saved_and_how_to_go_on(command, saved, senten
     assert err.count("\n") == 1
 
 
-def test_a_training_that_is_asked_to_end_is_saved_and_has_status_75(study, tmp_path):
+def test_a_training_that_is_asked_to_end_is_saved_and_has_status_75(study, tiny_settings, tmp_path):
     """A real SIGTERM, in the middle of the last stage; the same command goes on from there."""
-    few = {"steps": 2, "batch_size": 4}
-    decoder = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    settings = {
-        "brain_tokenizer": {"patch_size": 8, "patch": {"width": 8, "depth": 0, "heads": 1}},
-        "brain_training": few,
-        "image_tokenizer": {"image_size": study.image_size, "codes_per_side": 2, "width": 8, "blocks": 0},
-        "image_training": few,
-        "omni": {"decoder": decoder | {"num_key_value_heads": 2}},
-        "training": {"optim": {"steps": 100_000, "batch_size": 4, "log_every": 1}, "validate_every": 0},
-    }
+    training = {"optim": {"steps": 100_000, "batch_size": 4, "log_every": 1}, "validate_every": 0}
+    settings = tiny_settings | {"training": training}
     (tmp_path / "tiny.json").write_text(json.dumps(settings))
     command = [sys.executable, "-m", "brainjanus", "train", study.path, "--out", tmp_path / "run"]
     process = subprocess.Popen(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 # a, b, c of x -> a x + b x^3 + c x^5 in each iteration. Those of Jordan et al. bring singular values from .003 on, of a
 # matrix of Frobenius norm one, to .68 to 1.15; the four below (Polar Express for .003: each the best that those before
 # it have left, with a margin of 1 %) bring them to .78 to 1.20.
-JORDAN = ((3.4445, -4.7750, 2.0315),) * 5
 ITERATIONS = (
     (8.3008, -24.0380, 17.4664),
     (4.0034, -2.9228, 0.5419),

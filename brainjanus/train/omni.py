@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.fused import nats
-from brainjanus.core.processes import is_first, own_device, world
+from brainjanus.core.processes import is_first, own_device
 from brainjanus.model.checkpoint import Tokenizers
 from brainjanus.model.draft import Drafts
 from brainjanus.model.lora import LoraConfig, save_lora
@@ -323,12 +323,6 @@ def weigh_drafts(
     model.to("cpu")
 
 
-def rows_at_once(batch_size: int, hardware: Hardware) -> int:
-    """How many rows of a batch a process takes at a time at most, the same in all of them."""
-    own = -(-batch_size // world())
-    return min(own, hardware.rows_at_once or own)
-
-
 def parts_of(size: int, at_once: int) -> list[slice]:
     """The rows of a batch, so many at a time."""
     return [slice(start, start + at_once) for start in range(0, size, at_once)]
@@ -397,7 +391,7 @@ def fit_omni(
     if validation is not None:
         held_out = Validation(
             validation, {n: float(w) for n, w in zip(names, later, strict=True)}, config, model.config,
-            rows_at_once(size, hardware),
+            hardware.most_at_once(size),
         )  # fmt: skip
         validate = partial(held_out.losses, tokenizers=on_device, config=config, text_end=end, device=device)
     watch = Watch(validate, config.validate_every, config.patience, show, config.sample_every, sinks)

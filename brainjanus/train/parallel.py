@@ -49,6 +49,11 @@ class Hardware:
         if problems:
             raise UserError("hardware: " + "; ".join(problems) + ". Correct the options.")
 
+    def most_at_once(self, batch_size: int) -> int:
+        """How many rows of a batch a process takes at a time at most, the same in all of them."""
+        own = -(-batch_size // world())
+        return min(own, self.rows_at_once or own)
+
     def parts(self, batch_size: int) -> list[slice]:
         """The rows of a batch that this process does, cut into what it takes at a time.
 
@@ -61,7 +66,7 @@ class Hardware:
                 "Raise it, or start fewer processes."
             )
         own = -(-batch_size // processes)
-        times = -(-own // self.rows_at_once) if self.rows_at_once else 1
+        times = -(-own // self.most_at_once(batch_size))
         times = min(times, batch_size // processes)
         return [slice(rank() % processes + processes * number, None, processes * times) for number in range(times)]
 

@@ -15,7 +15,9 @@ from brainjanus.train.flops import step_flops
 from brainjanus.train.trained import adapt
 
 aten = torch.ops.aten
-FUSED = {  # torch does not count its fused attention on a CPU: two products forward, and for each two backward
+FUSED = {  # torch does not count its fused attention on a CPU (two products forward, and for each two backward), nor
+    # a product that is added in place
+    aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1],
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * prod(q) * k[2],
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda _, q, k, *__, **___: 8 * prod(q) * k[2],
 }

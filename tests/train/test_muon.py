@@ -11,6 +11,7 @@ from brainjanus.train.muon import Muon, orthogonal, product_dtype
 from brainjanus.train.optim import autocast_dtype
 
 SHAPES = [(6, 6), (5, 16), (16, 5), (6, 6), (4, 5)]
+JORDAN = ((3.4445, -4.7750, 2.0315),) * 5  # of Jordan et al. 2024, in each iteration
 SETTINGS = {"lr": 0.02, "weight_decay": 0.3, "momentum": 0.9}
 
 
@@ -57,7 +58,7 @@ def test_steps_are_as_written_out(monkeypatch, together):
 def test_steps_are_torchs(monkeypatch, fast):
     """Whose products are in bfloat16."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    monkeypatch.setattr(module, "ITERATIONS", module.JORDAN)
+    monkeypatch.setattr(module, "ITERATIONS", JORDAN)
     ours, theirs = matrices(), matrices()
     optimizers = [Muon(ours, **SETTINGS), torch.optim.Muon(theirs, **SETTINGS, adjust_lr_fn="match_rms_adamw")]
     for seed in (1, 2):

@@ -13,7 +13,6 @@ from brainjanus.generate import GenerationConfig, generate, marginal
 from brainjanus.model.sequence import Block, Task
 from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.tokenizers.vision import wavelet
-from brainjanus.train import omni as module
 from brainjanus.train.codes import Batch, BrainRows, Codes
 from brainjanus.train.omni import (
     Drawn,
@@ -23,12 +22,10 @@ from brainjanus.train.omni import (
     drawable,
     expand_tasks,
     fit_omni,
-    rows_at_once,
     step_losses,
     target_mask,
 )
 from brainjanus.train.optim import OptimConfig
-from brainjanus.train.parallel import Hardware
 
 SEEN = wavelet(torch.zeros(1, 3, 8, 8)).shape[1:]  # tokens, channels
 
@@ -269,14 +266,6 @@ def test_losses_of_held_out_stimuli_do_not_depend_on_how_many_rows_are_computed_
     assert (largest, whole) == (min(at_once, 96), 96)
     assert set(found) == {"loss", "nats/text->brain", "mse/text->brain", "nats/brain->text"}
     assert found == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("processes", "at_once", "rows"), [(1, 0, 10), (1, 4, 4), (3, 0, 4), (3, 2, 2), (4, 9, 3), (10, 0, 1)]
-)
-def test_no_more_rows_at_once_than_a_step_takes(monkeypatch, processes, at_once, rows):
-    monkeypatch.setattr(module, "world", lambda: processes)
-    assert rows_at_once(10, Hardware("cpu", rows_at_once=at_once)) == rows
 
 
 # --- learning

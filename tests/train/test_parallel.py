@@ -143,6 +143,14 @@ def test_a_state_goes_on_in_another_number_of_processes(trained, name):
     assert all(torch.allclose(weights[key], others[key], rtol=1e-5, atol=1e-5) for key in weights)
 
 
+@pytest.mark.parametrize(
+    ("processes", "at_once", "rows"), [(1, 0, 10), (1, 4, 4), (3, 0, 4), (3, 2, 2), (4, 9, 3), (10, 0, 1)]
+)
+def test_no_more_rows_at_once_than_a_step_takes(monkeypatch, processes, at_once, rows):
+    monkeypatch.setattr(parallel, "world", lambda: processes)
+    assert Hardware("cpu", rows_at_once=at_once).most_at_once(10) == rows
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_one_that_is_asked_to_end_ends_both_with_a_saved_state(trained, kind):
     for role in "01":
