@@ -66,7 +66,9 @@ def kernel(values: Float[np.ndarray, "n v"]) -> Float[np.ndarray, "n n"]:
     values = values.astype(np.float64)
     values = values - values.mean(axis=0)
     spread = values.std(axis=0)
-    values = np.divide(values, spread, out=np.zeros_like(values), where=spread > 1e-9 * max(spread.max(initial=0), 1e-30))
+    values = np.divide(
+        values, spread, out=np.zeros_like(values), where=spread > 1e-9 * max(spread.max(initial=0), 1e-30)
+    )
     return (values @ values.T / max(values.shape[1], 1)).astype(np.float32)
 
 
@@ -107,7 +109,9 @@ def best_order(
     turned = _turned(hat)
     shifts = _all_shifts(turned, targets)
     rng = np.random.default_rng(0)
-    chance = np.concatenate([_all_shifts(turned, targets[np.ix_(p, p)]) for p in (rng.permutation(num) for _ in range(DRAWS))])
+    chance = np.concatenate(
+        [_all_shifts(turned, targets[np.ix_(p, p)]) for p in (rng.permutation(num) for _ in range(DRAWS))]
+    )
     mean, spread = float(chance.mean()), max(float(chance.std()), 1e-30)
     z = (shifts - mean) / spread
     own = float(z[0])
