@@ -532,7 +532,7 @@ def check_predictions(
         stimuli = [stimuli_in_order[row] for row in order]
         scores = pattern_scores(
             measured.responses[order] - measured.responses.mean(axis=0), predicted[order] - predicted.mean(axis=0)
-        ).r
+        )
     yield from _check_prediction_order(where, scores, stimuli, subject if kind == "responses" else None)
 
 

@@ -27,7 +27,7 @@ from brainjanus.core.progress import progress
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.audit import copied_trials, find_leaks
 from brainjanus.data.dataset import SPLITS, Dataset, Trials, checksum, listed, map_tensor
-from brainjanus.data.lookalikes import CERTAIN, Pair, lookalikes, small
+from brainjanus.data.lookalikes import BASE, CERTAIN, Pair, lookalikes, small
 from brainjanus.data.write import signal_and_noise
 
 Light = Literal["green", "yellow", "red", "grey"]
@@ -361,7 +361,7 @@ def check_lookalikes(dataset: Dataset) -> Iterator[Finding]:
                 parts.append(small(np.asarray(pixels[row])))
                 done += 1
                 advance(done, None)
-            reduced[split] = np.stack(parts) if parts else np.zeros((0, 1, 1, 3), np.uint8)
+            reduced[split] = np.stack(parts) if parts else np.zeros((0, BASE, BASE, 3), np.uint8)
     found: list[tuple[str, str, Pair]] = []
     certain = 0
     for one, other in combinations(SPLITS, 2):
@@ -742,5 +742,5 @@ def _typical(values: np.ndarray) -> float:
     return float(np.median(values)) if len(values) else 0.0
 
 
-def _bytes(number: float) -> str:
+def _bytes(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

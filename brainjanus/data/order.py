@@ -172,7 +172,7 @@ def parts_fit(
         z = np.array([scores[every, (every + k) % num].sum() for k in range(num)]) / spread
         back = float(scores[every, every[::-1]].sum()) / spread
         best = int(np.argmax(z))
-        turned_round = back > z[best]
+        turned_round = bool(back > z[best])
         places = best if best <= num // 2 else best - num
         found.append(
             PartFit(int(part), num, float(z[0]), max(float(z[best]), back), 0 if turned_round else places, turned_round)
