@@ -60,6 +60,7 @@ from brainjanus.train.codes import features_of
 
 MOST_ROWS = 1200  # trials, or stimuli, whose order is looked at; its cost grows with their square
 ROWS_OF_SESSION = 60  # ... of each session, if there are more
+MOST_FEATURES = 4096  # numbers of a stimulus; of more, tokens are averaged
 MOST_SHIFT = 150  # places, where only stretches of the rows are looked at
 POWERFUL = 150  # rows from which it is an alarm that nothing fits
 SESSION_FITS, SESSION_FOUND = 4.5, 5.5  # standard deviations above chance, of one session
@@ -193,7 +194,7 @@ def checkup(
 
 def _looked_at(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
     """All checks of a dataset whose files fit together."""
-    finite = []
+    finite, features = [], Features(dataset)
     for who in subjects:
         one = survey(dataset, who)
         yield from check_values(one)
@@ -201,20 +202,20 @@ def _looked_at(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
         yield from check_drift(one)
         yield from check_ceilings(dataset, one)
         yield from check_design(dataset, who)
-        yield from check_order(dataset, one)
+        yield from check_order(dataset, one, features)
         if not one.num_bad:
             finite.append(who)
             yield from check_copies(dataset, who)
     yield from check_leaks(dataset, finite)
     yield from check_lookalikes(dataset)
     yield from check_captions(dataset)
-    yield from check_caption_links(dataset, finite)
+    yield from check_caption_links(dataset, finite, features)
 
 
 # ---------------------------------------------------------------------------------------------------- order
 
 
-def check_order(dataset: Dataset, one: Survey) -> Iterator[Finding]:
+def check_order(dataset: Dataset, one: Survey, features: Features) -> Iterator[Finding]:
     """Whether each trial shows the stimulus that its row names."""
     who, trials = one.subject, one.trials
     names, known = described(dataset, sorted({trials.stimulus_id[row] for row in one.finite}))
@@ -229,7 +230,7 @@ def check_order(dataset: Dataset, one: Survey) -> Iterator[Finding]:
     stretches = len(looked) < len(usable)
     session = trials.session[looked]
     hat = hat_matrix(kernel(one.sample[looked]), cut(len(looked), None if stretches else session))
-    targets = _targets(dataset, [trials.stimulus_id[row] for row in looked], names)
+    targets = _targets(features, [trials.stimulus_id[row] for row in looked], names)
     groups = {"session": session, "split": np.array(trials.split, dtype=str)[looked]}
     fit = best_order(hat, targets, groups, MOST_SHIFT if stretches else None)
     if fit is None:
@@ -238,7 +239,7 @@ def check_order(dataset: Dataset, one: Survey) -> Iterator[Finding]:
     evidence = {**_evidence(fit), "features": names}
     basis = f"ridge from responses to {' and '.join(names)} over {fit.num_rows} trials"
     if fit.kind == "own":
-        unfit = list(_unfit_sessions(dataset, one, usable, names, None if stretches else (looked, hat, targets)))
+        unfit = list(_unfit_sessions(one, features, usable, names, None if stretches else (looked, hat, targets)))
         yield from unfit
         if not unfit:
             yield Finding(
@@ -269,8 +270,8 @@ def check_order(dataset: Dataset, one: Survey) -> Iterator[Finding]:
 
 
 def _unfit_sessions(
-    dataset: Dataset,
     one: Survey,
+    features: Features,
     usable: Int[np.ndarray, "n"],
     names: Sequence[str],
     known: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
@@ -284,7 +285,7 @@ def _unfit_sessions(
         few = max(12, min(ROWS_OF_SESSION, 2 * MOST_ROWS // len(parts)))
         rows = usable[np.concatenate([part[:few] for part in parts])]
         hat = hat_matrix(kernel(one.sample[rows]), cut(len(rows), trials.session[rows]))
-        targets = _targets(dataset, [trials.stimulus_id[row] for row in rows], names)
+        targets = _targets(features, [trials.stimulus_id[row] for row in rows], names)
     else:
         rows, hat, targets = known
     fits = parts_fit(hat, targets, trials.session[rows])
@@ -342,21 +343,32 @@ def described(dataset: Dataset, stimuli: Sequence[str]) -> tuple[list[str], set[
     return (["words"], said) if said else ([], set())
 
 
-def _targets(dataset: Dataset, shown: Sequence[str], names: Sequence[str]) -> Float[np.ndarray, "n n"]:
-    """The kernel of the features of what each row shows."""
+def _targets(features: Features, shown: Sequence[str], names: Sequence[str]) -> Float[np.ndarray, "n n"]:
+    """The kernel of the features of what each row shows; each kind of features counts alike."""
     ids = sorted(set(shown))
-    total = None
+    rows = _places(ids, shown)
+    total = np.zeros((len(shown), len(shown)), np.float32)
     for name in names:
-        if name == "words":
-            values = word_table(dataset, ids)
-        else:
-            features = features_of(dataset, name, ids)
-            values = (features.mean(dim=1) if features[0].numel() > 4096 else features.flatten(1)).numpy()
-        part = kernel(values[_places(ids, shown)])
-        part = part / max(float(np.trace(part)) / len(part), 1e-12)
-        total = part if total is None else total + part
-    assert total is not None
+        part = kernel((word_table(features.dataset, ids) if name == "words" else features.of(name, ids))[rows])
+        total += part / max(float(np.trace(part)) / len(part), 1e-12)
     return total
+
+
+class Features:
+    """Features of stimuli, each made once: order and captions are looked at by the same ones."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._known: dict[str, dict[str, np.ndarray]] = {}
+
+    def of(self, name: str, ids: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """One row for each stimulus; tokens of large features are averaged."""
+        known = self._known.setdefault(name, {})
+        if missing := [stimulus for stimulus in ids if stimulus not in known]:
+            found = features_of(self.dataset, name, missing)
+            rows = (found.mean(dim=1) if found[0].numel() > MOST_FEATURES else found.flatten(1)).numpy()
+            known.update(zip(missing, rows, strict=True))
+        return np.stack([known[stimulus] for stimulus in ids])
 
 
 def _places(ids: Sequence[str], shown: Sequence[str]) -> list[int]:
@@ -381,7 +393,7 @@ def _evidence(fit: Fit) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- captions
 
 
-def check_caption_links(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
+def check_caption_links(dataset: Dataset, subjects: Sequence[str], features: Features) -> Iterator[Finding]:
     """Whether captions are those of their stimuli, by the pictures and by the responses."""
     every = [stimulus for stimulus in dataset.stimulus_ids if dataset.captions(stimulus)]
     if not every:
@@ -390,7 +402,7 @@ def check_caption_links(dataset: Dataset, subjects: Sequence[str]) -> Iterator[F
     names, known = described(dataset, every)
     if names and names != ["words"]:
         ids = [stimulus for stimulus in every if stimulus in known]
-        fit = _words_fit(dataset, [ids[row] for row in rows_to_look_at(len(ids), MOST_ROWS)], names)
+        fit = _words_fit(features, [ids[row] for row in rows_to_look_at(len(ids), MOST_ROWS)], names)
         if fit is not None:
             fits["pictures"] = fit
     for who in subjects:
@@ -398,7 +410,7 @@ def check_caption_links(dataset: Dataset, subjects: Sequence[str]) -> Iterator[F
         seen = set(trials.stimulus_id)
         ids = [stimulus for stimulus in every if stimulus in seen]
         ids = [ids[row] for row in rows_to_look_at(len(ids), MOST_ROWS)]
-        fit = _words_fit(dataset, ids, None, who) if len(ids) >= LEAST_ROWS else None
+        fit = _words_fit(features, ids, None, who) if len(ids) >= LEAST_ROWS else None
         if fit is not None:
             fits[f"responses of {who}"] = fit
     if not fits:
@@ -438,14 +450,15 @@ def _opposite(fit: Fit) -> Fit:
     return fit._replace(shift=-fit.shift)
 
 
-def _words_fit(dataset: Dataset, ids: Sequence[str], names: Sequence[str] | None, who: str = "") -> Fit | None:
+def _words_fit(features: Features, ids: Sequence[str], names: Sequence[str] | None, who: str = "") -> Fit | None:
+    dataset = features.dataset
     if len(ids) < LEAST_ROWS:
         return None
     words = word_table(dataset, ids)
     if words.shape[1] < 2:
         return None
     if names is not None:
-        sources = _targets(dataset, ids, names)
+        sources = _targets(features, ids, names)
     else:
         trials, wanted = dataset.trials(who), set(ids)
         rows = np.array([row for row, stimulus in enumerate(trials.stimulus_id) if stimulus in wanted])
@@ -455,7 +468,7 @@ def _words_fit(dataset: Dataset, ids: Sequence[str], names: Sequence[str] | None
         counts = np.bincount(where, minlength=len(ids))
         if (counts == 0).any():
             ids = [stimulus for stimulus, count in zip(ids, counts, strict=True) if count]
-            return _words_fit(dataset, ids, None, who) if len(ids) < len(counts) else None
+            return _words_fit(features, ids, None, who) if len(ids) < len(counts) else None
         sums = np.zeros((len(ids), dataset.space(who).num_sites), np.float32)
         np.add.at(sums, where, dataset.responses(who, rows))
         sources = kernel(sums / counts[:, None])

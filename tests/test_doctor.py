@@ -110,7 +110,9 @@ def predicted(sound):
 
 def told_of(sound, tmp_path, ids, values):
     np.savez(tmp_path / "predicted.npz", responses=values, ids=np.array(ids))
-    return {one.check: one for one in diagnose(sound, tmp_path / "predicted.npz") if one.check.startswith("predictions")}
+    return {
+        one.check: one for one in diagnose(sound, tmp_path / "predicted.npz") if one.check.startswith("predictions")
+    }
 
 
 def test_good_predictions_are_green(sound, predicted, tmp_path):

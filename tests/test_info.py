@@ -82,7 +82,9 @@ def test_a_brain_tokenizer_and_codes(make_checkpoint, tmp_path):
 
 def test_lora_units_and_states(tmp_path):
     lora = {"rank": 8, "alpha": 16, "modules": ["q_proj"]}
-    save_file({"a": np.zeros(2)}, tmp_path / "lora.safetensors", {"format": "brainjanus-lora", "lora": json.dumps(lora)})
+    save_file(
+        {"a": np.zeros(2)}, tmp_path / "lora.safetensors", {"format": "brainjanus-lora", "lora": json.dumps(lora)}
+    )
     assert "rank 8 (alpha 16)" in describe(tmp_path / "lora.safetensors").sentence
     units = {"mean": np.zeros(5), "std": np.ones(5), "dropped": np.array([0])}
     save_file(units, tmp_path / "units.safetensors")

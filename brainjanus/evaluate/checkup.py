@@ -148,7 +148,7 @@ def _figure(dataset: Dataset | None, one: Finding) -> str:
     return inside if one.light in ("red", "yellow") else f"<details><summary>the figures</summary>{inside}</details>"
 
 
-def _by_shift(points: Sequence[Sequence[float]]) -> str:
+def _by_shift(points: Sequence[Sequence[float | int]]) -> str:
     """A bar for each shift."""
     wide, high, bottom, left = 420, 150, 20, 34
     values = np.array([value for _, value in points])
