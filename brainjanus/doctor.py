@@ -215,6 +215,23 @@ def _looked_at(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
 # ---------------------------------------------------------------------------------------------------- order
 
 
+class Features:
+    """Features of stimuli, each made once: order and captions are looked at by the same ones."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._known: dict[str, dict[str, np.ndarray]] = {}
+
+    def of(self, name: str, ids: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """One row for each stimulus; tokens of large features are averaged."""
+        known = self._known.setdefault(name, {})
+        if missing := [stimulus for stimulus in ids if stimulus not in known]:
+            found = features_of(self.dataset, name, missing)
+            rows = (found.mean(dim=1) if found[0].numel() > MOST_FEATURES else found.flatten(1)).numpy()
+            known.update(zip(missing, rows, strict=True))
+        return np.stack([known[stimulus] for stimulus in ids])
+
+
 def check_order(dataset: Dataset, one: Survey, features: Features) -> Iterator[Finding]:
     """Whether each trial shows the stimulus that its row names."""
     who, trials = one.subject, one.trials
@@ -354,23 +371,6 @@ def _targets(features: Features, shown: Sequence[str], names: Sequence[str]) -> 
     return total
 
 
-class Features:
-    """Features of stimuli, each made once: order and captions are looked at by the same ones."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self._known: dict[str, dict[str, np.ndarray]] = {}
-
-    def of(self, name: str, ids: Sequence[str]) -> Float[np.ndarray, "n d"]:
-        """One row for each stimulus; tokens of large features are averaged."""
-        known = self._known.setdefault(name, {})
-        if missing := [stimulus for stimulus in ids if stimulus not in known]:
-            found = features_of(self.dataset, name, missing)
-            rows = (found.mean(dim=1) if found[0].numel() > MOST_FEATURES else found.flatten(1)).numpy()
-            known.update(zip(missing, rows, strict=True))
-        return np.stack([known[stimulus] for stimulus in ids])
-
-
 def _places(ids: Sequence[str], shown: Sequence[str]) -> list[int]:
     place = {name: row for row, name in enumerate(ids)}
     return [place[name] for name in shown]
@@ -488,6 +488,7 @@ def check_predictions(
     if not wanted:
         raise UserError(f"--split: expected a split with stimuli, got '{split}'. Give train, val or test.")
     kind = kind_of(path)
+    values: Any
     if kind == "captions":
         captions = read_caption_predictions(path)
         names, values = list(captions), list(captions.values())

@@ -188,10 +188,10 @@ def check_stimuli(dataset: Dataset) -> Iterator[Finding]:
         if features.ndim != 3 or len(features) != len(dataset.stimulus_ids):
             problems.append(f"features '{name}' are {list(features.shape)} for {len(dataset.stimulus_ids)} stimuli")
             continue
-        rows = range(0, len(features), CHUNK)
+        starts = range(0, len(features), CHUNK)
         bad = [
             start + int(row)
-            for start in rows
+            for start in starts
             for row in np.flatnonzero(~np.isfinite(features[start : start + CHUNK]).all(axis=(1, 2)))
         ]
         if bad:
@@ -252,20 +252,27 @@ def check_captions(dataset: Dataset) -> Iterator[Finding]:
     if len(shared) < SHARED * len(captions):  # two plain pictures may be described by the same words
         shared = []
     evidence = {"captions": sum(map(len, captions.values())), "stimuli": len(captions)}
-    problems: list[Finding] = []
-    for light, kind, examples, told, remedy in (
+    twice = twice if len(twice) > 0.1 * len(captions) else []  # a few may be a speaker's habit
+    join = "Join captions by stimulus id."
+    doubts: tuple[tuple[Light, str, list[str], str, str], ...] = (
         ("red", "empty captions", empty, "have an empty caption", "Take empty captions out."),
-        ("yellow", "captions of other stimuli", foreign, "with captions are no stimuli of this dataset", "Are ids spelled as in the trials' table? Join captions by stimulus id."),
-        ("yellow", "captions given twice", twice if len(twice) > 0.1 * len(captions) else [], "have one caption more than once", "Were two caption files joined? Give each caption once."),
-        ("yellow", "captions shared", shared, "have, word for word, all captions of another stimulus", "Were captions joined by a wrong id? Join them by stimulus id."),
-    ):  # fmt: skip
-        if examples:
-            problems.append(
-                Finding(
-                    light, "captions", kind, None, f"{len(examples)} ids ({listed(examples, 3)}) {told}.", remedy,
-                    evidence | {"num": len(examples), "examples": examples[:SHOWN]},
-                )  # type: ignore[arg-type]
-            )  # fmt: skip
+        ("yellow", "captions of other stimuli", foreign, "with captions are no stimuli of this dataset", join),
+        ("yellow", "captions given twice", twice, "have one caption more than once", "Were two caption files joined?"),
+        ("yellow", "captions shared", shared, "have, word for word, all captions of another stimulus", join),
+    )
+    problems = [
+        Finding(
+            light,
+            "captions",
+            kind,
+            None,
+            f"{len(examples)} ids ({listed(examples, 3)}) {told}.",
+            remedy,
+            evidence | {"num": len(examples), "examples": examples[:SHOWN]},
+        )
+        for light, kind, examples, told, remedy in doubts
+        if examples
+    ]
     yield from problems
     if not problems:
         yield Finding(
@@ -732,9 +739,15 @@ def check_design(dataset: Dataset, subject: str) -> Iterator[Finding]:
             "green", "design", "", subject,
             f"{subject}: {len(sessions)} {'session' if len(sessions) == 1 else 'sessions'} of {usual:.0f} trials (median); "
             + ", ".join(f"{count} {split} stimuli" for split, count in num.items() if count)
-            + f"; each shown {shown.min()}" + (f" to {shown.max()} times." if shown.max() > shown.min() else " times."),
+            + f"; each shown {_times(int(shown.min()), int(shown.max()))}.",
             "", evidence | {"repeats": [int(shown.min()), int(shown.max())]},
         )  # fmt: skip
+
+
+def _times(least: int, most: int) -> str:
+    if least < most:
+        return f"{least} to {most} times"
+    return "once" if most == 1 else f"{most} times"
 
 
 def _typical(values: np.ndarray) -> float:
