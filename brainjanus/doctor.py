@@ -4,9 +4,9 @@ Enters: a dataset's folder, and predictions of any software if there are some. W
 `data/doctor.py`; here is whether stimuli belong to their responses, captions to their pictures, and predictions to the
 stimuli of their ids.
 
-    order        kernel ridge from responses to features of the pictures (built-in wavelets, stored features; else the
-                 captions' words) has to fit held-out trials as ids are given; if not, shifts, reversals and swapped halves
-                 are tried, of all trials, within sessions and splits, and of each session by itself
+    order        kernel ridge from responses to features of the pictures (built-in wavelets, stored features; else
+                 the captions' words) has to fit held-out trials as ids are given; if not, shifts, reversals and
+                 swapped halves are tried, of all trials, within sessions and splits, and of each session by itself
     captions     the same from pictures, and from responses, to the captions' words
     predictions  ids, units, and the order that they fit best, as `data/audit.py` finds it
 """
@@ -260,30 +260,45 @@ def check_order(dataset: Dataset, one: Survey, features: Features) -> Iterator[F
         yield from unfit
         if not unfit:
             yield Finding(
-                "green", "stimulus order", "", who,
+                "green",
+                "stimulus order",
+                "",
+                who,
                 f"{who}: stimuli fit the trials of their ids: {basis} correlates to {fit.own_r:.3f} with held-out "
                 f"trials, {fit.own:.1f} standard deviations above shuffled ids; no other order fits as well.",
-                "", evidence,
-            )  # fmt: skip
+                "",
+                evidence,
+            )
     elif fit.kind == "none":
         yield Finding(
-            "red" if fit.num_rows >= POWERFUL else "yellow", "stimulus order", "ids permuted", who,
+            "red" if fit.num_rows >= POWERFUL else "yellow",
+            "stimulus order",
+            "ids permuted",
+            who,
             f"{who}: stimuli fit the trials of their ids no better than shuffled ones ({basis} correlates to "
-            f"{fit.own_r:.3f}, {fit.own:.1f} standard deviations above chance), and no shift, reversal or swap of halves "
+            f"{fit.own_r:.3f}, {fit.own:.1f} standard deviations above chance), and no shift, reversal or swap of "
+            "halves "
             "does.",
-            "Either ids are permuted (were they sorted, or given by position?) or the responses hold no signal: see the "
-            "noise ceilings. Join responses and stimuli by the onset of each trial.", evidence,
-        )  # fmt: skip
+            "Either ids are permuted (were they sorted, or given by position?) or the responses hold no signal: "
+            "see the "
+            "noise ceilings. Join responses and stimuli by the onset of each trial.",
+            evidence,
+        )
     else:
         kind = {"shift": "ids shifted", "halves": "halves swapped", "reversed": "ids reversed"}[fit.kind]
         yield Finding(
-            "red", "stimulus order", kind, who,
+            "red",
+            "stimulus order",
+            kind,
+            who,
             f"{who}: trials fit the stimulus that the table of trials names {fit.meaning}: {basis} correlates to "
-            f"{fit.best_r:.3f} with held-out trials in that order ({fit.best:.1f} standard deviations above chance), and "
+            f"{fit.best_r:.3f} with held-out trials in that order ({fit.best:.1f} standard deviations above "
+            "chance), and "
             f"to {fit.own_r:.3f} ({fit.own:.1f}) as ids are given.",
-            "Move the stimulus ids by that much against the responses, and find out which row was left out or came first.",
+            "Move the stimulus ids by that much against the responses, and find out which row was left out or came "
+            "first.",
             evidence,
-        )  # fmt: skip
+        )
 
 
 def _unfit_sessions(
@@ -324,19 +339,28 @@ def _unfit_sessions(
         )
         way = "at the same place counted from its end" if fit.reversed else way
         yield Finding(
-            "red", "stimulus order", "session reversed" if fit.reversed else "session shifted", who,
-            f"{who}: in session {fit.part}, trials fit the stimulus that its table names {way} ({fit.best:.1f} standard "
+            "red",
+            "stimulus order",
+            "session reversed" if fit.reversed else "session shifted",
+            who,
+            f"{who}: in session {fit.part}, trials fit the stimulus that its table names {way} ({fit.best:.1f} "
+            "standard "
             f"deviations above chance; {fit.own:.1f} as ids are given), where other sessions fit as they are.",
             "Was a trial of that session left out of the responses or of the table? Move its ids by that much.",
             evidence | {"session": fit.part, "shift": fit.shift},
-        )  # fmt: skip
+        )
     for fit in lost:
         yield Finding(
-            "yellow", "stimulus order", "session permuted", who,
-            f"{who}: in session {fit.part}, stimuli fit trials no better than chance ({fit.own:.1f} standard deviations), "
+            "yellow",
+            "stimulus order",
+            "session permuted",
+            who,
+            f"{who}: in session {fit.part}, stimuli fit trials no better than chance ({fit.own:.1f} standard "
+            "deviations), "
             "in whatever shift, where other sessions do.",
-            "Are ids of that session those of another one, or are its responses bad?", evidence | {"session": fit.part},
-        )  # fmt: skip
+            "Are ids of that session those of another one, or are its responses bad?",
+            evidence | {"session": fit.part},
+        )
 
 
 def described(dataset: Dataset, stimuli: Sequence[str]) -> tuple[list[str], set[str]]:
@@ -385,9 +409,16 @@ def word_table(dataset: Dataset, ids: Sequence[str]) -> Float[np.ndarray, "n w"]
 
 def _evidence(fit: Fit) -> dict[str, Any]:
     return {
-        "order": fit.kind, "shift": fit.shift, "within": fit.within, "z": fit.own, "best_z": fit.best, "r": fit.own_r,
-        "best_r": fit.best_r, "num_rows": fit.num_rows, "by_shift": fit.by_shift,
-    }  # fmt: skip
+        "order": fit.kind,
+        "shift": fit.shift,
+        "within": fit.within,
+        "z": fit.own,
+        "best_z": fit.best,
+        "r": fit.own_r,
+        "best_r": fit.best_r,
+        "num_rows": fit.num_rows,
+        "by_shift": fit.by_shift,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- captions
@@ -424,25 +455,40 @@ def check_caption_links(dataset: Dataset, subjects: Sequence[str], features: Fea
     if moved:
         kind = {"shift": "captions shifted", "halves": "captions shifted", "reversed": "captions reversed"}[fit.kind]
         yield Finding(
-            "red", "caption links", kind, None,
+            "red",
+            "caption links",
+            kind,
+            None,
             f"Captions are those of the stimulus that stands, in the sorted list of stimuli, {_opposite(fit).meaning}: "
-            f"{basis} correlates to {fit.best_r:.3f} in that order ({fit.best:.1f} standard deviations above chance), and "
+            f"{basis} correlates to {fit.best_r:.3f} in that order ({fit.best:.1f} standard deviations above "
+            "chance), and "
             f"to {fit.own_r:.3f} ({fit.own:.1f}) as they are given.",
-            "Join captions by stimulus id, not by their place in a list.", evidence,
-        )  # fmt: skip
+            "Join captions by stimulus id, not by their place in a list.",
+            evidence,
+        )
     elif own:
         yield Finding(
-            "green", "caption links", "", None,
-            f"Captions fit their stimuli: {basis} correlates to {fit.own_r:.3f} with held-out ones, {fit.own:.1f} standard "
-            "deviations above shuffled captions.", "", evidence,
-        )  # fmt: skip
+            "green",
+            "caption links",
+            "",
+            None,
+            f"Captions fit their stimuli: {basis} correlates to {fit.own_r:.3f} with held-out ones, {fit.own:.1f} "
+            "standard "
+            "deviations above shuffled captions.",
+            "",
+            evidence,
+        )
     else:
         yield Finding(
-            "red" if fit.num_rows >= POWERFUL else "yellow", "caption links", "captions permuted", None,
+            "red" if fit.num_rows >= POWERFUL else "yellow",
+            "caption links",
+            "captions permuted",
+            None,
             f"Captions fit their stimuli no better than shuffled ones: {basis} correlates to {fit.own_r:.3f} "
             f"({fit.own:.1f} standard deviations above chance).",
-            "Were they joined by a wrong id? Look at some pictures with their captions.", evidence,
-        )  # fmt: skip
+            "Were they joined by a wrong id? Look at some pictures with their captions.",
+            evidence,
+        )
 
 
 def _opposite(fit: Fit) -> Fit:
@@ -521,10 +567,14 @@ def check_predictions(
         most = max(values.count(caption) for caption in set(values))
         if most > len(values) / 2 and len(values) >= 10:
             yield Finding(
-                "yellow", "predictions: values", "one caption for all", None,
-                f"{where}: {most} of {len(values)} captions are the same one.", "Did the decoder read the responses?",
+                "yellow",
+                "predictions: values",
+                "one caption for all",
+                None,
+                f"{where}: {most} of {len(values)} captions are the same one.",
+                "Did the decoder read the responses?",
                 {"num_same": most},
-            )  # fmt: skip
+            )
     elif kind == "pictures":
         side = min(picture.shape[0] for picture in values)
         from PIL import Image
@@ -576,23 +626,37 @@ def _check_ids(dataset: Dataset, where: str, names: Sequence[str], wanted: set[s
     missing = sorted(wanted - set(names))
     twice = len(names) - len(set(names))
     evidence = {
-        "num": len(names), "num_foreign": len(foreign), "foreign": foreign[:SHOWN], "num_missing": len(missing),
-        "missing": missing[:SHOWN], "num_elsewhere": len(elsewhere), "num_twice": twice,
-    }  # fmt: skip
+        "num": len(names),
+        "num_foreign": len(foreign),
+        "foreign": foreign[:SHOWN],
+        "num_missing": len(missing),
+        "missing": missing[:SHOWN],
+        "num_elsewhere": len(elsewhere),
+        "num_twice": twice,
+    }
     check = "predictions: ids"
     if foreign:
         yield Finding(
-            "red", check, "foreign ids", None,
-            f"{where}: {len(foreign)} of {len(names)} ids are no stimuli of {dataset.name} ({listed(foreign, 3)}; its own "
+            "red",
+            check,
+            "foreign ids",
+            None,
+            f"{where}: {len(foreign)} of {len(names)} ids are no stimuli of {dataset.name} ({listed(foreign, 3)}; "
+            "its own "
             f"are like {listed(dataset.stimulus_ids, 2)}).",
-            "Are rows counted instead of named? Key predictions by the dataset's stimulus ids.", evidence,
-        )  # fmt: skip
+            "Are rows counted instead of named? Key predictions by the dataset's stimulus ids.",
+            evidence,
+        )
     if elsewhere:
         yield Finding(
-            "yellow", check, "ids of another split", None,
+            "yellow",
+            check,
+            "ids of another split",
+            None,
             f"{where}: {len(elsewhere)} ids are not in {split} ({listed(elsewhere, 3)}).",
-            "Score them apart: what was trained on says nothing.", evidence,
-        )  # fmt: skip
+            "Score them apart: what was trained on says nothing.",
+            evidence,
+        )
     if twice:
         yield Finding(
             "red",
@@ -605,10 +669,14 @@ def _check_ids(dataset: Dataset, where: str, names: Sequence[str], wanted: set[s
         )
     if missing and not foreign:
         yield Finding(
-            "yellow", check, "missing ids", None,
+            "yellow",
+            check,
+            "missing ids",
+            None,
             f"{where}: {len(missing)} of {len(wanted)} {split} stimuli are not predicted ({listed(missing, 3)}).",
-            "Scores of a part do not compare with those of all: predict them, too.", evidence,
-        )  # fmt: skip
+            "Scores of a part do not compare with those of all: predict them, too.",
+            evidence,
+        )
     if not (foreign or elsewhere or twice or missing):
         yield Finding(
             "green", check, "", None, f"{where}: one prediction for each of {len(names)} {split} stimuli.", "", evidence
@@ -626,26 +694,43 @@ def _check_units(dataset: Dataset, where: str, who: str, predicted: Float[np.nda
     check = "predictions: units"
     if std < SILENT:
         yield Finding(
-            "red", check, "constant predictions", who,
+            "red",
+            check,
+            "constant predictions",
+            who,
             f"{where}: predictions of the median site have a standard deviation of {std:.1e} over stimuli.",
-            "They are the same for all stimuli: did the model see them?", evidence,
-        )  # fmt: skip
+            "They are the same for all stimuli: did the model see them?",
+            evidence,
+        )
     elif mean > FAR_OFF or std > FAR_OFF:
         units = dataset.units(who)
         after = size((predicted - units.mean) / units.std)
         raw = after[0] < FAR_OFF and after[1] < FAR_OFF
         yield Finding(
-            "red", check, "raw betas" if raw else "another scale", who,
+            "red",
+            check,
+            "raw betas" if raw else "another scale",
+            who,
             f"{where}: predictions of the median site have mean {mean:.3g} and standard deviation {std:.3g}, where "
             "z-scored responses have about 0 and at most 1"
-            + (f"; z-scored as the dataset was, {after[0]:.2g} and {after[1]:.2g}: they are raw betas." if raw else "."),
-            "Score them with `brainjanus score --units raw`." if raw else "In which units are they? z-score them as the dataset is.",
+            + (
+                f"; z-scored as the dataset was, {after[0]:.2g} and {after[1]:.2g}: they are raw betas." if raw else "."
+            ),
+            "Score them with `brainjanus score --units raw`."
+            if raw
+            else "In which units are they? z-score them as the dataset is.",
             evidence,
-        )  # fmt: skip
+        )
     else:
         yield Finding(
-            "green", check, "", who, f"{where}: predictions have mean {mean:.2f} and standard deviation {std:.2f}.", "", evidence
-        )  # fmt: skip
+            "green",
+            check,
+            "",
+            who,
+            f"{where}: predictions have mean {mean:.2f} and standard deviation {std:.2f}.",
+            "",
+            evidence,
+        )
 
 
 def _check_prediction_order(
@@ -677,14 +762,23 @@ def _check_prediction_order(
         )
     elif z < 3:
         yield Finding(
-            "yellow", check, "predictions do not fit", who,
+            "yellow",
+            check,
+            "predictions do not fit",
+            who,
             f"{where}: predictions score {own:.3f} for the stimuli of their ids, and {floor:.3f} for any others "
             f"({z:.1f} standard deviations).",
-            "Either they hold nothing, or their ids are permuted beyond recognition.", {"own": own, "floor": floor, "z": z},
-        )  # fmt: skip
+            "Either they hold nothing, or their ids are permuted beyond recognition.",
+            {"own": own, "floor": floor, "z": z},
+        )
     else:
         yield Finding(
-            "green", check, "", who,
+            "green",
+            check,
+            "",
+            who,
             f"{where}: predictions score {own:.3f} for the stimuli of their ids, and {floor:.3f} for others ({z:.1f} "
-            "standard deviations); no other order fits better.", "", {"own": own, "floor": floor, "z": z},
-        )  # fmt: skip
+            "standard deviations); no other order fits better.",
+            "",
+            {"own": own, "floor": floor, "z": z},
+        )

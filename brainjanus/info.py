@@ -1,7 +1,8 @@
 """What a file or folder is: one of this package, or someone else's, and then what to do with it.
 
-Enters: any path. Leaves: its kind, a sentence, and what is known of it: where it came from, version, fingerprint, sizes.
-Nothing large is read and nothing is unpickled: manifests, headers of arrays, first bytes.
+Enters: any path. Leaves: its kind, a sentence, and what is known of it: origin, version, fingerprint, sizes.
+Nothing large is read and nothing is unpickled:
+manifests, headers of arrays, first bytes.
 """
 
 import json
@@ -30,7 +31,7 @@ Facts = dict[str, Any]
 
 
 class Described(NamedTuple):
-    """What a path is. ours: whether this package wrote it. advice: what to do with it, "" if there is nothing to say."""
+    """What a path is. ours: whether this package wrote it. advice: what to do with it, or ""."""
 
     path: Path
     kind: str
@@ -59,7 +60,8 @@ def describe(path: Path | str) -> Described:
         return _folder(path) if path.is_dir() else _file(path)
     except (OSError, SafetensorError, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: expected something that can be read, got '{error}'. It is damaged, cut short, or not yours to read: "
+            f"{path}: expected something that can be read, got '{error}'. It is damaged, cut short, or not yours "
+            "to read: "
             "copy it again, or change its permissions."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
@@ -99,14 +101,31 @@ def _folder(path: Path) -> Described:
     if {"dataset", "truth"} <= inside:
         return _simulated(path)
     if {"study", "run"} <= inside:
-        return Described(path, "demo", True, "what `brainjanus demo` made: a simulated study, a run, and its report.", {
-            "dataset": path / "study/dataset", "run": path / "run", "report": path / "report.html", **size})  # fmt: skip
+        return Described(
+            path,
+            "demo",
+            True,
+            "what `brainjanus demo` made: a simulated study, a run, and its report.",
+            {"dataset": path / "study/dataset", "run": path / "run", "report": path / "report.html", **size},
+        )
     if {"trials.tsv", "responses.safetensors"} <= inside:
-        return Described(path, "subject", True, f"the recording of {path.name}, a part of a dataset.", size,
-                         f"Give its dataset: {path.parent.parent}")  # fmt: skip
+        return Described(
+            path,
+            "subject",
+            True,
+            f"the recording of {path.name}, a part of a dataset.",
+            size,
+            f"Give its dataset: {path.parent.parent}",
+        )
     if parts := [name for name in names if name.startswith("part-") and name.endswith(".safetensors")]:
-        return Described(path, "codes", True, f"rows that were encoded once for training, in {len(parts)} parts.", size,
-                         "They are made again if they are deleted.")  # fmt: skip
+        return Described(
+            path,
+            "codes",
+            True,
+            f"rows that were encoded once for training, in {len(parts)} parts.",
+            size,
+            "They are made again if they are deleted.",
+        )
     if states := sorted(path.glob("step-*/state.json")):
         newest = _state(states[-1].parent)
         return newest._replace(
@@ -179,26 +198,42 @@ def _run(path: Path) -> Described:
         "weights": _size_of(path / "model.safetensors"),
         **_stages(path),
     }
-    return Described(path, "run", True, "a trained run: a model with its tokenizers.", shown,
-                     f"`brainjanus generate {path}` and `brainjanus evaluate {path}` use it.")  # fmt: skip
+    return Described(
+        path,
+        "run",
+        True,
+        "a trained run: a model with its tokenizers.",
+        shown,
+        f"`brainjanus generate {path}` and `brainjanus evaluate {path}` use it.",
+    )
 
 
 def _begun(path: Path) -> Described | None:
     facts = _json(path / "config.json")
     if "model_type" in facts or "architectures" in facts:
         kind = facts.get("model_type") or facts["architectures"][0]
-        advice = "Give it to `--janus`." if "janus" in str(kind).lower() or "multi_modality" in str(kind) else (
-            "As a vision encoder, call it transformers:FOLDER.")  # fmt: skip
+        advice = (
+            "Give it to `--janus`."
+            if "janus" in str(kind).lower() or "multi_modality" in str(kind)
+            else ("As a vision encoder, call it transformers:FOLDER.")
+        )
         return Described(
             path, "transformers model", False, f"a model of `transformers`, {kind}.", {"size": _size_of(path)}, advice
         )
     if {"dataset", "fingerprint", "config"} <= facts.keys():
         stages = _stages(path)
         return Described(
-            path, "unfinished run", True, "a run that is not finished.",
-            {"dataset": f"{facts['dataset']} ({str(facts['fingerprint'])[:12]})", "dataset's path": facts.get("path", "?"), **stages},
+            path,
+            "unfinished run",
+            True,
+            "a run that is not finished.",
+            {
+                "dataset": f"{facts['dataset']} ({str(facts['fingerprint'])[:12]})",
+                "dataset's path": facts.get("path", "?"),
+                **stages,
+            },
             "Give the same command again, with the same --out: it goes on where it was stopped.",
-        )  # fmt: skip
+        )
     return None
 
 
@@ -207,20 +242,28 @@ def _tune(path: Path) -> Described:
     cells = sorted(path.glob("cells/*/result.json"))
     done = (path / "config.json").is_file()
     return Described(
-        path, "rate search", True, f"a search for a learning rate, {'complete' if done else 'not finished'}.",
+        path,
+        "rate search",
+        True,
+        f"a search for a learning rate, {'complete' if done else 'not finished'}.",
         {"trainings": len(cells), **_origin(facts)},
-        f"`brainjanus train DATASET --config {path / 'config.json'}` trains with the best." if done else "Give the same command again.",
-    )  # fmt: skip
+        f"`brainjanus train DATASET --config {path / 'config.json'}` trains with the best."
+        if done
+        else "Give the same command again.",
+    )
 
 
 def _ablation(path: Path) -> Described:
     done = (path / "ablation.json").is_file()
     facts = _json(path / ("ablation.json" if done else "config.json"))
     return Described(
-        path, "ablation", True, f"an ablation of the brain tokenizer, {'complete' if done else 'not finished'}.",
+        path,
+        "ablation",
+        True,
+        f"an ablation of the brain tokenizer, {'complete' if done else 'not finished'}.",
         {"cells": len(list(path.glob("cells/*/result.json"))), **_origin(facts)},
         f"Open {path / 'report.html'}." if done else "Give the same command again.",
-    )  # fmt: skip
+    )
 
 
 def _answers(path: Path) -> Described:
@@ -229,17 +272,34 @@ def _answers(path: Path) -> Described:
     asked = facts["asked"]
     given = [name for name in ("brain", "text", "image") if asked.get(name)]
     return Described(
-        path, "predictions", True, f"what `brainjanus generate` answered: {', '.join(map(str, facts['targets']))} from {' and '.join(given) or 'nothing'}.",
-        {"run": asked.get("run"), "rows": f"{len(facts['rows']):,}", "model": facts["model"], "version": version, "size": _size_of(path)},
-        f"`brainjanus generate --request {path / 'request.json'}` asks for it again; `brainjanus doctor DATASET --predictions` looks at it.",
-    )  # fmt: skip
+        path,
+        "predictions",
+        True,
+        f"what `brainjanus generate` answered: {', '.join(map(str, facts['targets']))} from "
+        f"{' and '.join(given) or 'nothing'}.",
+        {
+            "run": asked.get("run"),
+            "rows": f"{len(facts['rows']):,}",
+            "model": facts["model"],
+            "version": version,
+            "size": _size_of(path),
+        },
+        f"`brainjanus generate --request {path / 'request.json'}` asks for it again; `brainjanus doctor DATASET "
+        "--predictions` looks at it.",
+    )
 
 
 def _doctor(path: Path) -> Described:
     facts = _json(path / "doctor.json")
     lights = ", ".join(f"{count} {light}" for light, count in facts["lights"].items() if count)
-    return Described(path, "doctor's report", True, f"what `brainjanus doctor` found: {lights}.",
-                     {"dataset": f"{facts['dataset']} ({str(facts['fingerprint'])[:12]})"}, f"Open {path / 'doctor.html'}.")  # fmt: skip
+    return Described(
+        path,
+        "doctor's report",
+        True,
+        f"what `brainjanus doctor` found: {lights}.",
+        {"dataset": f"{facts['dataset']} ({str(facts['fingerprint'])[:12]})"},
+        f"Open {path / 'doctor.html'}.",
+    )
 
 
 def _tokenizer(path: Path) -> Described | None:
@@ -250,30 +310,45 @@ def _tokenizer(path: Path) -> Described | None:
         )
         words = len((facts.get("model") or {}).get("vocab") or {})
         ours = (path / "brain.safetensors").is_file()
-        return Described(path, "tokenizers of a run" if ours else "text tokenizer", ours, kind, {"tokens": f"{words:,}", "size": _size_of(path)},
-                         f"Give its run: {path.parent}" if ours else "")  # fmt: skip
+        return Described(
+            path,
+            "tokenizers of a run" if ours else "text tokenizer",
+            ours,
+            kind,
+            {"tokens": f"{words:,}", "size": _size_of(path)},
+            f"Give its run: {path.parent}" if ours else "",
+        )
     version = _version(path / "tokenizer.json", facts)
     origin = facts["provenance"]
     return Described(
-        path, "brain tokenizer", True, "a trained brain tokenizer.",
+        path,
+        "brain tokenizer",
+        True,
+        "a trained brain tokenizer.",
         {
             "subjects": ", ".join(f"{name} ({sites:,} sites)" for name, sites in list(facts["num_sites"].items())[:8]),
             "trained on": listed(f"{name} ({print_[:12]})" for name, print_ in origin.get("datasets", {}).items()),
-            "seed": origin.get("seed"), "made with": f"torch {origin.get('torch')}", "version": version,
-            "fingerprint": facts["fingerprint"], "size": _size_of(path / "tokenizer.safetensors"),
+            "seed": origin.get("seed"),
+            "made with": f"torch {origin.get('torch')}",
+            "version": version,
+            "fingerprint": facts["fingerprint"],
+            "size": _size_of(path / "tokenizer.safetensors"),
         },
         f"`brainjanus tokenize {path} DATASET --out CODES` uses it.",
-    )  # fmt: skip
+    )
 
 
 def _state(path: Path) -> Described:
     facts = _json(path / "state.json")
     total = (facts.get("config") or {}).get("steps")
     return Described(
-        path, "state", True, f"the state of a training at step {facts['step']:,}" + (f" of {total:,}." if isinstance(total, int) else "."),
+        path,
+        "state",
+        True,
+        f"the state of a training at step {facts['step']:,}" + (f" of {total:,}." if isinstance(total, int) else "."),
         {"files": len(facts.get("files") or ()), "size": _size_of(path)},
         "A run goes on from it by itself: give its command again.",
-    )  # fmt: skip
+    )
 
 
 def _space(path: Path) -> Described:
@@ -281,8 +356,14 @@ def _space(path: Path) -> Described:
     geometry = facts.get("geometry", {}).get("type", "none")
     shown = {"sites": f"{facts['num_sites']:,} {facts['kind']}", "regions": listed(facts["rois"]), "geometry": geometry}
     if (path / "trials.tsv").is_file():
-        return Described(path, "subject", True, f"the recording of {facts['subject']}, a part of a dataset.", shown | {"size": _size_of(path)},
-                         f"Give its dataset: {path.parent.parent}")  # fmt: skip
+        return Described(
+            path,
+            "subject",
+            True,
+            f"the recording of {facts['subject']}, a part of a dataset.",
+            shown | {"size": _size_of(path)},
+            f"Give its dataset: {path.parent.parent}",
+        )
     return Described(path, "space", True, f"where the sites of {facts['subject']} lie.", shown)
 
 
@@ -292,8 +373,14 @@ def _scores(path: Path) -> Described | None:
 
 def _simulated(path: Path) -> Described:
     known = describe(path / "dataset")
-    return Described(path, "simulated study", True, "a simulated study: a dataset, and the truth that it was made from.",
-                     {"dataset": path / "dataset", **known.facts}, known.advice)  # fmt: skip
+    return Described(
+        path,
+        "simulated study",
+        True,
+        "a simulated study: a dataset, and the truth that it was made from.",
+        {"dataset": path / "dataset", **known.facts},
+        known.advice,
+    )
 
 
 def _stage(path: Path, size: Facts) -> Described:
@@ -353,8 +440,11 @@ def _foreign_folder(path: Path, names: list[str], size: Facts) -> Described:
             f"Give one of them, such as {ours[0]}.",
         )
     kinds = sorted({suffix for suffix in suffixes if suffix})
-    return told("folder", f"a folder of files that this package did not write ({listed(kinds, 6)}).",
-                "`brainjanus prepare` makes a dataset of recordings, pictures and captions.")  # fmt: skip
+    return told(
+        "folder",
+        f"a folder of files that this package did not write ({listed(kinds, 6)}).",
+        "`brainjanus prepare` makes a dataset of recordings, pictures and captions.",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -384,26 +474,45 @@ def _file(path: Path) -> Described:
         return _numpy(path)
     size = {"size": _size_of(path)}
     if suffix in PICKLES:
-        return Described(path, "pickle", False, "it seems to hold pickled Python objects, which are never read here.", size,
-                         "Open it where you trust it, and save its arrays as safetensors or npy.")  # fmt: skip
+        return Described(
+            path,
+            "pickle",
+            False,
+            "it seems to hold pickled Python objects, which are never read here.",
+            size,
+            "Open it where you trust it, and save its arrays as safetensors or npy.",
+        )
     tellers: Mapping[str, Callable[[Path], Described]] = {
-        ".jsonl": _log, ".html": _html, ".tsv": _table, ".csv": _table, ".toml": _toml, ".zip": _archive,
-    }  # fmt: skip
+        ".jsonl": _log,
+        ".html": _html,
+        ".tsv": _table,
+        ".csv": _table,
+        ".toml": _toml,
+        ".zip": _archive,
+    }
     if suffix in tellers:
         return tellers[suffix](path)
     named = {
-        ".nii": "a NIfTI image", ".gz": "a compressed file", ".mgz": "a FreeSurfer volume", ".gii": "a GIfTI surface",
-        ".mat": "a MATLAB file", ".h5": "an HDF5 file", ".hdf5": "an HDF5 file", ".tar": "a tar archive",
-    }  # fmt: skip
+        ".nii": "a NIfTI image",
+        ".gz": "a compressed file",
+        ".mgz": "a FreeSurfer volume",
+        ".gii": "a GIfTI surface",
+        ".mat": "a MATLAB file",
+        ".h5": "an HDF5 file",
+        ".hdf5": "an HDF5 file",
+        ".tar": "a tar archive",
+    }
     named |= dict.fromkeys(PICTURES, "a picture")
     if path.name.endswith(".nii.gz"):
         suffix = ".nii"
     told = named.get(suffix, "a file that this package does not know")
     advice = {
         ".nii": "Betas and masks are read by `brainjanus prepare`; predicted responses by `brainjanus score`.",
-        ".mat": "Name an array in it as FILE:KEY to `brainjanus prepare`.", ".h5": "Name an array in it as FILE:KEY to `brainjanus prepare`.",
-        ".hdf5": "Name an array in it as FILE:KEY to `brainjanus prepare`.", ".tar": "Pictures in it are read by `brainjanus prepare --pictures`.",
-    }.get(suffix, "")  # fmt: skip
+        ".mat": "Name an array in it as FILE:KEY to `brainjanus prepare`.",
+        ".h5": "Name an array in it as FILE:KEY to `brainjanus prepare`.",
+        ".hdf5": "Name an array in it as FILE:KEY to `brainjanus prepare`.",
+        ".tar": "Pictures in it are read by `brainjanus prepare --pictures`.",
+    }.get(suffix, "")
     return Described(
         path, named.get(suffix, "unknown").removeprefix("a ").removeprefix("an "), False, f"{told}.", size, advice
     )
@@ -419,8 +528,13 @@ def _of_json(path: Path) -> Described:
         if isinstance(first, dict) and {"metric", "value"} <= first.keys():
             if "direction" in first:
                 directions = list(dict.fromkeys(str(row.get("direction")) for row in content))
-                shown = {"directions": listed(directions), "subjects": listed(dict.fromkeys(str(row.get("subject")) for row in content)),
-                         "dataset": str(first.get("dataset")), "stimuli": first.get("n"), "seed": first.get("seed")}  # fmt: skip
+                shown = {
+                    "directions": listed(directions),
+                    "subjects": listed(dict.fromkeys(str(row.get("subject")) for row in content)),
+                    "dataset": str(first.get("dataset")),
+                    "stimuli": first.get("n"),
+                    "seed": first.get("seed"),
+                }
                 return Described(
                     path,
                     "scores",
@@ -433,8 +547,14 @@ def _of_json(path: Path) -> Described:
                 path, "scores of a tokenizer", True, f"{len(content):,} scores of a brain tokenizer.", size
             )
         if all(isinstance(one, str) for one in content):
-            return Described(path, "ids", False, f"a list of {len(content):,} names, such as {listed(content, 3)}.", size,
-                             "As --ids it names the rows of an array.")  # fmt: skip
+            return Described(
+                path,
+                "ids",
+                False,
+                f"a list of {len(content):,} names, such as {listed(content, 3)}.",
+                size,
+                "As --ids it names the rows of an array.",
+            )
         return Described(path, "json", False, f"a JSON list of {len(content):,}.", size)
     if not isinstance(content, dict):
         return Described(path, "json", False, f"JSON that holds a {type(content).__name__}.", size)
@@ -449,22 +569,40 @@ def _of_json(path: Path) -> Described:
             "Give the folder that it lies in.",
         )
     if {"dataset", "fingerprint", "config"} <= content.keys():
-        return Described(path, "settings", True, "the settings of a run.", {"dataset": f"{content['dataset']} ({str(content['fingerprint'])[:12]})"} | size,
-                         "`brainjanus train DATASET --config` takes it.")  # fmt: skip
+        return Described(
+            path,
+            "settings",
+            True,
+            "the settings of a run.",
+            {"dataset": f"{content['dataset']} ({str(content['fingerprint'])[:12]})"} | size,
+            "`brainjanus train DATASET --config` takes it.",
+        )
     if {"omni", "training", "brain_tokenizer"} <= content.keys():
         return Described(
             path, "settings", True, "settings to train with.", size, "`brainjanus train DATASET --config` takes it."
         )
     values = list(content.values())
     if {"images", "annotations"} <= content.keys():
-        return Described(path, "COCO captions", False, f"COCO annotations of {len(content['images']):,} pictures.", size,
-                         "Join them by cocoId: `brainjanus prepare --help`.")  # fmt: skip
+        return Described(
+            path,
+            "COCO captions",
+            False,
+            f"COCO annotations of {len(content['images']):,} pictures.",
+            size,
+            "Join them by cocoId: `brainjanus prepare --help`.",
+        )
     if values and all(
         isinstance(v, str) or (isinstance(v, list) and v and all(isinstance(s, str) for s in v)) for v in values
     ):
         several = any(isinstance(v, list) and len(v) > 1 for v in values)
-        return Described(path, "captions", False, f"captions of {len(content):,} stimuli{', several each' if several else ''}.", {
-            "ids like": listed(content, 3)} | size, "`brainjanus prepare --captions`, or `brainjanus score brain-to-text`, take it.")  # fmt: skip
+        return Described(
+            path,
+            "captions",
+            False,
+            f"captions of {len(content):,} stimuli{', several each' if several else ''}.",
+            {"ids like": listed(content, 3)} | size,
+            "`brainjanus prepare --captions`, or `brainjanus score brain-to-text`, take it.",
+        )
     return Described(path, "json", False, f"JSON with {listed(content, 6)}.", size)
 
 
@@ -483,12 +621,20 @@ def _safetensors(path: Path) -> Described:
 
     if metadata.get("format") == "brainjanus-lora":
         facts = json.loads(metadata["lora"])
-        return Described(path, "LoRA", True, f"LoRA matrices of rank {facts['rank']} (alpha {facts['alpha']}).", {
-            "projections": listed(facts["modules"]), "matrices": len(shapes), "size": _size_of(path)},
-            "They belong to the model that they were trained on: `load_lora` adds them to it.")  # fmt: skip
+        return Described(
+            path,
+            "LoRA",
+            True,
+            f"LoRA matrices of rank {facts['rank']} (alpha {facts['alpha']}).",
+            {"projections": listed(facts["modules"]), "matrices": len(shapes), "size": _size_of(path)},
+            "They belong to the model that they were trained on: `load_lora` adds them to it.",
+        )
     if names == {"session", "mean", "std"}:
-        return ours("z-scoring statistics", f"what responses were z-scored with: {shapes['mean'][0]} groups of {shapes['mean'][1]:,} sites.",
-                    "A part of a dataset.")  # fmt: skip
+        return ours(
+            "z-scoring statistics",
+            f"what responses were z-scored with: {shapes['mean'][0]} groups of {shapes['mean'][1]:,} sites.",
+            "A part of a dataset.",
+        )
     if {"mean", "std", "dropped"} == names:
         return ours(
             "units",
@@ -513,8 +659,13 @@ def _safetensors(path: Path) -> Described:
             else "responses"
         )
         shape = shapes["responses"]
-        return ours(kind, f"{'predicted ' if kind == 'predictions' else ''}responses, {shape[0]:,} rows of {shape[1]:,} sites.",
-                    "`brainjanus doctor DATASET --predictions` looks at them." if kind == "predictions" else "A part of a dataset.")  # fmt: skip
+        return ours(
+            kind,
+            f"{'predicted ' if kind == 'predictions' else ''}responses, {shape[0]:,} rows of {shape[1]:,} sites.",
+            "`brainjanus doctor DATASET --predictions` looks at them."
+            if kind == "predictions"
+            else "A part of a dataset.",
+        )
     if names == {"pixels", "stimulus"}:
         return ours("pictures", f"{shapes['pixels'][0]:,} pictures of a dataset.", "A part of a dataset.")
     if names == {"features"}:
@@ -546,10 +697,22 @@ def _safetensors(path: Path) -> Described:
         )
     vectors = {shape for shape in shapes.values() if len(shape) == 1}
     if len(shapes) > 1 and len(vectors) == 1 and all(len(shape) == 1 for shape in shapes.values()):
-        return Described(path, "responses", False, f"one vector of {next(iter(vectors))[0]:,} numbers for each of {len(shapes):,} names.", {
-            "size": _size_of(path)}, "As predicted responses, `brainjanus score to-brain` reads it.")  # fmt: skip
-    return Described(path, "arrays", False, f"{len(shapes)} arrays that this package did not write.", shown,
-                     "Name one as FILE:KEY to `brainjanus prepare`.")  # fmt: skip
+        return Described(
+            path,
+            "responses",
+            False,
+            f"one vector of {next(iter(vectors))[0]:,} numbers for each of {len(shapes):,} names.",
+            {"size": _size_of(path)},
+            "As predicted responses, `brainjanus score to-brain` reads it.",
+        )
+    return Described(
+        path,
+        "arrays",
+        False,
+        f"{len(shapes)} arrays that this package did not write.",
+        shown,
+        "Name one as FILE:KEY to `brainjanus prepare`.",
+    )
 
 
 def _is_codes(path: Path) -> bool:
@@ -670,7 +833,8 @@ def _version(path: Path, facts: Facts) -> str:
     """The version of a manifest, and whether this brainjanus reads it. Raises UserError for one of another program."""
     if facts.get("format") not in FORMATS:
         raise UserError(
-            f"{path}: expected a format of this package ({listed(FORMATS)}), got {facts.get('format')!r}. It was written by "
+            f"{path}: expected a format of this package ({listed(FORMATS)}), got {facts.get('format')!r}. It was "
+            "written by "
             "another program: look there for what it is."
         )
     known = import_module(FORMATS[facts["format"]][1]).VERSION

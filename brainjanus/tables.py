@@ -1,7 +1,7 @@
 """What the terminal shows of results: tables of records, and what could not be scored.
 
-Enters: records, a comparison, needs of memory, learning rates, or what `doctor` found. Leaves: text on standard output, no wider than the
-terminal.
+Enters: records, a comparison, needs of memory, learning rates, or what `doctor` found. Leaves: text on standard output,
+no wider than the terminal.
 """
 
 from collections.abc import Mapping, Sequence

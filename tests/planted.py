@@ -56,7 +56,7 @@ class Study:
 
 
 def clean(seed: int) -> Study:
-    """A sound recording: 4 sessions of 48 trials; test stimuli three times each, over sessions; captions of five words."""
+    """A sound recording: 4 sessions of 48 trials; test stimuli three times each, over sessions; three captions each."""
     rng = np.random.default_rng(seed)
     num = TRAIN + TEST
     ids = [f"im{i:03}" for i in range(num)]

@@ -1,4 +1,4 @@
-"""Twenty planted defects, each found and called by its name; sound data stay silent; predictions; the page; the command.
+"""Twenty planted defects, each found and called by its name; sound data stay silent; predictions, page and command.
 
     nan  constant site  constant in a session  duplicated trials  stimulus in both splits  identical picture
     near-duplicate  flipped copy  z-scored with test  double z-scored  one session unscaled  ids shifted by one

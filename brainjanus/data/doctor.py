@@ -103,13 +103,16 @@ def damaged_files(path: Path) -> list[Finding]:
         return []
     return [
         Finding(
-            "red", "files", "damaged files", None,
+            "red",
+            "files",
+            "damaged files",
+            None,
             f"{len(wrong)} of {len(sizes)} files are missing or have another size than dataset.json says "
             f"({listed(wrong, 4)}); nothing else could be looked at.",
             "Copy the dataset again, or prepare it again.",
             {"files": wrong[:SHOWN], "num_files": len(sizes)},
         )
-    ]  # fmt: skip
+    ]
 
 
 def check_files(dataset: Dataset, checksums: bool = False) -> Iterator[Finding]:
@@ -125,17 +128,26 @@ def check_files(dataset: Dataset, checksums: bool = False) -> Iterator[Finding]:
     size = sum(facts["bytes"] for facts in files.values())
     if changed:
         yield Finding(
-            "red", "files", "changed files", None,
-            f"{len(changed)} of {len(files)} files have another checksum than dataset.json says ({listed(changed, 4)}).",
+            "red",
+            "files",
+            "changed files",
+            None,
+            f"{len(changed)} of {len(files)} files have another checksum than dataset.json says "
+            f"({listed(changed, 4)}).",
             "They were changed after they were written: copy the dataset again, or prepare it again.",
             {"files": changed[:SHOWN]},
-        )  # fmt: skip
+        )
     else:
         how = "sizes and checksums" if checksums else "sizes (--checksums reads them whole)"
         yield Finding(
-            "green", "files", "", None, f"{len(files)} files, {_bytes(size)}: {how} are those of dataset.json.", "",
+            "green",
+            "files",
+            "",
+            None,
+            f"{len(files)} files, {_bytes(size)}: {how} are those of dataset.json.",
+            "",
             {"num_files": len(files), "num_bytes": size},
-        )  # fmt: skip
+        )
 
 
 def check_shapes(dataset: Dataset, subject: str) -> Iterator[Finding]:
@@ -163,15 +175,26 @@ def check_shapes(dataset: Dataset, subject: str) -> Iterator[Finding]:
         problems.append(f"files that cannot be read ({error})")
     if problems:
         yield Finding(
-            "red", "shapes", "shapes", subject, f"{subject}: {'; '.join(problems)}.",
-            "Files of two datasets were mixed, or edited: prepare the data again.", {"problems": problems},
-        )  # fmt: skip
+            "red",
+            "shapes",
+            "shapes",
+            subject,
+            f"{subject}: {'; '.join(problems)}.",
+            "Files of two datasets were mixed, or edited: prepare the data again.",
+            {"problems": problems},
+        )
     else:
         yield Finding(
-            "green", "shapes", "", subject,
-            f"{subject}: {responses.shape[0]:,} trials x {responses.shape[1]:,} {space.kind}, {responses.dtype}; trials, "
-            "space and statistics fit.", "", {"shape": list(responses.shape), "dtype": str(responses.dtype)},
-        )  # fmt: skip
+            "green",
+            "shapes",
+            "",
+            subject,
+            f"{subject}: {responses.shape[0]:,} trials x {responses.shape[1]:,} {space.kind}, {responses.dtype}; "
+            "trials, "
+            "space and statistics fit.",
+            "",
+            {"shape": list(responses.shape), "dtype": str(responses.dtype)},
+        )
 
 
 def check_stimuli(dataset: Dataset) -> Iterator[Finding]:
@@ -200,9 +223,14 @@ def check_stimuli(dataset: Dataset) -> Iterator[Finding]:
             )
     if problems:
         yield Finding(
-            "red", "stimuli", "stimulus files", None, f"{'; '.join(problems)}.".capitalize(),
-            "Prepare the pictures and features again.", {"problems": problems},
-        )  # fmt: skip
+            "red",
+            "stimuli",
+            "stimulus files",
+            None,
+            f"{'; '.join(problems)}.".capitalize(),
+            "Prepare the pictures and features again.",
+            {"problems": problems},
+        )
         return
     shown = {stimulus for subject in dataset.subjects for stimulus in dataset.trials(subject).stimulus_id}
     counts = {"pictures": 0, "captions": 0}
@@ -219,12 +247,15 @@ def check_stimuli(dataset: Dataset) -> Iterator[Finding]:
         if counts[what] and lacking[what]:
             told = True
             yield Finding(
-                "yellow", "stimuli", f"stimuli without {what}", None,
+                "yellow",
+                "stimuli",
+                f"stimuli without {what}",
+                None,
                 f"{len(lacking[what])} of {len(shown)} stimuli that were shown have no {what}, for example "
                 f"{listed(lacking[what], 3)}.",
                 f"Give their {what}, or leave their trials out: where {what} are needed, they are passed over.",
                 {"num_stimuli": len(lacking[what]), "stimuli": lacking[what][:SHOWN]},
-            )  # fmt: skip
+            )
     if not told:
         have = [f"{counts[what]:,} have {what}" for what in counts if counts[what]] or [
             "none has a picture or a caption"
@@ -276,10 +307,14 @@ def check_captions(dataset: Dataset) -> Iterator[Finding]:
     yield from problems
     if not problems:
         yield Finding(
-            "green", "captions", "", None,
+            "green",
+            "captions",
+            "",
+            None,
             f"{evidence['captions']:,} captions of {evidence['stimuli']:,} stimuli, none empty, none of other stimuli.",
-            "", evidence,
-        )  # fmt: skip
+            "",
+            evidence,
+        )
 
 
 def check_leaks(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
@@ -326,23 +361,29 @@ def check_copies(dataset: Dataset, subject: str) -> Iterator[Finding]:
         total += len(rows)
         if len(repeated) >= 6 and len(same & set(repeated.tolist())) >= COPIED * len(repeated):
             yield Finding(
-                "red", "copied trials", "repeats are copies", subject,
+                "red",
+                "copied trials",
+                "repeats are copies",
+                subject,
                 f"{subject}: {len(same)} of {len(repeated)} repeats in {split} equal another repeat of their stimulus, "
                 f"for example trials {copies[0][0]} and {copies[0][1]} of '{ids[copies[0][0]]}'.",
                 "They are means that were written once for each repeat: noise ceilings are wrong, and so are scores of "
                 "single trials. Export single trials.",
                 {"split": split, "num_copies": len(same), "num_repeats": len(repeated), "trials": copies[:SHOWN]},
-            )  # fmt: skip
+            )
             pairs = [pair for pair in pairs if pair not in copies]
     if pairs:
         one, other = pairs[0]
         yield Finding(
-            "red", "copied trials", "duplicated trials", subject,
+            "red",
+            "copied trials",
+            "duplicated trials",
+            subject,
             f"{subject}: {len(pairs)} trials equal another of their split, for example trial {other} ('{ids[other]}', "
             f"session {trials.session[other]}) and trial {one} ('{ids[one]}', session {trials.session[one]}).",
             "Was a run exported twice? Leave out the copies and prepare the data again.",
             {"num_trials": len(pairs), "trials": pairs[:SHOWN]},
-        )  # fmt: skip
+        )
     elif total:
         yield Finding("green", "copied trials", "", subject, f"{subject}: no trial equals another within its split.")
 
@@ -381,24 +422,34 @@ def check_lookalikes(dataset: Dataset) -> Iterator[Finding]:
     num = sum(map(len, rows_of.values()))
     if not found:
         yield Finding(
-            "green", "near-duplicates", "", None,
+            "green",
+            "near-duplicates",
+            "",
+            None,
             f"{num:,} pictures: none is another of another split, resized, encoded again, cropped or mirrored.",
-        )  # fmt: skip
+        )
         return
     found.sort(key=lambda one: -one[2].alike)
     told = [[names[pair.first], names[pair.second], round(pair.alike, 3)] for _, _, pair in found]
     mirrored = sum(pair.mirrored for _, _, pair in found)
     one, other, pair = found[0]
     yield Finding(
-        "red" if certain else "yellow", "near-duplicates",
-        "mirrored pictures across splits" if mirrored > len(found) / 2 else "near-duplicates across splits", None,
+        "red" if certain else "yellow",
+        "near-duplicates",
+        "mirrored pictures across splits" if mirrored > len(found) / 2 else "near-duplicates across splits",
+        None,
         f"{len(found)} pairs of pictures of two splits are one picture, resized, encoded again, cropped or mirrored "
-        f"({mirrored} of them mirrored): '{names[pair.first]}' in {one} and '{names[pair.second]}' in {other} correlate "
+        f"({mirrored} of them mirrored): '{names[pair.first]}' in {one} and '{names[pair.second]}' in {other} "
+        "correlate "
         f"to {pair.alike:.2f} once laid over each other (different photographs: below .82).",
         "Look at them. If they are one picture, put both into one split: what is tested would have been trained on.",
-        {"num_pairs": len(found), "num_mirrored": mirrored, "pairs": told[:SHOWN],
-         "pictures": [[pair.first, pair.second] for _, _, pair in found[:SHOWN]]},
-    )  # fmt: skip
+        {
+            "num_pairs": len(found),
+            "num_mirrored": mirrored,
+            "pairs": told[:SHOWN],
+            "pictures": [[pair.first, pair.second] for _, _, pair in found[:SHOWN]],
+        },
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- responses
@@ -458,9 +509,23 @@ def survey(dataset: Dataset, subject: str) -> Survey:
     mean = total / np.maximum(counts, 1)[:, None]
     variance = (squares / np.maximum(counts, 1)[:, None] - mean**2).clip(min=0)
     return Survey(
-        subject, trials, space, np.flatnonzero(finite), np.flatnonzero(bad_sites), num_bad, sites, sample, sessions,
-        counts, mean, variance, low, high, row_mean, row_std,
-    )  # fmt: skip
+        subject,
+        trials,
+        space,
+        np.flatnonzero(finite),
+        np.flatnonzero(bad_sites),
+        num_bad,
+        sites,
+        sample,
+        sessions,
+        counts,
+        mean,
+        variance,
+        low,
+        high,
+        row_mean,
+        row_std,
+    )
 
 
 def check_values(one: Survey) -> Iterator[Finding]:
@@ -469,12 +534,15 @@ def check_values(one: Survey) -> Iterator[Finding]:
     if one.num_bad:
         rows = np.setdiff1d(np.arange(num), one.finite)
         yield Finding(
-            "red", "finite", "NaN or infinity", who,
+            "red",
+            "finite",
+            "NaN or infinity",
+            who,
             f"{who}: {one.num_bad:,} values are NaN or infinite, in {len(rows)} trials (first {rows[0]}) and "
             f"{len(one.bad_sites)} sites (first {one.bad_sites[0]}).",
             "Leave out these trials, or these sites, and prepare the data again.",
             {"num_values": one.num_bad, "trials": rows[:SHOWN].tolist(), "sites": one.bad_sites[:SHOWN].tolist()},
-        )  # fmt: skip
+        )
     else:
         yield Finding("green", "finite", "", who, f"{who}: all {num * one.space.num_sites:,} responses are finite.")
     flat = (one.high <= one.low) & (one.counts[:, None] >= 3)
@@ -483,22 +551,30 @@ def check_values(one: Survey) -> Iterator[Finding]:
     sometimes[:, always] = False
     if len(always):
         yield Finding(
-            "red", "constant sites", "constant sites", who,
-            f"{who}: {len(always)} of {one.space.num_sites} sites never vary (sites {listed(map(str, always.tolist()))}).",
+            "red",
+            "constant sites",
+            "constant sites",
+            who,
+            f"{who}: {len(always)} of {one.space.num_sites} sites never vary (sites "
+            f"{listed(map(str, always.tolist()))}).",
             "They lie outside the brain, or their detector was off: leave them out of the mask "
             "(`brainjanus prepare --drop-constant-sites`).",
             {"num_sites": len(always), "sites": always[:SHOWN].tolist()},
-        )  # fmt: skip
+        )
     if sometimes.any():
         groups = np.flatnonzero(sometimes.any(axis=1))
         sites = np.flatnonzero(sometimes.any(axis=0))
         yield Finding(
-            "yellow", "constant sites", "constant in a session", who,
-            f"{who}: {len(sites)} sites do not vary within session {listed(map(str, one.sessions[groups].tolist()), 4)}, "
+            "yellow",
+            "constant sites",
+            "constant in a session",
+            who,
+            f"{who}: {len(sites)} sites do not vary within session "
+            f"{listed(map(str, one.sessions[groups].tolist()), 4)}, "
             f"though they do in others (sites {listed(map(str, sites.tolist()))}).",
             "Was the brain cut off in that session, or a channel dead? Leave out these sites, or that session.",
             {"sessions": one.sessions[groups].tolist(), "num_sites": len(sites), "sites": sites[:SHOWN].tolist()},
-        )  # fmt: skip
+        )
     if not len(always) and not sometimes.any():
         yield Finding("green", "constant sites", "", who, f"{who}: every site varies, in every session.")
 
@@ -518,34 +594,49 @@ def check_scale(dataset: Dataset, one: Survey) -> Iterator[Finding]:
             found = True
             worst = int(unlike[np.argmax(np.abs(np.log(np.maximum(ratio[unlike], 1e-9))))])
             yield Finding(
-                "red", "scale", "session of another scale", who,
-                f"{who}: session {listed(map(str, one.sessions[unlike].tolist()), 4)} has another scale than the others: "
+                "red",
+                "scale",
+                "session of another scale",
+                who,
+                f"{who}: session {listed(map(str, one.sessions[unlike].tolist()), 4)} has another scale than the "
+                "others: "
                 f"the standard deviation of its median site is {spread[worst]:.3g}, that of the others {usual:.3g}.",
-                "Was it left in other units, or not z-scored? Give all sessions the same units, or z-score per session.",
-                {"sessions": one.sessions[unlike].tolist(), "std": dict(zip(map(str, one.sessions.tolist()), spread.tolist(), strict=True))},
-            )  # fmt: skip
+                "Was it left in other units, or not z-scored? Give all sessions the same units, or z-score per "
+                "session.",
+                {
+                    "sessions": one.sessions[unlike].tolist(),
+                    "std": dict(zip(map(str, one.sessions.tolist()), spread.tolist(), strict=True)),
+                },
+            )
     if not found and usual > 0 and (usual > SCALED or usual < 1 / SCALED):
         found = True
         told = "is said to be z-scored" if how != "none" else "was not z-scored by `prepare`"
         yield Finding(
-            "red" if how != "none" else "yellow", "scale", "not z-scored", who,
+            "red" if how != "none" else "yellow",
+            "scale",
+            "not z-scored",
+            who,
             f"{who}: the median site has a standard deviation of {usual:.3g}, where the dataset {told} (expected: 1).",
-            "Prepare the data again with zscore = \"session\" or \"all\": models expect responses near 1.",
+            'Prepare the data again with zscore = "session" or "all": models expect responses near 1.',
             {"std": usual},
-        )  # fmt: skip
+        )
     zscore = dataset.zscore(who)
     if how != "none":
         off, spread_off = np.abs(zscore.mean).astype(np.float64), np.abs(zscore.std.astype(np.float64) - 1)
         if float(np.median(off)) < 2e-3 and float(np.median(spread_off)) < 2e-3 + 1 / max(float(one.counts.min()), 2):
             found = True
             yield Finding(
-                "yellow", "scale", "z-scored twice", who,
+                "yellow",
+                "scale",
+                "z-scored twice",
+                who,
                 f"{who}: the responses were z-scored before `prepare` z-scored them: what it took away has mean "
-                f"{float(np.median(off)):.1g} and standard deviation {float(np.median(zscore.std)):.4f} at the median site.",
+                f"{float(np.median(off)):.1g} and standard deviation {float(np.median(zscore.std)):.4f} at the "
+                "median site.",
                 "Nothing is lost where training trials alone were used before; the way back to raw betas is. "
-                "Prepare from raw betas, or with zscore = \"none\".",
+                'Prepare from raw betas, or with zscore = "none".',
                 {"mean": float(np.median(off)), "std": float(np.median(zscore.std))},
-            )  # fmt: skip
+            )
     rows = one.finite
     if (
         one.space.num_sites >= 10
@@ -555,16 +646,25 @@ def check_scale(dataset: Dataset, one: Survey) -> Iterator[Finding]:
     ):
         found = True
         yield Finding(
-            "yellow", "scale", "z-scored per trial", who,
+            "yellow",
+            "scale",
+            "z-scored per trial",
+            who,
             f"{who}: each trial has mean 0 and standard deviation 1 over its sites, before it was z-scored per site.",
-            "Were rows and columns exchanged? How strongly a trial responds as a whole is lost.", {},
-        )  # fmt: skip
+            "Were rows and columns exchanged? How strongly a trial responds as a whole is lost.",
+            {},
+        )
     if not found:
         told = f"between {spread[known].min():.2f} and {spread[known].max():.2f}" if known.any() else "0"
         yield Finding(
-            "green", "scale", "", who, f"{who}: the median site's standard deviation is {told} in each session.", "",
+            "green",
+            "scale",
+            "",
+            who,
+            f"{who}: the median site's standard deviation is {told} in each session.",
+            "",
             {"std": dict(zip(map(str, one.sessions.tolist()), spread.tolist(), strict=True))},
-        )  # fmt: skip
+        )
 
 
 def check_drift(one: Survey) -> Iterator[Finding]:
@@ -586,9 +686,10 @@ def check_drift(one: Survey) -> Iterator[Finding]:
     deviation = (mean - overall) / np.sqrt(np.maximum(error, 1e-12))
     patterns = np.corrcoef(deviation[:, one.sites]) if len(one.sites) > 2 else np.eye(groups)
     evidence = {
-        "explained": drift, "sessions": one.sessions[enough].tolist(),
+        "explained": drift,
+        "sessions": one.sessions[enough].tolist(),
         "patterns": np.nan_to_num(patterns).round(3).tolist() if groups <= 60 else [],
-    }  # fmt: skip
+    }
     repeats = repeat_agreement(one)
     told = ""
     if repeats is not None:
@@ -596,23 +697,36 @@ def check_drift(one: Survey) -> Iterator[Finding]:
         told = f" Repeats correlate to {repeats['within']:.3f} within a session and {repeats['across']:.3f} across."
     if drift > DRIFT:
         yield Finding(
-            "red" if drift > STRONG_DRIFT else "yellow", "session drift", "session drift", who,
-            f"{who}: the mean pattern moves from session to session: it explains {drift:.0%} of the variance (chance: 0)."
-            + told,
-            'Z-score per session (zscore = "session"), which takes the mean of each session away.', evidence,
-        )  # fmt: skip
+            "red" if drift > STRONG_DRIFT else "yellow",
+            "session drift",
+            "session drift",
+            who,
+            f"{who}: the mean pattern moves from session to session: it explains {drift:.0%} of the variance "
+            "(chance: 0)." + told,
+            'Z-score per session (zscore = "session"), which takes the mean of each session away.',
+            evidence,
+        )
     elif repeats is not None and repeats["z"] > 4 and repeats["across"] < FORGOTTEN * repeats["within"]:
         yield Finding(
-            "yellow", "session drift", "repeats drift", who,
+            "yellow",
+            "session drift",
+            "repeats drift",
+            who,
             f"{who}: repeats of a stimulus correlate to {repeats['within']:.3f} within a session, and to "
             f"{repeats['across']:.3f} across sessions.",
-            "Was the brain aligned across sessions, and are all sessions' ids right? See the check of order.", evidence,
-        )  # fmt: skip
+            "Was the brain aligned across sessions, and are all sessions' ids right? See the check of order.",
+            evidence,
+        )
     else:
         yield Finding(
-            "green", "session drift", "", who,
-            f"{who}: sessions explain {max(drift, 0):.1%} of the variance by their means.{told}", "", evidence,
-        )  # fmt: skip
+            "green",
+            "session drift",
+            "",
+            who,
+            f"{who}: sessions explain {max(drift, 0):.1%} of the variance by their means.{told}",
+            "",
+            evidence,
+        )
 
 
 def repeat_agreement(one: Survey) -> dict[str, float] | None:
@@ -673,24 +787,38 @@ def check_ceilings(dataset: Dataset, one: Survey) -> Iterator[Finding]:
     perfect = [name for name, value in medians.items() if value > PERFECT]
     if perfect:
         yield Finding(
-            "red", "noise ceilings", "ceilings of 1", who,
+            "red",
+            "noise ceilings",
+            "ceilings of 1",
+            who,
             f"{who}: the noise ceiling is 1 in {listed(perfect, 4)}: repeats do not differ at all.",
-            "Repeats are copies, or means: export single trials.", evidence,
-        )  # fmt: skip
+            "Repeats are copies, or means: export single trials.",
+            evidence,
+        )
     elif signal < NOTHING and signal < chance:
         yield Finding(
-            "yellow", "noise ceilings", "ceilings of 0", who,
-            f"{who}: responses to repeats of a stimulus are no more alike than to others: {signal:.1%} of the variance is "
+            "yellow",
+            "noise ceilings",
+            "ceilings of 0",
+            who,
+            f"{who}: responses to repeats of a stimulus are no more alike than to others: {signal:.1%} of the "
+            "variance is "
             f"shared (chance: up to {chance:.1%}).",
-            "Nothing can be decoded from such responses. Are stimulus ids right? See the check of order.", evidence,
-        )  # fmt: skip
+            "Nothing can be decoded from such responses. Are stimulus ids right? See the check of order.",
+            evidence,
+        )
     else:
         yield Finding(
-            "green", "noise ceilings", "", who,
+            "green",
+            "noise ceilings",
+            "",
+            who,
             f"{who}: median noise ceiling of a single trial {medians['all sites']:.2f}"
             + (f", from {min(medians.values()):.2f} to {max(medians.values()):.2f} over regions" if space.rois else "")
-            + f"; repeats share {signal:.1%} of the variance.", "", evidence,
-        )  # fmt: skip
+            + f"; repeats share {signal:.1%} of the variance.",
+            "",
+            evidence,
+        )
 
 
 def check_design(dataset: Dataset, subject: str) -> Iterator[Finding]:
@@ -707,41 +835,58 @@ def check_design(dataset: Dataset, subject: str) -> Iterator[Finding]:
     if gaps and len(gaps) <= max(1, len(sessions) // 2):
         found = True
         yield Finding(
-            "yellow", "design", "missing session", subject,
+            "yellow",
+            "design",
+            "missing session",
+            subject,
             f"{subject}: session {listed(map(str, gaps), 6)} is missing between {sessions[0]} and {sessions[-1]}.",
             "Was a file passed over? If responses of it are missing and its trials are not, all later ids are shifted.",
             evidence | {"missing": gaps},
-        )  # fmt: skip
+        )
     usual = float(np.median(counts))
     short = [int(name) for name, count in zip(sessions[:-1], counts[:-1], strict=True) if count < SHORT_SESSION * usual]
     if short:
         found = True
         yield Finding(
-            "yellow", "design", "short session", subject,
-            f"{subject}: session {listed(map(str, short), 6)} has fewer than {SHORT_SESSION:.0%} of the {usual:.0f} trials "
+            "yellow",
+            "design",
+            "short session",
+            subject,
+            f"{subject}: session {listed(map(str, short), 6)} has fewer than {SHORT_SESSION:.0%} of the "
+            f"{usual:.0f} trials "
             "of the median session.",
-            "Was a run passed over? If so, ids of later runs may be shifted.", evidence | {"short": short},
-        )  # fmt: skip
+            "Was a run passed over? If so, ids of later runs may be shifted.",
+            evidence | {"short": short},
+        )
     num = {split: len(trials.stimuli(split)) for split in SPLITS}
     evidence |= {"stimuli": num}
     share = num["test"] / max(sum(num.values()), 1)
     if num["test"] < FEW_TEST_STIMULI or share > 0.6:
         found = True
         yield Finding(
-            "yellow", "design", "unbalanced splits", subject,
+            "yellow",
+            "design",
+            "unbalanced splits",
+            subject,
             f"{subject}: {num['test']} test stimuli beside {num['train']} for training"
             + (": scores of so few say little." if num["test"] < FEW_TEST_STIMULI else ": most are held out."),
-            "Use cross-validation over folds, or split anew, if this was not meant.", evidence,
-        )  # fmt: skip
+            "Use cross-validation over folds, or split anew, if this was not meant.",
+            evidence,
+        )
     _, shown = np.unique(np.array(trials.stimulus_id, dtype=str), return_counts=True)
     if not found:
         yield Finding(
-            "green", "design", "", subject,
-            f"{subject}: {len(sessions)} {'session' if len(sessions) == 1 else 'sessions'} of {usual:.0f} trials (median); "
+            "green",
+            "design",
+            "",
+            subject,
+            f"{subject}: {len(sessions)} {'session' if len(sessions) == 1 else 'sessions'} of {usual:.0f} trials "
+            "(median); "
             + ", ".join(f"{count} {split} stimuli" for split, count in num.items() if count)
             + f"; each shown {_times(int(shown.min()), int(shown.max()))}.",
-            "", evidence | {"repeats": [int(shown.min()), int(shown.max())]},
-        )  # fmt: skip
+            "",
+            evidence | {"repeats": [int(shown.min()), int(shown.max())]},
+        )
 
 
 def _times(least: int, most: int) -> str:

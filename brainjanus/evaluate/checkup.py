@@ -123,9 +123,7 @@ def _figure(dataset: Dataset | None, one: Finding) -> str:
         )
     if evidence.get("ceilings") and len(evidence["ceilings"]) > 1:
         values = {name: (value, None) for name, value in list(evidence["ceilings"].items())[:24]}
-        figures.append(
-            f"<figure>{figcaption('Noise ceiling of one trial', 'median of each region')}{_bars(values, top=1.0)}</figure>"
-        )
+        figures.append(_drawn("Noise ceiling of one trial", "median of each region", _bars(values, top=1.0)))
     if isinstance(evidence.get("std"), dict) and len(evidence["std"]) > 1:
         values = {f"session {name}": (value, None) for name, value in list(evidence["std"].items())[:40]}
         figures.append(f"<figure>{figcaption('Standard deviation', 'of the median site')}{_bars(values)}</figure>")
@@ -167,7 +165,8 @@ def _by_shift(points: Sequence[Sequence[float | int]]) -> str:
         upper, lower = sorted((y(0), y(value)))
         kind = "given" if places == 0 else "other"
         parts.append(
-            f'<rect class="{kind}" x="{x:.1f}" y="{upper}" width="{0.7 * step:.1f}" height="{max(lower - upper, 0.5):.1f}"/>'
+            f'<rect class="{kind}" x="{x:.1f}" y="{upper}" width="{0.7 * step:.1f}" '
+            f'height="{max(lower - upper, 0.5):.1f}"/>'
         )
         if places % 4 == 0:
             parts.append(
@@ -176,7 +175,7 @@ def _by_shift(points: Sequence[Sequence[float | int]]) -> str:
                 )
             )
     parts.append(f'<line class="linear" x1="{left}" x2="{wide}" y1="{y(4)}" y2="{y(4)}"/>')
-    return f'<svg class="chart" viewBox="0 0 {wide + 8} {high}" role="img" aria-label="fit by shift">{"".join(parts)}</svg>'
+    return _svg(wide + 8, high, "fit by shift", parts)
 
 
 def _bars(values: Mapping[str, tuple[float, float | None]], top: float | None = None) -> str:
@@ -195,7 +194,7 @@ def _bars(values: Mapping[str, tuple[float, float | None]], top: float | None = 
             parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 2}" y2="{y + 13}"/>')
         parts.append(f'<text x="{wide}" y="{y + 9}" text-anchor="end">{value:.3g}</text>')
     high = len(values) * row_high + 6
-    return f'<svg class="chart" viewBox="0 0 {wide + 4} {high}" role="img" aria-label="bars">{"".join(parts)}</svg>'
+    return _svg(wide + 4, high, "bars", parts)
 
 
 def _matrix(values: np.ndarray, names: Sequence[str]) -> str:
@@ -213,10 +212,19 @@ def _matrix(values: np.ndarray, names: Sequence[str]) -> str:
             kind = "alike" if value >= 0 else "unlike"
             parts.append(
                 f'<rect class="{kind}" x="{left + column * cell:.1f}" y="{left + row * cell:.1f}" width="{cell:.2f}" '
-                f'height="{cell:.2f}" opacity="{min(abs(value), 1):.2f}"><title>{escape(name)}, {escape(names[column])}: '
+                f'height="{cell:.2f}" opacity="{min(abs(value), 1):.2f}">'
+                f"<title>{escape(name)}, {escape(names[column])}: "
                 f"{value:.2f}</title></rect>"
             )
-    return f'<svg class="chart matrix" viewBox="0 0 {side} {side}" role="img" aria-label="sessions by sessions">{"".join(parts)}</svg>'
+    return _svg(side, side, "sessions by sessions", parts, "chart matrix")
+
+
+def _svg(wide: int, high: int, label: str, parts: Sequence[str], kind: str = "chart") -> str:
+    return f'<svg class="{kind}" viewBox="0 0 {wide} {high}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _drawn(title: str, note: str, drawing: str) -> str:
+    return f"<figure>{figcaption(title, note)}{drawing}</figure>"
 
 
 def as_json(value: Any) -> Any:
@@ -239,13 +247,15 @@ STYLE = """
 .light.green { background: #14804a; } .light.grey { background: #8a94a1; }
 .lights { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; max-width: none; }
 table.checks td { text-align: left; padding: .2rem 1.2rem .2rem 0; white-space: normal; vertical-align: top; }
-table.checks td small { display: inline; margin: 0 .5rem 0 .25rem; } table.checks td:first-child { white-space: nowrap; }
+table.checks td small { display: inline; margin: 0 .5rem 0 .25rem; }
+table.checks td:first-child { white-space: nowrap; }
 .finding { border-left: 4px solid var(--line); padding: .1rem 0 .1rem 1rem; margin: 1.2rem 0; }
 .finding.red { border-color: #c2303a; } .finding.yellow { border-color: #d9a406; }
 .finding.green { border-color: #14804a; } .finding h3 { margin-top: .2rem; } .finding p { overflow-wrap: anywhere; }
 .given { fill: var(--ink); } .other { fill: var(--accent); } .tick { stroke: var(--linear); stroke-width: 2.5; }
 .alike { fill: #2f6fb3; } .unlike { fill: #d1690e; } svg.matrix { max-width: 300px; }
-.pairs { display: flex; flex-wrap: wrap; gap: .8rem; } .pair { display: grid; grid-template-columns: 96px 96px; gap: 4px; }
+.pairs { display: flex; flex-wrap: wrap; gap: .8rem; }
+.pair { display: grid; grid-template-columns: 96px 96px; gap: 4px; }
 .pair figcaption { grid-column: 1 / -1; font-size: .76rem; color: var(--soft); overflow-wrap: anywhere; }
 @media (max-width: 640px) { dl.facts { grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: .4rem; }
   .columns > * { min-width: 0; flex-basis: 100%; } table.checks td { padding-right: .6rem; } }
