@@ -274,7 +274,7 @@ def check_captions(dataset: Dataset) -> Iterator[Finding]:
     empty = [
         stimulus for stimulus, group in captions.items() if not group or not all(str(said).strip() for said in group)
     ]
-    twice = [stimulus for stimulus, group in captions.items() if len(set(group)) < len(group)]
+    twice = [stimulus for stimulus, group in captions.items() if 2 * len(set(group)) <= len(group)]
     same: dict[tuple[str, ...], list[str]] = {}
     for stimulus, group in captions.items():
         if len(group) >= 3:  # of one short caption, many stimuli may share it
@@ -283,7 +283,7 @@ def check_captions(dataset: Dataset) -> Iterator[Finding]:
     if len(shared) < SHARED * len(captions):  # two plain pictures may be described by the same words
         shared = []
     evidence = {"captions": sum(map(len, captions.values())), "stimuli": len(captions)}
-    twice = twice if len(twice) > 0.1 * len(captions) else []  # a few may be a speaker's habit
+    twice = twice if len(twice) > 0.5 * len(captions) else []  # in a few, speakers may agree
     join = "Join captions by stimulus id."
     doubts: tuple[tuple[Light, str, list[str], str, str], ...] = (
         ("red", "empty captions", empty, "have an empty caption", "Take empty captions out."),
