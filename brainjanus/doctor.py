@@ -177,7 +177,7 @@ def checkup(
     sound = [finding.subject for finding in shapes if finding.light == "green" and finding.subject]
     try:
         stimuli = [*check_stimuli(dataset)]
-    except (UserError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         stimuli = [
             Finding(
                 "red", "stimuli", "stimulus files", None, f"Stimuli cannot be read ({error}).", "Prepare them again."

@@ -7,9 +7,11 @@ manifests, headers of arrays, first bytes.
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
@@ -64,7 +66,20 @@ def describe(path: Path | str) -> Described:
             "to read: "
             "copy it again, or change its permissions."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        ArithmeticError,
+        MemoryError,
+        RecursionError,
+        NotImplementedError,
+        SyntaxError,
+        TokenError,
+        zlib.error,
+    ) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
