@@ -19,13 +19,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from records import REAL_DATA, Claim, arguments, write
+from scipy.io import loadmat
 
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
+from brainjanus.data.doctor import survey
 from brainjanus.data.lookalikes import lookalikes, small
 from brainjanus.data.readers.arrays import read_array
-from brainjanus.data.write import write_dataset
-from brainjanus.doctor import diagnose
+from brainjanus.data.write import digest_of, write_dataset
+from brainjanus.doctor import Features, check_order, diagnose
 
 SEEDS, QUICK_SEEDS = 20, 2
 PICTURES = {"coco": ("coco_small/images_256.zip", 1), "object2vec": ("object2vec/stimuli_224.zip", 3)}
@@ -84,9 +86,15 @@ def of_recordings(folder: Path, quick: bool) -> list[Claim]:
     claims = []
     rng = np.random.default_rng(0)
     for name, pixels, picture_of, responses in recordings(quick):
-        ids = [f"{i:04}" for i in range(len(responses))]
-        stimuli = Stimuli(ids, pixels, picture_of)
-        test = set(rng.permutation(ids)[: len(ids) // 5].tolist())
+        first: dict[bytes, int] = {}  # a picture that was shown twice is one stimulus
+        shown = (
+            [first.setdefault(digest_of(one), row) for row, one in enumerate(pixels)] if picture_of is None else None
+        )
+        kept = np.arange(len(responses)) if shown is None else np.unique(shown)
+        named = {int(row): f"{row:04}" for row in kept}
+        ids = [named[int(row)] for row in (kept if shown is None else shown)]
+        stimuli = Stimuli(list(named.values()), pixels if shown is None else pixels[kept], picture_of)
+        test = set(rng.permutation(sorted(set(ids)))[: len(ids) // 5].tolist())
         orders = {
             "": np.arange(len(ids)),
             "ids shifted": np.roll(np.arange(len(ids)), 1),
@@ -95,7 +103,7 @@ def of_recordings(folder: Path, quick: bool) -> list[Claim]:
         }
         for kind, order in orders.items():
             dataset = moved(folder / f"{name}-{kind}", name, stimuli, responses, [ids[i] for i in order], test)
-            (one,) = [one for one in diagnose(dataset) if one.check == "stimulus order"]
+            (one,) = check_order(dataset, survey(dataset, "one"), Features(dataset))
             claims.append(Claim(f"{name}: {kind or 'as recorded'}", float(one.kind == kind), "", bar=1.0))
             if not kind:
                 claims.append(Claim(f"{name}: fit, SD above shuffled", one.evidence["z"], "SD"))
@@ -109,12 +117,13 @@ def recordings(quick: bool):
         responses = np.load(v4 / f"responses_{session}.npy").T
         yield f"V4 {session}", pixels, None, responses
     stack = REAL_DATA / "object2vec"
+    conds = loadmat(stack / "roistack.mat", simplify_cells=True)["roistack"]["conds"]
     betas = np.asarray(read_array(f"{stack / 'roistack.mat'}:roistack.betas"))
+    categories = [str(one) for one in conds]
     with zipfile.ZipFile(stack / "stimuli_224.zip") as archive:
         files = sorted(name for name in archive.namelist() if name.lower().endswith((".jpg", ".png")))
-        groups = sorted({name.split("/")[-2] for name in files})
         pixels = np.stack([opened(archive, name, 96) for name in files])
-    yield "object2vec", pixels, np.array([groups.index(name.split("/")[-2]) for name in files]), betas
+    yield "object2vec", pixels, np.array([categories.index(name.split("/")[-2]) for name in files]), betas
 
 
 def pictures_of(path: Path, every: int = 1, most: int = 10_000, size: int = 64) -> np.ndarray:
