@@ -152,7 +152,7 @@ def _by_shift(points: Sequence[Sequence[float | int]]) -> str:
     values = np.array([value for _, value in points])
     top, low = max(float(values.max()), 5.0), min(float(values.min()), 0.0)
 
-    def y(value: float) -> float:
+    def y(value: float | int) -> float:
         return round(6 + (top - value) / (top - low) * (high - bottom - 6), 1)
 
     step = (wide - left) / len(points)
@@ -162,7 +162,7 @@ def _by_shift(points: Sequence[Sequence[float | int]]) -> str:
         parts.append(f'<text x="{left - 5}" y="{y(tick) + 3}" text-anchor="end">{tick:.0f}</text>')
     for row, (places, value) in enumerate(points):
         x = left + row * step + 0.15 * step
-        upper, lower = sorted((y(0), y(value)))
+        upper, lower = sorted((y(0.0), y(value)))
         kind = "given" if places == 0 else "other"
         parts.append(
             f'<rect class="{kind}" x="{x:.1f}" y="{upper}" width="{0.7 * step:.1f}" '
@@ -174,7 +174,7 @@ def _by_shift(points: Sequence[Sequence[float | int]]) -> str:
                     "+0<", "0<"
                 )
             )
-    parts.append(f'<line class="linear" x1="{left}" x2="{wide}" y1="{y(4)}" y2="{y(4)}"/>')
+    parts.append(f'<line class="linear" x1="{left}" x2="{wide}" y1="{y(4.0)}" y2="{y(4.0)}"/>')
     return _svg(wide + 8, high, "fit by shift", parts)
 
 
