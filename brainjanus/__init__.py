@@ -26,6 +26,8 @@ _PLACES = {
     "SimulationConfig": "data.simulate",
     "UserError": "core.errors",
     "compare_files": "scoring",
+    "describe": "info",
+    "diagnose": "doctor",
     "load_scores": "evaluate.record",
     "prepare": "data.prepare",
     "score": "evaluate.score",

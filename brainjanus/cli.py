@@ -870,6 +870,80 @@ def analyse(argv: list[str]) -> Path:
     return parse(analyse, run, argv)
 
 
+def doctor(argv: list[str]) -> str:
+    """Say whether a dataset is sound, and whether predictions are for it: a page with traffic lights.
+
+    Exit status: 0 if nothing is red, 1 if something is, 2 if it is no dataset.
+
+    Examples:
+        brainjanus doctor data/mine
+        brainjanus doctor data/mine --checksums --out reports/mine
+        brainjanus doctor data/mine --predictions predicted.npz --subject subj01
+        brainjanus doctor data/mine --json
+
+    Args:
+        dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
+        out: Folder for doctor.html and doctor.json. Default: DATASET-doctor, beside the dataset.
+        predictions: Captions, pictures or responses of any software, as `score` reads them: are ids, order and units
+            those of the dataset?
+        subject: Whose responses were predicted. Default: the one with as many sites.
+        ids: File with the stimulus id of each row of an array of predictions: one a line, or a JSON list.
+        split: That was predicted.
+        checksums: Read every file and compare its checksum.
+        json: Print everything as JSON instead of a table.
+    """
+
+    def run(
+        dataset: DatasetFolder,
+        out: Path | None = None,
+        predictions: Path | None = None,
+        subject: str | None = None,
+        ids: Path | None = None,
+        split: Literal["test", "val", "train"] = "test",
+        checksums: bool = False,
+        json: bool = False,
+    ) -> str:
+        from brainjanus.doctor import doctor as look
+        from brainjanus.doctor import out_of, told
+
+        found = look(dataset, out, predictions, subject=subject, ids=ids, split=split, checksums=checksums)
+        if json:
+            print(told(found))
+        else:
+            from brainjanus.tables import print_findings
+
+            print_findings(found.findings, f"{found.dataset} ({found.fingerprint[:12]})")
+            print((out or out_of(dataset)) / "doctor.html")
+        if found.status:
+            raise SystemExit(found.status)
+        return ""
+
+    return parse(doctor, run, argv)
+
+
+def info(argv: list[str]) -> str:
+    """Say what a file or folder is: a dataset, a run, a tokenizer, codes, scores, or someone else's.
+
+    Examples:
+        brainjanus info data/mine
+        brainjanus info runs/mine/stages/omni
+        brainjanus info something.safetensors --json
+
+    Args:
+        path: Any file or folder.
+        json: Print it as JSON.
+    """
+
+    def run(path: Positional[Annotated[Path, arg(metavar="PATH")]], json: bool = False) -> str:
+        from brainjanus.info import describe
+
+        found = describe(path)
+        print(found.json() if json else found.text())
+        return ""
+
+    return parse(info, run, argv)
+
+
 COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "demo": demo,
     "simulate": simulate,
@@ -884,6 +958,8 @@ COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "compare": compare,
     "analyse": analyse,
     "ablate": ablate,
+    "doctor": doctor,
+    "info": info,
 }
 
 

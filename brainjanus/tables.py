@@ -1,12 +1,13 @@
 """What the terminal shows of results: tables of records, and what could not be scored.
 
-Enters: records, a comparison, needs of memory, or learning rates. Leaves: text on standard output, no wider than the
-terminal.
+Enters: records, a comparison, needs of memory, learning rates, or what `doctor` found. Leaves: text on standard output,
+no wider than the terminal.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from brainjanus.data.doctor import LIGHTS, Finding
 from brainjanus.evaluate.compare import Comparison
 from brainjanus.evaluate.metrics import metric_of
 from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
@@ -120,6 +121,20 @@ def print_ranking(ranking: Sequence[Ranked]) -> None:
         new = place == 0 or ranking[place - 1].row != one.row
         table.add_row(one.row if new else "", one.candidate, f"{one.log_p:.2f}", f"{one.posterior:.3f}")
     _console().print(table)
+
+
+def print_findings(findings: Sequence[Finding], title: str) -> None:
+    """What `doctor` found, the gravest first, and what to do about it."""
+    table = _table(title)
+    for column in ("", "check", "found"):
+        table.add_column(column, no_wrap=column != "found", overflow="fold")
+    styles = {"red": "bold red", "yellow": "yellow", "green": "green", "grey": "dim"}
+    for one in findings:
+        told = f"{one.sentence} {one.remedy}" if one.light in ("red", "yellow") else one.sentence
+        table.add_row(f"[{styles[one.light]}]{one.light}[/]", one.check, told.replace("[", r"\["))
+    _console().print(table)
+    counts = {light: sum(one.light == light for one in findings) for light in LIGHTS}
+    print(", ".join(f"{count} {light}" for light, count in counts.items() if count))
 
 
 def number(value: float | None) -> str:

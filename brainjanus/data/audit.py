@@ -370,57 +370,9 @@ def _evidence(
 
 def _copies(dataset: Dataset, subject: str, trials: Trials, overall: _Moments) -> Iterator[Leak]:
     """Trials of a later split that equal one of an earlier split."""
-    zscore = dataset.zscore(subject)
-    scale = np.sqrt(overall.squares / overall.num)
-    scale = np.where(scale > 0, scale, 1.0)
-    slack = EXACT * (1 + np.abs(overall.mean) / scale)  # of float32 numbers with a large offset
-    if map_tensor(dataset.responses_file(subject), "responses").dtype == np.float16:
-        slack = slack + HALF
-
-    def restored(rows: np.ndarray) -> Float[np.ndarray, "n v"]:
-        """The trials as they came, in units of all trials: sessions are alike, whatever they were z-scored with."""
-        values = dataset.responses(subject, rows).astype(np.float64)
-        for session in np.unique(trials.session[rows]):
-            mean, std = _used(zscore, int(session))
-            here = trials.session[rows] == session
-            values[here] = (values[here] * std + mean - overall.mean) / scale
-        return values
-
-    rng = np.random.default_rng(0)
-    directions = rng.standard_normal((len(scale), 4))
-    keys = np.zeros((len(trials.split), 4))
-    for chunk in _chunks(np.arange(len(keys))):
-        values = restored(chunk)
-        keys[chunk] = values @ directions
-        raw = values * scale + overall.mean
-        # a trial without any response, filled with one number, is like all others of its kind
-        keys[chunk[np.ptp(raw, axis=1) <= np.median(slack * scale)]] = np.nan
-    known = np.flatnonzero(np.isfinite(keys).all(axis=1))
-    if len(scale) < 2:  # one number proves nothing
-        return
-    reach = 20 * float(np.linalg.norm(slack))
+    comparison = _Comparison(dataset, subject, trials, overall)
     for one, other in combinations(SPLITS, 2):
-        first, second = (rows[np.isin(rows, known)] for rows in (trials.rows(one), trials.rows(other)))
-        if not len(first) or not len(second):
-            continue
-        distance, nearest = cKDTree(keys[first]).query(keys[second], distance_upper_bound=reach)
-        candidates = [
-            (int(first[n]), int(row)) for d, n, row in zip(distance, nearest, second, strict=True) if d < reach
-        ]
-        if not candidates:
-            continue
-        sites = rng.permutation(len(scale))[:256]
-        sample = rng.permutation(first)[:1000]
-        usual = restored(sample)[:, sites]
-        pairs = []
-        for row, copy in candidates:
-            original, repeated = restored(np.array([row, copy]))
-            if not (np.abs(original - repeated) <= slack).all():
-                continue
-            alike = np.abs(usual[sample != row] - repeated[sites]) <= slack[sites]
-            log_chance = np.log((alike.sum(axis=0) + 1) / (len(sample) + 1)).sum()
-            if np.log(len(first) * len(second)) + log_chance < np.log(CHANCE):
-                pairs.append([row, copy])
+        pairs = comparison.copies(trials.rows(one), trials.rows(other))
         if pairs:
             row, copy = pairs[0]
             yield Leak(
@@ -431,6 +383,81 @@ def _copies(dataset: Dataset, subject: str, trials: Trials, overall: _Moments) -
                 "Was a run exported twice? Leave out the copies and prepare the data again.",
                 {"splits": [one, other], "num_trials": len(pairs), "trials": pairs[:SHOWN]},
             )
+
+
+def copied_trials(dataset: Dataset, subject: str, split: str) -> list[list[int]]:
+    """Trials of one split that are equal and cannot be by chance: [row, a later row that repeats it]."""
+    trials = dataset.trials(subject)
+    comparison = _Comparison(dataset, subject, trials, _merged(_cells(dataset, subject, trials).raw.values()))
+    return comparison.copies(trials.rows(split), None)
+
+
+class _Comparison:
+    """Which trials of a subject are equal, before they were z-scored, to rounding."""
+
+    def __init__(self, dataset: Dataset, subject: str, trials: Trials, overall: _Moments) -> None:
+        self.dataset, self.subject, self.trials, self.mean = dataset, subject, trials, overall.mean
+        self.zscore = dataset.zscore(subject)
+        scale = np.sqrt(overall.squares / overall.num)
+        self.scale = np.where(scale > 0, scale, 1.0)
+        slack = EXACT * (1 + np.abs(overall.mean) / self.scale)  # of float32 numbers with a large offset
+        if map_tensor(dataset.responses_file(subject), "responses").dtype == np.float16:
+            slack = slack + HALF
+        self.slack = slack
+        self.rng = np.random.default_rng(0)
+        directions = self.rng.standard_normal((len(self.scale), 4))
+        self.keys = np.zeros((len(trials.split), 4))
+        for chunk in _chunks(np.arange(len(self.keys))):
+            values = self.restored(chunk)
+            self.keys[chunk] = values @ directions
+            raw = values * self.scale + overall.mean
+            # a trial without any response, filled with one number, is like all others of its kind
+            self.keys[chunk[np.ptp(raw, axis=1) <= np.median(slack * self.scale)]] = np.nan
+        self.known = np.flatnonzero(np.isfinite(self.keys).all(axis=1))
+
+    def restored(self, rows: np.ndarray) -> Float[np.ndarray, "n v"]:
+        """The trials as they came, in units of all trials: sessions are alike, whatever they were z-scored with."""
+        values = self.dataset.responses(self.subject, rows).astype(np.float64)
+        for session in np.unique(self.trials.session[rows]):
+            mean, std = _used(self.zscore, int(session))
+            here = self.trials.session[rows] == session
+            values[here] = (values[here] * std + mean - self.mean) / self.scale
+        return values
+
+    def copies(self, first: np.ndarray, second: np.ndarray | None) -> list[list[int]]:
+        """[row of first, row of second that equals it]; second: None for later rows of the first."""
+        if len(self.scale) < 2:  # one number proves nothing
+            return []
+        within = second is None
+        first = first[np.isin(first, self.known)]
+        second = first if second is None else second[np.isin(second, self.known)]
+        if not len(first) or not len(second):
+            return []
+        reach = 20 * float(np.linalg.norm(self.slack))
+        distance, nearest = cKDTree(self.keys[first]).query(
+            self.keys[second], k=2 if within else 1, distance_upper_bound=reach
+        )
+        if within:  # the nearest of all is the trial itself, or one of the same place
+            itself = nearest[:, 0] == np.arange(len(second))
+            distance, nearest = (np.where(itself, found[:, 1], found[:, 0]) for found in (distance, nearest))
+        candidates = [
+            (int(first[n]), int(row)) for d, n, row in zip(distance, nearest, second, strict=True) if d < reach
+        ]
+        if not candidates:
+            return []
+        sites = self.rng.permutation(len(self.scale))[:256]
+        sample = self.rng.permutation(first)[:1000]
+        usual = self.restored(sample)[:, sites]
+        pairs = []
+        for row, copy in sorted({(min(pair), max(pair)) for pair in candidates}) if within else candidates:
+            original, repeated = self.restored(np.array([row, copy]))
+            if not (np.abs(original - repeated) <= self.slack).all():
+                continue
+            alike = np.abs(usual[(sample != row) & (sample != copy)] - repeated[sites]) <= self.slack[sites]
+            log_chance = np.log((alike.sum(axis=0) + 1) / (len(alike) + 1)).sum()
+            if np.log(len(first) * len(second)) + log_chance < np.log(CHANCE):
+                pairs.append([row, copy])
+        return pairs
 
 
 # ---------------------------------------------------------------------------------------------------- order
