@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,40 +32,41 @@ def bytes_of(rows: Shaped[np.ndarray, "n ..."]) -> memoryview:
 
 
 class Stored:
-    """One tensor of a safetensors file, of which rows are read and written where they lie, in memory of their own."""
+    """One tensor of a safetensors file, of which rows are read and written where they lie, in memory of their own.
+
+    The file is open for as long as this is there."""
 
     def __init__(self, path: Path, name: str) -> None:
         place = tensor_place(path, name)
         self.path, self.shape, self.offset = path, place.shape, place.offset
         self.dtype = np.dtype(next(name for name, code in _DTYPES.items() if code == place.dtype))
         self.row_bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        self._descriptor = os.open(path, os.O_RDWR)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def write(self, first: int, rows: Shaped[np.ndarray, "n ..."]) -> int:
         """Write rows from number `first` on; return their checksum."""
         data = bytes_of(np.ascontiguousarray(rows, self.dtype))
-        with open(self.path, "r+b", buffering=0) as file:
-            done = 0
-            while done < len(data):
-                done += os.pwrite(file.fileno(), data[done:], self.offset + first * self.row_bytes + done)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._descriptor, data[done:], self.offset + first * self.row_bytes + done)
         return zlib.crc32(data)
 
     def read(self, first: int, count: int) -> Shaped[np.ndarray, "n ..."]:
         rows = np.empty((count, *self.shape[1:]), self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            self._fill(file.fileno(), rows, first)
+        self._fill(rows, first)
         return rows
 
     def __getitem__(self, which: Int[np.ndarray, "n"]) -> Shaped[np.ndarray, "n ..."]:
         rows = np.empty((len(which), *self.shape[1:]), self.dtype)
-        with open(self.path, "rb", buffering=0) as file:
-            for place, row in enumerate(which.tolist()):
-                self._fill(file.fileno(), rows[place : place + 1], row)
+        for place, row in enumerate(which.tolist()):
+            self._fill(rows[place : place + 1], row)
         return rows
 
-    def _fill(self, descriptor: int, rows: np.ndarray, first: int) -> None:
+    def _fill(self, rows: np.ndarray, first: int) -> None:
         data, done = bytes_of(rows), 0
         while done < len(data):
-            got = os.preadv(descriptor, [data[done:]], self.offset + first * self.row_bytes + done)
+            got = os.preadv(self._descriptor, [data[done:]], self.offset + first * self.row_bytes + done)
             if not got:
                 raise UserError(f"{self.path}: expected {self.shape[0]} rows, got a shorter file. Run it again.")
             done += got

@@ -31,7 +31,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -178,13 +177,32 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
     (dataset / "dataset.json").write_text(manifest, encoding="utf-8")
 
 
+class _Telling:
+    """Of the segments of a file that is being written, in their order, whatever order they come in."""
+
+    def __init__(self) -> None:
+        self.coming: SimpleQueue[Segment | None] = SimpleQueue()
+        self.waiting: dict[int, Segment] = {}
+        self.next = 0
+
+    def of(self, number: int, segment: Segment) -> None:
+        """number: of the segment, from 0 on."""
+        self.waiting[number] = segment
+        while self.next in self.waiting:
+            self.coming.put(self.waiting.pop(self.next))
+            self.next += 1
+
+    def end(self) -> None:
+        self.coming.put(None)
+
+
 class _Verifying:
-    """Reads what is finished once more, in threads of its own, while what follows is made; pictures as they come."""
+    """Reads what was written once more, in threads of its own, while what follows is made."""
 
     def __enter__(self) -> "_Verifying":
         self.pool = ThreadPoolExecutor(2, thread_name_prefix="verifying")
         self.sums: dict[Path, Future[str]] = {}
-        self.coming: SimpleQueue[Segment | None] = SimpleQueue()
+        self.telling: list[_Telling] = []
         self.done = 0
         self.stopped = False
         return self
@@ -192,6 +210,12 @@ class _Verifying:
     def add(self, file: Finished) -> Finished:
         self.sums[file.path] = self.pool.submit(verified, file, self._advance)
         return file
+
+    def add_growing(self, path: Path, name: str, tensor: str, num_sites: int = 0) -> tuple[Finished, _Telling]:
+        """A file that is yet being written: what it tells of is verified."""
+        telling = _Telling()
+        self.telling.append(telling)
+        return self.add(Finished(path, name, tensor, iter(telling.coming.get, None), num_sites)), telling
 
     def _advance(self, num_bytes: int) -> None:
         self.done += num_bytes
@@ -210,7 +234,8 @@ class _Verifying:
 
     def __exit__(self, *raised: object) -> None:
         self.stopped = True
-        self.coming.put(None)
+        for telling in self.telling:
+            telling.end()
         self.pool.shutdown(cancel_futures=True)
 
 
@@ -347,17 +372,9 @@ def _pictures(
     missing = [name for name in wanted if row_of[name] not in crcs]
     number = 1 + (int(records[-1].stem) if records else -1)
     fresh: list[int] = []
-    whole = verifying.add(Finished(file.path, "images.safetensors", "pixels", iter(verifying.coming.get, None)))
-    num_told = 0
-
-    def tell() -> None:
-        """What is there from the first row on."""
-        nonlocal num_told
-        while num_told in crcs:
-            verifying.coming.put(Segment(num_told, 1, crcs[num_told]))
-            num_told += 1
-
-    tell()
+    whole, telling = verifying.add_growing(file.path, "images.safetensors", "pixels")
+    for row, crc in crcs.items():
+        telling.of(row, Segment(row, 1, crc))
     coming = iter(study.pictures.read(missing, size)) if missing else iter(())
     with progress("decoding pictures", len(wanted), len(crcs)) as advance:
         for left, item in enumerate(ahead(lambda _: next(coming, None), 0, len(missing), 16), start=1 - len(missing)):
@@ -373,12 +390,12 @@ def _pictures(
             assert picture.dtype == np.uint8 and picture.shape == (size, size, 3), picture.shape
             crcs[row] = file.write(row, picture[None])
             fresh.append(row)
-            tell()
+            telling.of(row, Segment(row, 1, crcs[row]))
             if len(fresh) == PICTURES_A_RECORD or not left:
                 record(home / f"{number:05}.npz", rows=np.array(fresh), crcs=np.array([crcs[r] for r in fresh]))
                 number, fresh = number + 1, []
             advance(len(crcs), None)
-    verifying.coming.put(None)
+    telling.end()
     kept_as = _merged(names, row_of, crcs, file)
     ids = [name for name in names if kept_as[name] == name]
     notices = []
@@ -476,17 +493,18 @@ def _subject(
     check_trials(subject, trials, set(shown.ids))
     home, shape = folder / "subjects" / subject, (len(trials.stimulus_id), who.space.num_sites)
     file = opened(home / "responses.safetensors", "responses", {"responses": ("float32", shape)})
-    done = _sessions(who, trials, how, file, home)
+    whole, telling = None, _Telling()
+    if how != "all" and options.responses_dtype == "float32":  # as they are written now, unless sites are left out
+        name = f"subjects/{subject}/responses.safetensors"
+        whole, telling = verifying.add_growing(file.path, name, "responses", who.space.num_sites)
+    done = _sessions(who, trials, how, file, home, telling)
     statistics, varies = _named(subject, {s.number: d.seen for s, d in zip(who.sessions, done, strict=True)}, how)
     check_constant(subject, varies, how, options.drop_constant_sites)
     scored = _Scored(file, statistics if how == "all" else None, varies)
     extremes = np.stack([np.min([d.low for d in done], axis=0), np.max([d.high for d in done], axis=0)])
     check_range(subject, float(np.abs(scored.of(extremes)).max(initial=0)), options.responses_dtype)
-    if how != "all" and varies.all() and options.responses_dtype == "float32":
-        starts = _starts(who)
-        segments = [Segment(a, b - a, d.crc) for (a, b), d in zip(pairwise(starts), done, strict=True)]
-        name = f"subjects/{subject}/responses.safetensors"
-        finished = verifying.add(Finished(file.path, name, "responses", segments, who.space.num_sites))
+    if whole is not None and varies.all():
+        finished = whole
     else:
         finished = verifying.add(_second_round(subject, scored, options.responses_dtype, home))
     variances = variances_of(scored, trials)
@@ -520,8 +538,8 @@ def _starts(who: Recorded) -> list[int]:
     return starts
 
 
-def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path) -> list[_Done]:
-    """Read, check, z-score and write the sessions that have not been yet."""
+def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path, telling: _Telling) -> list[_Done]:
+    """Read, check, z-score and write the sessions that have not been yet; those that are there are told of."""
     subject, sessions = who.space.subject, who.sessions
     starts = _starts(who)
     train = np.array(trials.split) == "train"
@@ -534,6 +552,7 @@ def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path)
                 moments = Moments(int(kept["count"]), kept["mean"], kept["squares"])
                 seen = Seen(moments, kept["low"], kept["high"])
                 done[k] = _Done(seen, kept["floor"], kept["ceiling"], crc)
+                telling.of(k, Segment(starts[k], starts[k + 1] - starts[k], crc))
     missing = [k for k in range(len(sessions)) if k not in done]
     with progress(f"responses of {subject}", len(sessions), len(done)) as advance:
         for k, responses in zip(missing, ahead(lambda n: _read(sessions[missing[n]]), 0, len(missing), 1), strict=True):
@@ -555,8 +574,10 @@ def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path)
                 high=seen.high, floor=low, ceiling=high, crc=crc,
             )  # fmt: skip
             done[k] = _Done(seen, low, high, crc)
+            telling.of(k, Segment(rows.start, rows.stop - rows.start, crc))
             advance(len(done), None)
             del responses  # or it is there beside the next two
+    telling.end()
     return [done[k] for k in range(len(sessions))]
 
 
