@@ -229,6 +229,7 @@ def prepare_from(argv: list[str]) -> str:
         if plan:
             return plan_study(study, out or Path.cwd() / study.name, options).text
         assert out is not None
+        print(plan_study(study, out, options, timed=False).text, file=sys.stderr)
         made_from = {"path": str(path.absolute()), "study": asdict(which)}
         return str(stream_study(study, out, options, overwrite=overwrite, provenance=made_from).path)
 

@@ -8,14 +8,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2) -> Generator[T]:
-    """make(start), ..., make(stop - 1): while one is used, the next `depth` of them are made in a second thread.
+def ahead(make: Callable[[int], T], start: int, stop: int, depth: int = 2, workers: int = 1) -> Generator[T]:
+    """make(start), ..., make(stop - 1): while one is used, the next `depth` of them are made in other threads.
 
     Two of them even out that one read from a disk takes longer than another. `make` has to follow from its step alone.
-    What it raises is raised where its item would have come. When the caller stops early and closes the iterator, the
-    thread finishes the item that it is at, and ends.
+    What it raises is raised where its item would have come. When the caller stops early and closes the iterator, each
+    of the `workers` threads finishes the item that it is at, and ends.
     """
-    worker = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    worker = ThreadPoolExecutor(workers, thread_name_prefix="ahead")
     try:
         coming = deque(worker.submit(make, step) for step in range(start, min(start + depth, stop)))
         for step in range(start, stop):

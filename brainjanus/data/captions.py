@@ -7,6 +7,7 @@ fits most of them; where two ways fit alike, the file is refused.
 """
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from brainjanus.data.readers.pictures import PICTURE_SUFFIXES
 
 Captions = dict[str, list[str]]
 COCO_PREFIX = r"COCO_(?:train|val|test)\d{4}_|coco[-_:]?"
+LEAST_POSITIONS = 20  # numbers without a gap, from the first on, that are taken for positions
 _RECORD_KEYS = ("stimulus_id", "stimulus", "nsdId", "nsd_id", "cocoId", "coco_id", "image_id", "id")
 
 
@@ -164,7 +166,33 @@ def _joined(
                 f"{path}: expected a {counted.what}, up to {counted.known.stop - 1}, got {counted.known.stop} and no "
                 f"{counted.known.start}. The file counts from {counted.known.start + 1}: subtract 1 from each key."
             )
+        _check_counting(path, best[0], texts)
     return best[0], found[0]
+
+
+def _check_counting(path: Path, way: _Way, texts: Mapping[str, list[str]]) -> None:
+    """Raises UserError for numbers that count from 1, or that are positions in a list, as far as it can be told."""
+    numbers = way.numbers
+    assert numbers is not None
+    used = {number for key in texts if (number := _number(key, numbers.prefix)) is not None}
+    own, moved = (len(used & {number + by for number in numbers.of}) for by in (0, 1))
+    if moved - own > 3 * math.sqrt(moved + own):
+        raise UserError(
+            f"{path}: expected a {numbers.what}, got numbers of which {own} are of its stimuli, and {moved} if "
+            "they count from 1. Subtract 1 from each key."
+        )
+    positions = range(min(used, default=0), min(used, default=0) + len(used))
+    if (
+        positions.start in (0, 1)
+        and LEAST_POSITIONS <= len(used) < len(numbers.known) - 1
+        and used == set(positions)
+        and 2 * own < len(used)
+    ):
+        example = listed(sorted(name for names in numbers.of.values() for name in names), 2)
+        raise UserError(
+            f"{path}: expected a {numbers.what}, got all from {positions.start} to {positions.stop - 1}, of which "
+            f"{own} are of stimuli of this study: they look like positions in a list. Key captions by id ({example})."
+        )
 
 
 def _captions_of(path: Path, way: _Way, texts: Mapping[str, list[str]]) -> Captions:

@@ -20,6 +20,7 @@ from brainjanus.data.study import Found, Study
 from brainjanus.data.write import How, ResponsesDtype, check_name
 
 SAMPLE_BYTES = 64 << 20  # of the disk, to measure its rate
+SAMPLE_PICTURES = 16
 TEST_FRACTION = 0.2
 
 
@@ -63,15 +64,17 @@ class StreamOptions:
 
 class Plan(NamedTuple):
     """What would be prepared. files: bytes of each file of the dataset (those of text: about). scratch: bytes that are
-    needed beside them for a while. read: bytes of the inputs that are read. free: bytes of the disk. seconds: what
-    reading and writing take at the rate that the disk had just now; decompression is not in it."""
+    needed beside them for a while. read: bytes of the inputs that are read. free: bytes of the disk. seconds: about how
+    long it takes, judged by a session and a few pictures that were read just now, and by the rate of the disk; None:
+    nothing was read."""
 
     found: Sequence[Found]
     files: Mapping[str, int]
     scratch: int
     read: int
     free: int
-    seconds: float
+    seconds: float | None
+    notices: Sequence[str]
 
     @property
     def text(self) -> str:
@@ -81,22 +84,26 @@ class Plan(NamedTuple):
             size = sum(path.stat().st_size for path in found.files if path.is_file())
             lines.append(f"found    {found.what}: {len(found.files)} files, {_bytes(size)}")
             if found.missing:
-                needed = "needed" if found.required else "not needed"
+                needed = "needed" if found.required and not found.files else "it goes without"
                 lines.append(f"missing  {found.what}: {listed(found.missing, 4)} ({len(found.missing)}; {needed})")
+        lines += [f"note     {notice}" for notice in self.notices]
         lines += [f"writes   {name}: {_bytes(size)}" for name, size in self.files.items()]
         total = sum(self.files.values())
         beside = f", and {_bytes(self.scratch)} beside it for a while" if self.scratch else ""
         short = "" if total + self.scratch <= self.free else " TOO LITTLE"
         lines.append(f"in all   {_bytes(total)}{beside}; the disk has {_bytes(self.free)} free{short}")
-        lines.append(
-            f"takes    {duration(self.seconds)} at the rate that the disk has now ({_bytes(self.read)} are read), and "
-            "longer where files are compressed or pictures are resized"
-        )
+        if self.seconds is not None:
+            lines.append(
+                f"takes    about {duration(self.seconds)}, by one session and a few pictures that were read just now "
+                f"({_bytes(self.read)} are to be read)"
+            )
         return "\n".join(lines)
 
 
-def plan_study(study: Study, out: Path | str, options: StreamOptions | None = None) -> Plan:
-    """Say what was found, and what preparing it would take; a small file is written and deleted, to measure the disk.
+def plan_study(study: Study, out: Path | str, options: StreamOptions | None = None, timed: bool = True) -> Plan:
+    """Say what was found, and what preparing it would take.
+
+    timed: one session and a few pictures are read, and a small file is written and deleted, to say how long it takes.
 
     Raises UserError for what `stream_study` would refuse before it reads anything large.
     """
@@ -105,13 +112,13 @@ def plan_study(study: Study, out: Path | str, options: StreamOptions | None = No
     place = _existing(out.absolute().parent)
     files, scratch = sizes_of(study, options)
     read = _bytes_read(study)
-    inputs = [path for found in study.found for path in found.files if path.is_file()]
-    with reported(out):
-        write_rate = _write_rate(place)
-    read_rate = _read_rate(max(inputs, key=lambda path: path.stat().st_size)) if inputs else write_rate
-    written = sum(files.values()) + scratch
-    seconds = (read + written) / read_rate + written / write_rate  # what was written is read once more, to verify it
-    return Plan(study.found, files, scratch, read, shutil.disk_usage(place).free, seconds)
+    seconds = None
+    if timed:
+        with reported(out):
+            write_rate = _write_rate(place)
+        written = sum(files.values()) + scratch  # and read once more, to verify it, while what follows is made
+        seconds = _reading_sec(study, options) + written / write_rate
+    return Plan(study.found, files, scratch, read, shutil.disk_usage(place).free, seconds, study.notices)
 
 
 def check_study(study: Study, options: StreamOptions) -> None:
@@ -200,15 +207,25 @@ def _write_rate(folder: Path) -> float:
         path.unlink(missing_ok=True)
 
 
-def _read_rate(path: Path) -> float:
-    """Bytes a second of a file's beginning; from the disk, where the system can be asked to forget it."""
-    with open(path, "rb", buffering=0) as file:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, SAMPLE_BYTES, os.POSIX_FADV_DONTNEED)
-        start, size = time.perf_counter(), 0
-        while size < SAMPLE_BYTES and (data := file.read(1 << 20)):
-            size += len(data)
-        return max(1, size) / max(1e-9, time.perf_counter() - start)
+def _reading_sec(study: Study, options: StreamOptions) -> float:
+    """How long reading everything would take, by the smallest session and the first pictures."""
+    sessions = [session for who in study.subjects for session in who.sessions]
+    sample = min(sessions, key=lambda session: session.num_bytes)
+    start = time.perf_counter()
+    sample.read()
+    taken = time.perf_counter() - start
+    if sample.num_bytes:
+        share = sum(session.num_bytes for session in sessions) / sample.num_bytes
+    else:
+        share = sum(len(session.stimulus_id) for session in sessions) / max(1, len(sample.stimulus_id))
+    seconds = taken * share / max(who.num_readers for who in study.subjects)
+    if study.pictures is not None:
+        wanted = sorted({name for session in sessions for name in session.stimulus_id} & set(study.pictures.ids))
+        few = wanted[:: max(1, len(wanted) // SAMPLE_PICTURES)]
+        start = time.perf_counter()
+        num_read = sum(1 for _ in study.pictures.read(few, options.image_size)) if few else 0
+        seconds += (time.perf_counter() - start) * len(wanted) / max(1, num_read)
+    return seconds
 
 
 def _bytes(count: int) -> str:

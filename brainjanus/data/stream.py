@@ -79,7 +79,8 @@ from brainjanus.data.write import (
 
 PICTURES_A_RECORD = 256
 CHUNK_BYTES = 32 << 20
-_JOURNAL = 1  # its version; and of the numbers in records
+MOST_READ_BYTES = 256 << 20  # of a session that is read beside another
+_JOURNAL = 2  # its version; and of the numbers in records
 
 
 def stream_study(
@@ -97,10 +98,10 @@ def stream_study(
     Returns the dataset, opened. Raises UserError for whatever would make it unsound, and while another is at it.
     """
     options, out = options or StreamOptions(), Path(out)
-    refuse_existing(out, overwrite)
-    check_study(study, options)
     folder = _workplace(out)
+    check_study(study, options)
     with reported(out):
+        refuse_existing(out, overwrite)
         make_parent(out)
         with _alone(folder, out):
             if (folder / "replaced").exists() and not out.exists():  # stopped between the two renames
@@ -137,7 +138,7 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
             moves.append(pictures)
         splits = _splits(study, shown, options)
         captions, left_out = _captions(study, shown, options)
-        notices = [*study.notices, *shown.notices, *left_out]
+        notices = [*study.notices, *shown.notices, *_in_two_splits(study, shown), *left_out]
         for notice in notices:
             print(f"Note: {notice}", file=sys.stderr)
         for who in study.subjects:
@@ -264,7 +265,8 @@ class _Fractions(NamedTuple):
 
 
 def _splits(study: Study, shown: "_Shown", options: StreamOptions) -> Mapping[str, str]:
-    """The split of each stimulus that is kept. Raises UserError where the layout has none, or two for one picture."""
+    """The split of each stimulus that is kept; of those of one picture the stricter. Raises UserError where the layout
+    has none."""
     seen_by: dict[str, set[str]] = {}
     for who in study.subjects:
         for name in {name for session in who.sessions for name in session.stimulus_id}:
@@ -281,11 +283,7 @@ def _splits(study: Study, shown: "_Shown", options: StreamOptions) -> Mapping[st
                 f"stimulus '{name}': expected a split among {', '.join(SPLITS)} from {study.layout}, got {mine!r}. "
                 "Do its files belong together?"
             )
-        if split.setdefault(kept, mine) != mine:
-            raise UserError(
-                f"stimuli '{kept}' and '{name}': expected identical pictures in one split, got {split[kept]} and "
-                f"{mine}. What was tested would have been trained on: leave out one of them."
-            )
+        split[kept] = max(split.get(kept, mine), mine, key=SPLITS.index)  # what is tested is trained on nowhere
     if options.val_fraction:
         if "val" in split.values():
             raise UserError(
@@ -295,6 +293,19 @@ def _splits(study: Study, shown: "_Shown", options: StreamOptions) -> Mapping[st
         train = [[name] for name in shown.ids if split[name] == "train"]
         split |= split_by_stimulus(seen_by, train, _Fractions(0.0, options.val_fraction, options.seed))
     return split
+
+
+def _in_two_splits(study: Study, shown: "_Shown") -> list[str]:
+    """What there is to say of pictures that the layout has in two splits."""
+    of = study.split or {}
+    apart = {name: kept for name, kept in shown.kept_as.items() if of.get(name) != of.get(kept)}
+    if not apart:
+        return []
+    name, kept = next(iter(apart.items()))
+    return [
+        f"{len(apart)} stimuli show the same picture as one of another split, for example '{name}' ({of[name]}) and "
+        f"'{kept}' ({of[kept]}): both are held out."
+    ]
 
 
 def _captions(
@@ -497,7 +508,7 @@ def _subject(
     if how != "all" and options.responses_dtype == "float32":  # as they are written now, unless sites are left out
         name = f"subjects/{subject}/responses.safetensors"
         whole, telling = verifying.add_growing(file.path, name, "responses", who.space.num_sites)
-    done = _sessions(who, trials, how, file, home, telling)
+    done = _sessions(who, trials, how, options.drop_constant_sites, file, home, telling)
     statistics, varies = _named(subject, {s.number: d.seen for s, d in zip(who.sessions, done, strict=True)}, how)
     check_constant(subject, varies, how, options.drop_constant_sites)
     scored = _Scored(file, statistics if how == "all" else None, varies)
@@ -538,7 +549,9 @@ def _starts(who: Recorded) -> list[int]:
     return starts
 
 
-def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path, telling: _Telling) -> list[_Done]:
+def _sessions(
+    who: Recorded, trials: Trials, how: How, drop: bool, file: Stored, home: Path, telling: _Telling
+) -> list[_Done]:
     """Read, check, z-score and write the sessions that have not been yet; those that are there are told of."""
     subject, sessions = who.space.subject, who.sessions
     starts = _starts(who)
@@ -554,8 +567,11 @@ def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path,
                 done[k] = _Done(seen, kept["floor"], kept["ceiling"], crc)
                 telling.of(k, Segment(starts[k], starts[k + 1] - starts[k], crc))
     missing = [k for k in range(len(sessions)) if k not in done]
+    largest = max(np.diff(starts)) * file.row_bytes
+    at_once = who.num_readers if largest <= MOST_READ_BYTES else 1
     with progress(f"responses of {subject}", len(sessions), len(done)) as advance:
-        for k, responses in zip(missing, ahead(lambda n: _read(sessions[missing[n]]), 0, len(missing), 1), strict=True):
+        read = ahead(lambda n: _read(sessions[missing[n]]), 0, len(missing), at_once, at_once)
+        for k, responses in zip(missing, read, strict=True):
             session, rows = sessions[k], slice(starts[k], starts[k + 1])
             if responses.shape != (rows.stop - rows.start, who.space.num_sites):
                 raise UserError(
@@ -566,7 +582,9 @@ def _sessions(who: Recorded, trials: Trials, how: How, file: Stored, home: Path,
             check_finite(subject, responses, rows.start)
             seen = Seen.of(responses, np.flatnonzero(train[rows]).tolist())
             if how == "session":
-                responses = _zscored(responses, _named(subject, {session.number: seen}, how)[0])
+                statistics, varies = _named(subject, {session.number: seen}, how)
+                check_constant(f"{subject}, session {session.number}", varies, how, drop)  # not after all of them
+                responses = _zscored(responses, statistics)
             low, high = responses.min(axis=0, initial=np.inf), responses.max(axis=0, initial=-np.inf)
             crc, moments = file.write(rows.start, responses), seen.moments
             record(
@@ -681,8 +699,9 @@ def _check_inputs(study: Study, folder: Path) -> None:
 
 
 def _digest(study: Study) -> str:
-    """Of what rows follow from, besides options and files: who saw what, and in which split it is."""
-    digest = hashlib.sha256(json.dumps([study.layout, study.pictures is None]).encode())
+    """Of what rows follow from, besides options and files: who saw what, in which split it is, what is read."""
+    told = {key: getattr(study.asked, key) for key in ("mask", "betas", "keys", "files")}  # which rows these give
+    digest = hashlib.sha256(json.dumps([study.layout, study.pictures is None, told]).encode())
     ids: set[str] = set()
     for who in study.subjects:
         digest.update(json.dumps([who.space.subject, who.space.num_sites, len(who.sessions)]).encode())

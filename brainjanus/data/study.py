@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.write import How
 
@@ -48,10 +49,13 @@ class Session:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """One subject: where its sites lie, with its ROIs, and its sessions in their order."""
+    """One subject: where its sites lie, with its ROIs, and its sessions in their order.
+
+    num_readers: how many sessions may be read side by side, more than one where each takes a core to decompress."""
 
     space: BrainSpace
     sessions: Sequence[Session]
+    num_readers: int = 1
 
 
 # H height, W width
@@ -65,27 +69,7 @@ class Pictures:
     num_bytes: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Study:
-    """What a layout found.
-
-    captions: by source ("coco", "vlm"), by stimulus. split: of each stimulus, by the dataset's own rule; None: drawn at
-    random by stimulus. zscore: how responses are z-scored unless the user says otherwise. found: what the folder holds
-    and lacks. notices: what was left out or is uncertain, one sentence each, which end in the dataset's provenance.
-    """
-
-    layout: str
-    name: str
-    modality: str
-    subjects: Sequence[Recorded]
-    pictures: Pictures | None = None
-    captions: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    split: Mapping[str, str] | None = None
-    zscore: How = "session"
-    found: Sequence[Found] = ()
-    notices: Sequence[str] = ()
-
-
+Place = Literal["file", "folder", "path"]
 Layout = Literal["nsd", "mindeye2", "mindeye1", "mindllm", "brainjanus", "things-eeg2", "things-meg", "bids"]
 
 
@@ -98,7 +82,7 @@ class StudyOptions:
     mask: str = ""
     """Name of the ROI volume that chooses voxels ("nsdgeneral"), or a path."""
     sessions: int = 0
-    """At most so many sessions of each subject; 0: all."""
+    """The first so many sessions of each subject; 0: all."""
     captions: tuple[str, ...] = ()
     """Further sources of captions, NAME=FILE.json ({id or cocoId: caption or captions}), beside those of the layout."""
     betas: str = ""
@@ -106,3 +90,53 @@ class StudyOptions:
     keys: tuple[str, ...] = ()
     """Names of tensors or datasets inside files, NAME=KEY, where a layout does not fix them."""
     files: tuple[str, ...] = ()
+    """Files that lie elsewhere, NAME=PATH: of NSD and its peers expdesign (nsd_expdesign.mat), stim-info
+    (nsd_stim_info_merged.csv) and coco (the folder of captions_*.json), of raw NSD also stimuli (nsd_stimuli.hdf5), of
+    BIDS stimuli (pictures) and events (a folder)."""
+
+    def __post_init__(self) -> None:
+        if self.sessions < 0:
+            raise UserError(
+                f"--sessions: expected how many sessions to take, or 0 for all, got {self.sessions}. Correct it."
+            )
+
+
+def given_files(options: StudyOptions, places: Mapping[str, Place], layout: str) -> dict[str, Path]:
+    """The paths of --files NAME=PATH. places: what each name has to be. Raises UserError for anything else."""
+    given: dict[str, Path] = {}
+    for entry in options.files:
+        name, equals, text = entry.partition("=")
+        path = Path(text).expanduser()
+        if not equals or name not in places or not text:
+            allowed = ", ".join(f"{known}={kind.upper()}" for known, kind in places.items())
+            raise UserError(f"--files {entry}: expected one of {allowed} for {layout}, got another name. Correct it.")
+        kind = places[name]
+        if not (path.is_file() if kind == "file" else path.is_dir() if kind == "folder" else path.exists()):
+            what = "a file or a folder" if kind == "path" else f"a {kind}"
+            there = "nothing there" if not path.exists() else "a folder" if path.is_dir() else "a file"
+            raise UserError(f"--files {entry}: expected {what}, got {there}. Correct the path.")
+        given[name] = path
+    return given
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What a layout found.
+
+    captions: by source ("coco", "vlm"), by stimulus. split: of each stimulus, by the dataset's own rule; None: drawn at
+    random by stimulus. zscore: how responses are z-scored unless the user says otherwise. found: what the folder holds
+    and lacks. notices: what was left out or is uncertain, one sentence each, which end in the dataset's provenance.
+    asked: what the user said of the layout.
+    """
+
+    layout: str
+    name: str
+    modality: str
+    subjects: Sequence[Recorded]
+    pictures: Pictures | None = None
+    captions: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    split: Mapping[str, str] | None = None
+    zscore: How = "session"
+    found: Sequence[Found] = ()
+    notices: Sequence[str] = ()
+    asked: StudyOptions = StudyOptions()

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials, map_tenso
 from brainjanus.data.plan import StreamOptions, plan_study
 from brainjanus.data.stored import Stored, lay_out
 from brainjanus.data.stream import stream_study
-from brainjanus.data.study import Found, Pictures, Recorded, Session, Study
+from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
 from brainjanus.data.write import write_dataset
 
 SMALL = StreamOptions(image_size=8)
@@ -258,10 +260,9 @@ def test_an_unsound_study_is_refused(source, tmp_path, change, options, message)
     ("spoil", "message"),
     [
         (lambda s: s.responses[1].__setitem__((3, 2), np.nan), "finite numbers, got nan at trial 23, site 2"),
-        (lambda s: s.responses[1].__setitem__((slice(None), 2), 7), r"got 1 constant ones of 6 \(sites 2\)"),
+        (lambda s: s.responses[1].__setitem__((slice(None), 2), 7), r"session 2: .* got 1 constant ones of 6"),
         (lambda s: s.responses.__setitem__(2, s.responses[2][:-1]), r"session 3: expected \[20, 6\] .*, got \[19, 6\]"),
         (lambda s: s.split.update(dict.fromkeys(s.ids, "test")), "trials in train and in test, got none in train"),
-        (lambda s: s.pixels.update(s00=s.pixels["s08"]), "'s00' and 's08': expected identical pictures in one"),
     ],
 )  # fmt: skip
 def test_unsound_data_are_refused(source, tmp_path, spoil, message):
@@ -315,6 +316,36 @@ def test_too_little_room_is_told_before_anything_is_read(source, tmp_path, monke
     assert not source.read
 
 
+def test_a_picture_of_two_splits_is_held_out(source, tmp_path, capsys):
+    """s00 is test, s08 train: they are one stimulus, which nothing is trained on."""
+    source.pixels["s00"] = source.pixels["s08"]
+    made = stream_study(source.study(), tmp_path / "ds", SMALL)
+    assert "s00" in made.split_ids("test") and "s08" not in made.stimulus_ids
+    told = "1 stimuli show the same picture as one of another split, for example 's08' (train) and 's00' (test)"
+    assert told in capsys.readouterr().err and any(told in notice for notice in made.manifest["provenance"]["notices"])
+    trials = made.trials("subj01")
+    assert sum(name == "s00" for name in trials.stimulus_id) == 6
+    rows = np.flatnonzero((trials.session == 1) & (np.array(trials.split) == "train"))
+    np.testing.assert_allclose(made.responses("subj01")[rows].mean(axis=0), 0, atol=1e-5)
+
+
+def test_sessions_are_read_side_by_side_where_that_is_of_use(source, tmp_path):
+    """Each waits for the other."""
+    both = threading.Barrier(2, timeout=20)
+    source.responses, source.shown = source.responses[:2], source.shown[:2]
+    expected = contents(stream_study(source.study(), tmp_path / "expected", SMALL).path)
+    source._reads = lambda what: what.startswith("session") and both.wait()
+    study = source.study()
+    study = replace(study, subjects=[replace(study.subjects[0], num_readers=2)])
+    assert contents(stream_study(study, tmp_path / "ds", SMALL).path) == expected
+
+
+def test_a_name_that_is_too_long_is_refused(source, tmp_path):
+    with pytest.raises(UserError, match="expected a place that can be written to, got 'File name too long'"):
+        stream_study(source.study(), tmp_path / ("d" * 300), SMALL)
+    assert not list(tmp_path.iterdir())
+
+
 # --- stopped and gone on
 
 
@@ -340,9 +371,10 @@ def test_what_a_later_step_decides_starts_nothing_over(source, tmp_path):
     source.responses[1][:, 2] = 7
     with pytest.raises(UserError, match="--drop-constant-sites"):
         stream_study(source.study(), tmp_path / "ds", SMALL)
+    assert len(list((tmp_path / ".ds.streaming/subjects").rglob("*.npz"))) == 1, "it is refused when it is seen"
     source.read.clear()
     made = stream_study(source.study(), tmp_path / "ds", replace(SMALL, drop_constant_sites=True, name="other"))
-    assert not source.read and made.name == "other" and made.responses("subj01").shape[1] == 5
+    assert source.read == ["session 2", "session 3"] and made.name == "other" and made.responses("subj01").shape[1] == 5
 
 
 def test_what_was_finished_for_other_captions_does_not_stay(source, tmp_path, monkeypatch):
@@ -362,25 +394,27 @@ def test_what_was_finished_for_other_captions_does_not_stay(source, tmp_path, mo
     )
 
 
-@pytest.mark.parametrize("change", ["file", "image_size", "order"])
+@pytest.mark.parametrize("change", ["file", "image_size", "order", "keys"])
 def test_it_starts_over_when_what_it_is_made_from_has_changed(source, tmp_path, capsys, change):
     file = tmp_path / "betas.bin"
     file.write_bytes(b"1")
     source.files, source.stop_at = (file,), "session 3"
     with pytest.raises(UserError, match="stopped here"):
         stream_study(source.study(), tmp_path / "ds", SMALL)
-    source.stop_at, options = None, SMALL
+    source.stop_at, options, asked = None, SMALL, StudyOptions()
     source.read.clear()
-    if change == "file":
+    if change == "keys":  # of two tensors in one file
+        asked = StudyOptions(keys=("voxels=other",))
+    elif change == "file":
         file.write_bytes(b"12")
     elif change == "order":
         source.shown[0].reverse()
     else:
         options = replace(SMALL, image_size=4)
         source.pixels = {name: picture[:4, :4] for name, picture in source.pixels.items()}
-    stream_study(source.study(), tmp_path / "ds", options)
+    stream_study(source.study(asked=asked), tmp_path / "ds", options)
     assert len(source.read) == 23
-    told = {"file": str(file), "order": "study", "image_size": "options"}[change]
+    told = {"file": str(file), "order": "study", "keys": "study", "image_size": "options"}[change]
     assert f"Note: {told} changed since it was stopped: it starts over." in capsys.readouterr().err
 
 
@@ -574,7 +608,7 @@ def test_a_plan_says_what_there_is_and_what_it_takes(source, tmp_path):
     file.write_bytes(bytes(1000))
     found = [Found("betas", (file,), ("session 4",)), Found("captions", (), ("captions.json",), required=False)]
     options = replace(SMALL, responses_dtype="float16")
-    told = plan_study(source.study(found=found), tmp_path / "ds", options)
+    told = plan_study(source.study(found=found, notices=["something was left out."]), tmp_path / "ds", options)
     made = stream_study(source.study(found=found), tmp_path / "ds", options)
     sizes = {name: facts["bytes"] for name, facts in made.manifest["files"].items()}
     assert told.files.keys() | {"subjects/subj01/space.json"} == sizes.keys()
@@ -582,10 +616,20 @@ def test_a_plan_says_what_there_is_and_what_it_takes(source, tmp_path):
         assert 0.5 * size < sizes[name] < 1.5 * size + 500, name
     assert told.read == 3 * 20 * 6 * 4 + 20 * 192 and told.scratch == 3 * 20 * 6 * 4 and told.seconds > 0
     for line in (
-        "found    betas: 1 files, 1 kB", "missing  betas: session 4 (1; needed)",
-        "missing  captions: captions.json (1; not needed)", "writes   images.safetensors: 4 kB",
+        "found    betas: 1 files, 1 kB", "missing  betas: session 4 (1; it goes without)",
+        "missing  captions: captions.json (1; it goes without)", "writes   images.safetensors: 4 kB",
+        "note     something was left out.",
     ):  # fmt: skip
         assert line in told.text.splitlines()
+
+
+def test_a_plan_judges_how_long_it_takes_by_what_it_reads(source, tmp_path):
+    slow = 0.05
+    source._reads = lambda what: time.sleep(slow)
+    told = plan_study(source.study(), tmp_path / "ds", SMALL)
+    assert slow * 23 < told.seconds < 3 * slow * 23, "3 sessions and 20 pictures"
+    untimed = plan_study(source.study(), tmp_path / "ds", SMALL, timed=False)
+    assert untimed.seconds is None and "takes" not in untimed.text
 
 
 def test_a_plan_leaves_nothing_and_says_where_room_is_lacking(source, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Layouts: how the field's datasets lie on disk, one file each."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
@@ -17,4 +18,4 @@ def open_study(layout: str, path: Path, options: StudyOptions) -> Study:
         raise UserError(f"--from: expected one of {', '.join(FILES)}, got '{layout}'. Name one of these.")
     module = import_module(f"brainjanus.data.layouts.{FILES[layout]}")
     opened: Callable[[Path, StudyOptions], Study] = module.open_study
-    return opened(path, options)
+    return replace(opened(path, options), asked=options)

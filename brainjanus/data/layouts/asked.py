@@ -11,12 +11,12 @@ from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.captions import COCO_PREFIX, Numbers, caption_sources, coco_captions
 from brainjanus.data.dataset import listed
-from brainjanus.data.layouts.nsd import COCO_FILES, COCO_PLACES, STIM_INFO, read_stim_info
+from brainjanus.data.layouts.nsd import COCO_FILES, COCO_PLACES, FILES, STIM_INFO, check_coco, read_stim_info
 from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, image_of
 from brainjanus.data.readers.arrays import reading
 from brainjanus.data.readers.nifti import is_nifti, read_mask
 from brainjanus.data.readers.tables import read_table
-from brainjanus.data.study import Found, Recorded, Session, StudyOptions
+from brainjanus.data.study import Found, Recorded, Session, StudyOptions, given_files
 
 NAMES = "stimuli.tsv"  # beside an exported layout: which stimulus each number stands for
 
@@ -126,21 +126,11 @@ def named_numbers(folder: Path) -> dict[int, str] | None:
     return names
 
 
-PLACES = ("stim-info", "coco", "expdesign")  # what --files may name, of layouts of NSD
-
-
 def given_file(options: StudyOptions, wanted: str) -> Path | None:
     """The path of --files NAME=PATH; None: not given. Raises UserError for another name, or a path of nothing."""
-    found = None
-    for entry in options.files:
-        name, _, file = entry.partition("=")
-        if name not in PLACES or not Path(file).exists():
-            raise UserError(
-                f"--files {entry}: expected stim-info=PATH (nsd_stim_info_merged.csv), coco=FOLDER (captions_*.json) "
-                "or expdesign=PATH (nsd_expdesign.mat) that exist, got another. Correct it."
-            )
-        found = Path(file) if name == wanted else found
-    return found
+    given = given_files(options, FILES, "this layout")
+    check_coco(given)
+    return given.get(wanted)
 
 
 def stim_info(root: Path, options: StudyOptions) -> Path | None:

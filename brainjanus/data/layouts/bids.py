@@ -30,7 +30,7 @@ from brainjanus.data.layouts.bids_sites import Context, Name, Part, check_count,
 from brainjanus.data.readers.arrays import check_not_empty, reading
 from brainjanus.data.readers.pictures import PICTURE_SUFFIXES, picture_names, read_pictures
 from brainjanus.data.readers.tables import read_json, read_table, whole_numbers
-from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
+from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions, given_files
 
 COLUMNS = ("stim_file", "stimulus", "stimulus_id", "trial_type")
 _MISSING = ("n/a", "")
@@ -112,16 +112,7 @@ def _files(options: StudyOptions) -> dict[str, Path]:
         raise UserError(
             f"--keys {listed(options.keys)}: expected none for BIDS, which has no keys, got some. Leave them out."
         )
-    files = {}
-    for entry in options.files:
-        name, equals, file = entry.partition("=")
-        if not equals or name not in ("stimuli", "events") or not Path(file).exists():
-            raise UserError(
-                f"--files {entry}: expected stimuli=PATH or events=FOLDER, with a path that exists, got another. "
-                "Correct it; what lies where BIDS has it need not be given."
-            )
-        files[name] = Path(file)
-    return files
+    return given_files(options, {"stimuli": "path", "events": "folder"}, "BIDS")
 
 
 def _subjects(root: Path, options: StudyOptions) -> list[str]:

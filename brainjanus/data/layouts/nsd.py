@@ -51,18 +51,20 @@ from brainjanus.data.readers.arrays import check_not_empty, read_array, reading
 from brainjanus.data.readers.hdf5 import open_dataset
 from brainjanus.data.readers.nifti import Volume, betas_shape, read_labels, read_mask, stream_betas
 from brainjanus.data.readers.pictures import fit
-from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
+from brainjanus.data.study import Found, Pictures, Place, Recorded, Session, Study, StudyOptions, given_files
 
 MASK = "nsdgeneral"
 VERSIONS = ("betas_fithrf_GLMdenoise_RR", "betas_fithrf", "betas_assumehrf")
 SCALE = 300
 NUM_TRIALS, IMAGES_PER_SUBJECT = 30_000, 10_000
+NUM_READERS = 2  # of compressed sessions
 MOST_SESSIONS = NUM_TRIALS // TRIALS_PER_SESSION
 RUNS = np.tile(np.repeat(np.arange(1, 13), [63, 62] * 6), (MOST_SESSIONS, 1))  # odd runs have 63 trials, even ones 62
 EXPDESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
 STIM_INFO = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
 STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
 COCO_FILES = ("captions_train2017.json", "captions_val2017.json")
+FILES: dict[str, Place] = {"expdesign": "file", "stim-info": "file", "coco": "folder"}  # for --files
 COCO_PLACES = (
     "annotations",
     "coco/annotations",
@@ -123,15 +125,9 @@ def _places(path: Path, options: StudyOptions) -> dict[str, Path]:
             f"--keys {listed(options.keys)}: expected none for raw NSD, whose keys are fixed, got some. Leave them out."
         )
     places = {"expdesign": path / EXPDESIGN, "stim-info": path / STIM_INFO, "stimuli": path / STIMULI}
-    for entry in options.files:
-        name, equals, file = entry.partition("=")
-        if not equals or name not in (*places, "coco") or not Path(file).exists():
-            raise UserError(
-                f"--files {entry}: expected NAME=PATH with a name among {listed([*places, 'coco'])} and a path that "
-                "exists, got another. Correct it; what lies where NSD has it need not be given."
-            )
-        places[name] = Path(file)
-    return places
+    given = given_files(options, {"stimuli": "file", **FILES}, "raw NSD")
+    check_coco(given)
+    return places | given
 
 
 def _subjects(path: Path, options: StudyOptions) -> tuple[list[str], str]:
@@ -167,6 +163,15 @@ def _subjects(path: Path, options: StudyOptions) -> tuple[list[str], str]:
             "Download them, name another version with --betas, or choose subjects with --subjects."
         )
     return chosen, common[0]
+
+
+def check_coco(given: Mapping[str, Path]) -> None:
+    """Raises UserError for a folder that was given for COCO's captions and has none."""
+    if "coco" in given and not any((given["coco"] / name).is_file() for name in COCO_FILES):
+        raise UserError(
+            f"--files coco={given['coco']}: expected {' or '.join(COCO_FILES)} in it, got neither. Give the folder "
+            "that COCO's annotations were unpacked to."
+        )
 
 
 def _sessions(folder: Path) -> dict[int, Path]:
@@ -287,7 +292,7 @@ def _recorded(
         geometry=volume.geometry,
         index=volume.voxels,
     )
-    return Recorded(space, sessions)
+    return Recorded(space, sessions, NUM_READERS)
 
 
 def _compare(behaviour: Path, images: Int[np.ndarray, "40 750"]) -> None:

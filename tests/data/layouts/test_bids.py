@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_refused(volumes, tmp_path):
         volumes.open(betas="space-MNI")
     with pytest.raises(UserError, match="expected none for BIDS"):
         volumes.open(keys=("a=b",))
-    with pytest.raises(UserError, match="expected stimuli=PATH or events=FOLDER"):
+    with pytest.raises(UserError, match="expected one of stimuli=PATH, events=FOLDER for BIDS"):
         volumes.open(files=("mask=x",))
     (events,) = (volumes.dataset / "sub-01/ses-10/func").glob("*run-2_events.tsv")
     text = events.read_text()

@@ -111,7 +111,7 @@ def test_captions_are_joined_by_coco_id_or_73k_id(root, planted):
     (root / "annotations").rename(root.parent / "notes")
     files = (f"stim-info={root.parent / 'elsewhere.csv'}", f"coco={root.parent / 'notes'}")
     assert open_it(root, files=files).captions == {"coco": study.captions["coco"]}
-    with pytest.raises(UserError, match="--files stimuli=x: expected stim-info=PATH"):
+    with pytest.raises(UserError, match="--files stimuli=x: expected one of expdesign=FILE"):
         open_it(root, files=("stimuli=x",))
 
 

@@ -466,8 +466,16 @@ def test_what_is_not_nsd_is_refused(tmp_path, nsd):
         opened(nsd, mask="V1")
     with pytest.raises(UserError, match="expected none for raw NSD"):
         opened(nsd, keys=("a=b",))
-    with pytest.raises(UserError, match="expected NAME=PATH"):
-        opened(nsd, files=("pictures=x",))
+    for files, message in (
+        ("pictures=x", "expected one of stimuli=FILE, expdesign=FILE, .* for raw NSD, got another name"),
+        (f"stimuli={tmp_path}", "expected a file, got a folder"),
+        (f"coco={tmp_path}", "expected captions_train2017.json or captions_val2017.json in it, got neither"),
+        ("coco=none", "expected a folder, got nothing there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened(nsd, files=(files,))
+    with pytest.raises(UserError, match="--sessions: expected how many sessions to take, or 0 for all, got -1"):
+        StudyOptions(sessions=-1)
 
 
 def test_behaviour_is_compared_with_the_design(nsd):
