@@ -106,3 +106,4 @@ class StudyOptions:
     keys: tuple[str, ...] = ()
     """Names of tensors or datasets inside files, NAME=KEY, where a layout does not fix them."""
     files: tuple[str, ...] = ()
+    """Where something lies that is not in its usual place, NAME=PATH ("coco=FOLDER"); see docs/guide/layouts.md."""
