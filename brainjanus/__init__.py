@@ -28,6 +28,7 @@ _PLACES = {
     "compare_files": "scoring",
     "describe": "info",
     "diagnose": "doctor",
+    "export": "data.export",
     "load_scores": "evaluate.record",
     "prepare": "data.prepare",
     "score": "evaluate.score",

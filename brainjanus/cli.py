@@ -237,6 +237,37 @@ def prepare_from(argv: list[str]) -> str:
     return parse(prepare_from, run, argv, "prepare --from LAYOUT PATH")
 
 
+def export(argv: list[str]) -> Path:
+    """Write a dataset in the layout of MindEye2 or BrainJanus, so that a peer runs on the same data.
+
+    Examples:
+        brainjanus export mindeye2 data/mine --out mindeye2_mine
+        brainjanus export brainjanus data/nsd --subjects subj01 --out brainjanus_nsd
+        brainjanus prepare --from mindeye2 mindeye2_mine --zscore none --out data/again
+
+    Args:
+        layout: mindeye2 or brainjanus.
+        dataset: Folder that `brainjanus prepare` or `brainjanus simulate` wrote.
+        out: Folder for the peer's files. It has to be new.
+        subjects: Only these. Default: all.
+    """
+
+    def run(
+        layout: Positional[Annotated[Literal["mindeye2", "brainjanus"], arg(metavar="LAYOUT")]],
+        dataset: DatasetFolder,
+        out: Path,
+        subjects: tuple[str, ...] = (),
+    ) -> Path:
+        from brainjanus.data.export import export as write
+
+        exported = write(dataset, layout, out, subjects)
+        for notice in exported.notices:
+            print(f"Note: {notice}", file=sys.stderr)
+        return exported.path
+
+    return parse(export, run, argv)
+
+
 def train(argv: list[str]) -> Path | str:
     """Train the tokenizers and one model on a dataset; goes on where it was stopped.
 
@@ -949,6 +980,7 @@ COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "demo": demo,
     "simulate": simulate,
     "prepare": prepare,
+    "export": export,
     "train": train,
     "tune": tune,
     "tokenize": tokenize,

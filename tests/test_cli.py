@@ -48,7 +48,7 @@ def test_help_of_a_command_shows_an_example_and_explains_every_argument(name):
     assert done.returncode == 0, done.stderr
     assert f"Examples:\n    brainjanus {name}" in done.stdout
     assert "Args:" not in done.stdout
-    if name == "memory":  # which writes nothing
+    if name in ("memory", "info"):  # which write nothing
         return
     assert re.search(r"--out (\{None\}\|)?PATH\s+(│\s+│\s+)?(Folder|File) for", done.stdout)  # as its docstring says
 
@@ -272,3 +272,83 @@ def test_help_of_prepare_from_explains_its_options():
     told = " ".join(re.sub("[│╭╮╰╯─]", " ", done.stdout).split())
     for words in ("The layout (nsd, mindeye2", "--from LAYOUT PATH", "Only say what was found", "Further sources of"):
         assert words in told, told
+
+
+# --- export
+
+
+@pytest.fixture(scope="module")
+def cortex(tmp_path_factory) -> Dataset:
+    """Two simulated subjects, in sessions that count from 0."""
+    from brainjanus.data.simulate import SimulationConfig, simulate
+
+    config = SimulationConfig(
+        num_subjects=2, num_train=12, num_test=4, repeats=2, num_sites=(60, 64), trials_per_session=16
+    )
+    return simulate(tmp_path_factory.mktemp("cortex"), config)
+
+
+@pytest.fixture(params=["cortex", "study"])
+def source(request) -> Dataset:
+    """Two sessions, z-scored each; or subjects s1 and s2, z-scored over all trials of one session, number 0."""
+    return request.getfixturevalue(request.param)
+
+
+def check_same(again: Dataset, source: Dataset, subject: str, name: str, rounded: float) -> None:
+    """Trial by trial, in the order of both: stimulus, split and response."""
+    mine, other = again.trials(name), source.trials(subject)
+    assert mine.stimulus_id == other.stimulus_id and mine.split == other.split
+    assert (np.diff(mine.session) == np.diff(other.session)).all()
+    np.testing.assert_allclose(again.responses(name), source.responses(subject), rtol=0, atol=rounded)
+
+
+def test_what_is_exported_is_prepared_again_to_the_same(source, tmp_path, capsys):
+    out = tmp_path / "mindeye2"
+    assert cli.main(["export", "mindeye2", str(source.path), "--out", str(out)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{out}\n" and "\nNote: Responses are z-scored with training trials only" in told.err
+    prepare = ["prepare", "--from", "mindeye2", str(out), "--image-size", str(source.image_size), "--zscore"]
+    assert cli.main([*prepare, "none", "--out", str(tmp_path / "again")]) == 0
+    again = Dataset.open(tmp_path / "again")
+    for number, subject in enumerate(source.subjects, start=1):
+        check_same(again, source, subject, f"subj{number:02}", rounded=0)
+    how = source.manifest["zscore"]
+    assert ("--zscore none" in told.err) == (how == "all")
+    assert cli.main([*prepare, how, "--out", str(tmp_path / "scored")]) == 0
+    check_same(Dataset.open(tmp_path / "scored"), source, source.subjects[0], "subj01", rounded=2e-5)
+
+
+def test_one_subject_is_exported_with_its_pictures_alone(study, tmp_path, capsys):
+    import brainjanus as bj
+
+    out = tmp_path / "out"
+    assert cli.main(["export", "brainjanus", str(study.path), "--subjects", "s2", "--out", str(out)]) == 0
+    assert "Note: Subjects are called subj01, subj02" in capsys.readouterr().err
+    assert (
+        cli.main(["prepare", "--from", "brainjanus", str(out), "--zscore", "none", "--out", str(tmp_path / "b")]) == 0
+    )
+    again = Dataset.open(tmp_path / "b")
+    assert again.subjects == ("subj02",) and set(again.stimulus_ids) == set(study.trials("s2").stimulus_id)
+    order = np.lexsort((again.trials("subj02").repeat, again.trials("subj02").stimulus_id))
+    planned = np.lexsort((study.trials("s2").repeat, study.trials("s2").stimulus_id))
+    np.testing.assert_allclose(again.responses("subj02", order), study.responses("s2", planned), rtol=2**-8)
+    assert again.captions("s070") == study.captions("s070")
+    made = bj.export(study, "brainjanus", tmp_path / "python", subjects=["s2"]).path
+    names = sorted(file.relative_to(out) for file in out.rglob("*"))
+    assert names == sorted(file.relative_to(made) for file in made.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["brainjanus", "--subjects", "anna"], "--subjects: expected subjects of {} (s1, s2), got 'anna'."),
+        (["mindeye2", "--out", "."], ".: expected a new folder, got something there."),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused_in_one_sentence(options, sentence, study, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    layout, *rest = options
+    out = [] if "--out" in rest else ["--out", "out"]
+    assert cli.main(["export", layout, str(study.path), *rest, *out]) == 2
+    assert sentence.format(study.path) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,13 +1,17 @@
 """The guide is true. Every command of the page on generation is given, in its order, beside a run with the demo's
-names: a tiny one, trained for two steps on noise, whose answers mean nothing. Commands of the other pages are parsed,
-their Python is compiled, and what it imports is there.
+names: a tiny one, trained for two steps on noise, whose answers mean nothing. The page on scans of one's own is
+followed from betas to scores, with few steps and resamples, where the real recording is. Commands of the other pages
+are parsed, their Python is compiled, and what it imports is there.
 """
 
 import ast
 import functools
 import importlib
+import json
 import re
+import runpy
 import shlex
+import sys
 import textwrap
 from pathlib import Path
 
@@ -18,7 +22,7 @@ from PIL import Image
 from brainjanus import cli
 from brainjanus.core.config import from_dict
 from brainjanus.core.space import BrainSpace
-from brainjanus.data.dataset import Stimuli, Subject, Trials
+from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
 from brainjanus.data.write import write_dataset
 from brainjanus.run import RunConfig, train
 
@@ -86,6 +90,78 @@ def test_every_command_of_the_guide_answers(beside_the_demo, project_root, monke
             assert program == "brainjanus" and argv[0] == "generate"
             assert cli.main(argv) == 0, command
     assert Path("decoded/captions.json").read_bytes() == Path("decoded_again/captions.json").read_bytes()
+
+
+SMALLER = {
+    "brainjanus train data/scans --out runs/scans": " --training.optim.steps 4 --brain-training.steps 4"
+    " --image-training.steps 4"
+}
+
+
+def follow(page: Path, real_data: Path, monkeypatch) -> list[str]:
+    """Do what a page says, block by block, in the folder where we are; returns the commands."""
+    done = []
+    for block in re.findall(r"^```bash\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.replace("$BRAINJANUS_REAL_DATA", str(real_data))
+            program, *argv = shlex.split(command + SMALLER.get(command, ""))
+            if program == "brainjanus":
+                assert cli.main(argv) == 0, line
+            elif program == "python":
+                monkeypatch.setattr(sys, "argv", argv)
+                runpy.run_path(argv[0], run_name="__main__")
+            else:
+                assert line == "export BRAINJANUS_REAL_DATA=$PWD/../shared/data"
+            done.append(command)
+    return done
+
+
+def test_own_scans_lead_from_betas_to_scores(real_data, project_root, tmp_path, monkeypatch):
+    """On the betas of object2vec as NIfTI: the dataset is that of its MATLAB file, value for value."""
+    import nibabel
+
+    from brainjanus import run
+
+    recording = real_data / "object2vec"
+    if not recording.is_dir():
+        pytest.skip(f"needs {recording}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")  # no Java: METEOR takes longer than all the rest
+    monkeypatch.setattr(run, "ScoreOptions", functools.partial(run.ScoreOptions, permutations=20, resamples=20))
+    Path("examples").symlink_to(project_root / "examples")
+    done = follow(project_root / "docs/guide/own-scans.md", real_data, monkeypatch)
+    assert SMALLER.keys() <= set(done)
+
+    monkeypatch.setenv("BRAINJANUS_REAL_DATA", str(real_data))
+    monkeypatch.setenv("BRAINJANUS_WORK", str(tmp_path / "work"))
+    monkeypatch.setattr(sys, "argv", ["object2vec_tables.py", str(recording), "work/object2vec"])
+    runpy.run_path("examples/object2vec_tables.py", run_name="__main__")
+    assert cli.main(["prepare", "--config", "examples/object2vec.toml", "--out", "data/matlab"]) == 0
+    matlab = Dataset.open("data/matlab")
+    planned = matlab.trials("object2vec")
+    for name in ("data/scans", "data/plain"):
+        made = Dataset.open(name)
+        trials = made.trials("sub-01")
+        assert (trials.stimulus_id, trials.split) == (planned.stimulus_id, planned.split)
+        np.testing.assert_array_equal(made.responses("sub-01"), matlab.responses("object2vec"))
+        assert made.captions("bed") == ("bed",)
+    scans, plain = Dataset.open("data/scans"), Dataset.open("data/plain")
+    rois = matlab.space("object2vec").rois
+    assert scans.space("sub-01").rois.keys() == rois.keys()
+    for roi, members in rois.items():
+        np.testing.assert_array_equal(scans.space("sub-01").rois[roi], members)
+    assert (len(scans.picture_rows("bed")), len(plain.picture_rows("bed"))) == (1, 10)
+    np.testing.assert_array_equal(scans.pictures("bed")[0], plain.pictures("bed")[0])
+
+    records = json.loads(Path("runs/scans/scores/scores.json").read_text())
+    found = {record["direction"] for record in records}
+    assert found == {"brain->text", "brain->image", "image->brain", "text->brain"}
+    assert np.isfinite([record["value"] for record in records]).all()
+    volume = nibabel.load("predicted/responses.nii.gz")
+    mask = nibabel.load(tmp_path / "study/derivatives/glm/sub-01/func/sub-01_task-objects_mask.nii.gz")
+    np.testing.assert_array_equal(np.isfinite(volume.get_fdata()[..., 0]), mask.get_fdata() > 0)
+    np.testing.assert_array_equal(volume.affine, mask.affine)
+    assert json.loads(Path("decoded/text/captions.json").read_text()).keys() == set(scans.split_ids("test"))
 
 
 def blocks_of(page: Path) -> list[str]:

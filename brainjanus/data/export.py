@@ -5,6 +5,9 @@ responses (in bfloat16 for BrainJanus), ids, sessions and splits. Responses are 
 
 NSD's stimuli ("nsd-00042") keep their 73k id, so that a peer finds them in its own files of pictures and captions;
 others are numbered as `stimuli.tsv` says. A peer knows no val split: those trials lie where it does not look.
+
+Read back with `prepare --from LAYOUT OUT --zscore none`, responses are those of the dataset, bit by bit (rounded to
+bfloat16 for BrainJanus); z-scored per session again, where the dataset was, they differ by rounding.
 """
 
 import io
@@ -13,7 +16,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -28,6 +31,7 @@ from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, image_of
 from brainjanus.data.readers.pictures import fit
 from brainjanus.data.readers.tensors import as_bfloat16
 
+PeerLayout = Literal["mindeye2", "brainjanus"]
 MINDEYE2_SIZE, BRAINJANUS_SIZE = 224, 384
 PART = 750  # trials that are in memory at once
 _TRIAL_IN_RUN = 4
@@ -42,59 +46,80 @@ class Exported(NamedTuple):
 
 
 class Numbered(NamedTuple):
-    """The number of each stimulus in a peer's files, and how many images these have. nsd: whether they are 73k ids."""
+    """The number of each stimulus in a peer's files, and how many images these have. nsd: whether they are 73k ids.
+
+    shown: the stimuli that the exported subjects saw, whose pictures are written.
+    """
 
     of: Mapping[str, int]
     num_images: int
     nsd: bool
+    shown: frozenset[str]
 
 
-def export_mindeye2(dataset: Dataset, out: Path | str) -> Exported:
+def export(
+    dataset: Dataset | Path | str, layout: PeerLayout, out: Path | str, subjects: Sequence[str] = ()
+) -> Exported:
+    """Write a dataset in a peer's layout; subjects: only these. Raises UserError as the two functions below do."""
+    dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    if layout not in get_args(PeerLayout):
+        raise UserError(f"layout: expected one of {listed(get_args(PeerLayout))}, got '{layout}'. Name one of these.")
+    write = export_mindeye2 if layout == "mindeye2" else export_brainjanus
+    return write(dataset, out, subjects)
+
+
+def export_mindeye2(dataset: Dataset, out: Path | str, subjects: Sequence[str] = ()) -> Exported:
     """Write betas_all_subjXX_fp32_renorm.hdf5, coco_images_224_float16.hdf5 and wds/ as MindEye2 reads them.
 
     Shards are numbered by session, in their order, as its option num_sessions counts them. What NSD recorded of a
-    trial and we do not (buttons, reaction times) is -1, as MindEye2 marks what is missing.
-    Raises UserError if something is at `out`, or the dataset has no pictures.
+    trial and we do not (buttons, reaction times) is -1, as MindEye2 marks what is missing. Sessions and runs
+    count from 1.
+    Raises UserError if something is at `out`, the dataset has no pictures, or not a subject of `subjects`.
     """
     out = Path(out)
-    numbered, notices = _checked(dataset, out)
+    numbered, notices = _checked(dataset, out, subjects)
     with written_beside(out) as folder:
         folder.mkdir()
         _write_names(folder, numbered)
-        for subject, name in _peer_names(dataset, folder).items():
+        for subject, name in _peer_names(dataset, subjects, folder, notices).items():
             _write_mindeye2_subject(dataset, subject, name, folder, numbered)
         _write_images_hdf5(dataset, folder / f"coco_images_{MINDEYE2_SIZE}_float16.hdf5", numbered)
     return Exported(out, notices)
 
 
-def export_brainjanus(dataset: Dataset, out: Path | str) -> Exported:
+def export_brainjanus(dataset: Dataset, out: Path | str, subjects: Sequence[str] = ()) -> Exported:
     """Write voxel/, image/ and captions/ as BrainJanus released them; the tensors are called voxels, ids and images.
 
     Beside its files (train, train_avg, test_avg) single trials of test and val are written, with their sessions and
     runs, since an average cannot be taken apart.
-    Raises UserError if something is at `out`, or the dataset has no pictures.
+    Raises UserError if something is at `out`, the dataset has no pictures, or not a subject of `subjects`.
     """
     out = Path(out)
-    numbered, notices = _checked(dataset, out)
+    numbered, notices = _checked(dataset, out, subjects)
     with written_beside(out) as folder:
         for part in ("voxel", "image", "captions"):
             (folder / part).mkdir(parents=True)
         _write_names(folder, numbered)
-        for subject, name in _peer_names(dataset, folder).items():
+        for subject, name in _peer_names(dataset, subjects, folder, notices).items():
             for split in SPLITS:
                 _write_bfloat16(dataset, subject, split, folder / "voxel" / f"{name}_{split}", numbered)
         _write_images_tensor(dataset, folder / f"image/nsd_stimuli_{BRAINJANUS_SIZE}_uint8.safetensors", numbered)
         texts = {}
         for stimulus in dataset.stimulus_ids:
-            if captions := dataset.captions(stimulus):
+            if stimulus in numbered.shown and (captions := dataset.captions(stimulus)):
                 texts[str(numbered.of[stimulus]) if numbered.nsd else stimulus] = list(captions)
         if texts:
             (folder / "captions/captions.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
     return Exported(out, notices)
 
 
-def _checked(dataset: Dataset, out: Path) -> tuple[Numbered, list[str]]:
-    """How stimuli are numbered, and what is lost. Raises UserError for a place that is taken."""
+def _checked(dataset: Dataset, out: Path, subjects: Sequence[str]) -> tuple[Numbered, list[str]]:
+    """How stimuli are numbered, and what is lost. Raises UserError for a place that is taken, or an unknown subject."""
+    if strangers := [subject for subject in subjects if subject not in dataset.subjects]:
+        raise UserError(
+            f"--subjects: expected subjects of {dataset.path} ({listed(dataset.subjects)}), got '{strangers[0]}'. "
+            "Correct it, or leave it out to export all."
+        )
     if out.exists() or out.is_symlink():
         raise UserError(
             f"{out}: expected a new folder, got something there. It is left as it is: choose another --out."
@@ -106,25 +131,30 @@ def _checked(dataset: Dataset, out: Path) -> tuple[Numbered, list[str]]:
         )
     nsd = all(re.fullmatch(r"nsd-\d{5}", name) for name in dataset.stimulus_ids)
     of = {name: image_of(name) if nsd else row for row, name in enumerate(dataset.stimulus_ids)}
-    seen = {name for split in SPLITS for name in dataset.split_ids(split)}
-    without = [name for name in dataset.stimulus_ids if name in seen and not _has_picture(dataset, name)]
+    shown = {name for who in subjects or dataset.subjects for name in dataset.trials(who).stimulus_id}
+    without = [name for name in dataset.stimulus_ids if name in shown and not _has_picture(dataset, name)]
     if without:
         raise UserError(
             f"{dataset.path}: expected a picture of each stimulus, got none of {len(without)} ({listed(without, 3)}). "
             "A peer would be shown a black one: prepare the dataset with all pictures."
         )
+    how = dataset.manifest.get("zscore", "none")
     notices = [
         "Responses are z-scored with training trials only; the peer's own numbers may rest on betas that were z-scored "
         "with test trials too."
+        if how != "none"
+        else "Responses are as the dataset has them, not z-scored, which a peer expects them to be."
     ]
-    several = sum(len(dataset.picture_rows(name)) > 1 for name in seen)
+    if how != "session":
+        notices.append("To read them back as they are, give --zscore none: `prepare` z-scores each session otherwise.")
+    several = sum(len(dataset.picture_rows(name)) > 1 for name in shown)
     if several:
         notices.append(f"{several} stimuli have several pictures; peers know one each, and have the first.")
     if dataset.split_ids("val"):
         notices.append(
             "Trials of val are in files of their own, which the peer does not read: it does not train on them."
         )
-    return Numbered(of, NUM_IMAGES if nsd else len(of), nsd), notices
+    return Numbered(of, NUM_IMAGES if nsd else len(of), nsd, frozenset(shown)), notices
 
 
 def _has_picture(dataset: Dataset, stimulus: str) -> bool:
@@ -140,14 +170,16 @@ def _write_names(folder: Path, numbered: Numbered) -> None:
         (folder / NAMES).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _peer_names(dataset: Dataset, folder: Path) -> dict[str, str]:
+def _peer_names(dataset: Dataset, subjects: Sequence[str], folder: Path, notices: list[str]) -> dict[str, str]:
     """What each subject is called in files that know only subj01 and so on; `subjects.tsv` has other names."""
-    if all(re.fullmatch(r"subj\d\d", subject) for subject in dataset.subjects):
-        return {subject: subject for subject in dataset.subjects}
     names = {subject: f"subj{number:02}" for number, subject in enumerate(dataset.subjects, start=1)}
-    lines = ["name\tsubject", *(f"{name}\t{subject}" for subject, name in names.items())]
-    (folder / "subjects.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return names
+    if all(re.fullmatch(r"subj\d\d", subject) for subject in names):
+        names = {subject: subject for subject in names}
+    else:
+        lines = ["name\tsubject", *(f"{name}\t{subject}" for subject, name in names.items())]
+        (folder / "subjects.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        notices.append("Subjects are called subj01, subj02, ..., as peers expect; subjects.tsv says who is who.")
+    return {subject: name for subject, name in names.items() if not subjects or subject in subjects}
 
 
 def _write_mindeye2_subject(dataset: Dataset, subject: str, name: str, folder: Path, numbered: Numbered) -> None:
@@ -187,16 +219,21 @@ def behaviour(
     behav = np.full((len(order), NUM_COLUMNS), -1.0)
     behav[:, IMAGE] = [number_of[trials.stimulus_id[row]] for row in order]
     behav[:, SUBJECT] = subject_number
-    behav[:, SESSION] = trials.session[order]
-    behav[:, RUN] = trials.run[order]
+    behav[:, SESSION] = _from_one(trials.session)[order]
+    behav[:, RUN] = _from_one(trials.run)[order]
     behav[:, TRIAL] = np.arange(len(order))
-    behav[:, ISOLD] = trials.repeat[order] > 1
+    behav[:, ISOLD] = _from_one(trials.repeat)[order] > 1
     behav[:, SHARED] = [trials.split[row] == "test" for row in order]
     count: dict[tuple[int, int], int] = {}
     for row, run in enumerate(zip(trials.session[order].tolist(), trials.run[order].tolist(), strict=True)):
         count[run] = count.get(run, 0) + 1
         behav[row, _TRIAL_IN_RUN] = count[run]
     return behav
+
+
+def _from_one(numbers: Int[np.ndarray, "t"]) -> Int[np.ndarray, "t"]:
+    """Numbers that count from 0 (or below), counted from 1."""
+    return numbers + max(0, 1 - int(numbers.min(initial=1)))
 
 
 def _same_image(behav: Float[np.ndarray, "t 17"]) -> dict[int, list[int]]:
@@ -243,8 +280,8 @@ def _around(
 
 
 def _pictures(dataset: Dataset, numbered: Numbered, size: int) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-    """The first picture of each stimulus, by its number, growing."""
-    there = sorted((name for name in dataset.stimulus_ids if _has_picture(dataset, name)), key=lambda n: numbered.of[n])
+    """The first picture of each stimulus that was shown, by its number, growing."""
+    there = sorted(numbered.shown, key=lambda name: numbered.of[name])
     with progress("writing pictures", len(there)) as advance:
         for done, name in enumerate(there, start=1):
             yield numbered.of[name], fit(Image.fromarray(dataset.images([name])[0]), size)
@@ -323,7 +360,7 @@ def _write_header(file: io.BufferedWriter, header: Mapping[str, object]) -> None
 def _write_images_tensor(dataset: Dataset, path: Path, numbered: Numbered) -> None:
     """uint8 [images, 3, 384, 384], up to the last image that is there; others are holes, which read as black."""
     size = BRAINJANUS_SIZE
-    count = max(numbered.of.values()) + 1
+    count = max(numbered.of[name] for name in numbered.shown) + 1
     one = 3 * size * size
     header = {"images": {"dtype": "U8", "shape": [count, 3, size, size], "data_offsets": [0, count * one]}}
     with open(path, "wb") as file:

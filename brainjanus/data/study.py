@@ -90,9 +90,9 @@ class StudyOptions:
     keys: tuple[str, ...] = ()
     """Names of tensors or datasets inside files, NAME=KEY, where a layout does not fix them."""
     files: tuple[str, ...] = ()
-    """Files that lie elsewhere, NAME=PATH: of NSD and its peers expdesign (nsd_expdesign.mat), stim-info
+    """Files and folders that lie elsewhere, NAME=PATH: of NSD and its peers expdesign (nsd_expdesign.mat), stim-info
     (nsd_stim_info_merged.csv) and coco (the folder of captions_*.json), of raw NSD also stimuli (nsd_stimuli.hdf5), of
-    BIDS stimuli (pictures) and events (a folder)."""
+    BIDS stimuli (pictures) and events (a folder), of THINGS images and data (folders)."""
 
     def __post_init__(self) -> None:
         if self.sessions < 0:
