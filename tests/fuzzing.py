@@ -26,7 +26,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,11 +60,13 @@ HASHED = 1 << 20  # larger files are compared by size and time
 class Reader(NamedTuple):
     """build: fills a folder. read: (folder, out) reads all of it, as users do; writes to `out` alone.
 
-    command: the same as a command line, if there is one that does it."""
+    command: the same as a command line, if there is one that does it. after: what is done to every other case once it
+    is damaged, or what follows would never be read."""
 
     build: Callable[[Path], object]
     read: Callable[[Path, Path], object]
     command: Callable[[Path, Path], list[str]] | None = None
+    after: Callable[[Path], object] | None = None
 
 
 class Hostile(NamedTuple):
@@ -298,7 +300,9 @@ def read_shards(folder: Path, out: Path) -> None:
 def build_tensors(folder: Path) -> None:
     save_file({"a": MATRIX, "i": np.arange(12), "h": tensors.as_bfloat16(MATRIX)}, folder / "a.safetensors")
     raw = (folder / "a.safetensors").read_bytes()
-    (folder / "b.safetensors").write_bytes(raw.replace(b'"U16"', b'"BF16"').replace(b"  ", b" ", 1))
+    length = int.from_bytes(raw[:8], "little")
+    told = raw[8 : 8 + length].replace(b'"U16"', b'"BF16"')
+    (folder / "b.safetensors").write_bytes(len(told).to_bytes(8, "little") + told + raw[8 + length :])
 
 
 def read_tensors(folder: Path, out: Path) -> None:
@@ -437,7 +441,7 @@ def read_dataset(folder: Path, out: Path) -> None:
 def read_doctor(folder: Path, out: Path) -> None:
     from brainjanus.doctor import doctor
 
-    doctor(folder / "dataset", out / "report", checksums=True)
+    doctor(folder / "dataset", out / "report")
 
 
 def build_info(folder: Path) -> None:
@@ -545,12 +549,13 @@ READERS = {
     "prepare, NIfTI": Reader(build_prepare_nifti, read_prepare_nifti),
     "prepare, sensors": Reader(build_prepare_sensors, read_prepare_sensors),
     "dataset": Reader(
-        build_dataset, read_dataset, lambda folder, out: ["info", str(folder / "dataset")]
+        build_dataset, read_dataset, lambda folder, out: ["info", str(folder / "dataset")], lambda folder: sized(folder)
     ),
     "doctor": Reader(
         build_dataset,
         read_doctor,
-        lambda folder, out: ["doctor", str(folder / "dataset"), "--out", str(out / "report"), "--checksums"],
+        lambda folder, out: ["doctor", str(folder / "dataset"), "--out", str(out / "report")],
+        lambda folder: sized(folder),
     ),
     "info": Reader(build_info, read_info, lambda folder, out: ["info", str(folder / "a.npz")]),
     "config": Reader(build_config, read_config),
@@ -860,7 +865,9 @@ def state(root: Path, leave_out: Path) -> dict[str, str]:
         if is_file and facts.st_size < HASHED:
             found[str(file)] = hashlib.blake2b(file.read_bytes()).hexdigest()
         else:
-            found[str(file)] = f"{facts.st_mode} {facts.st_size if is_file else ''} {facts.st_mtime_ns if is_file else ''}"
+            found[str(file)] = (
+                f"{facts.st_mode} {facts.st_size if is_file else ''} {facts.st_mtime_ns if is_file else ''}"
+            )
     return found
 
 
@@ -889,8 +896,8 @@ class Arena:
                 read(self.input, self.out)
             except UserError as error:
                 ended, said = "refused", str(error)
-                if "\n" in said or len(said) > 3000:
-                    ended, said = "failed", f"no sentence: {said[:3000]}"
+                if "\n" in said:
+                    ended, said = "failed", f"several lines: {said[:3000]}"
             except (Exception, SystemExit) as error:  # the bar of the whole: nothing else may be raised
                 ended, said = "failed", f"{type(error).__name__}: {error}\n{traceback.format_exc()[-1800:]}"
         sec, grown = time.perf_counter() - start, peak() - base
@@ -909,10 +916,8 @@ class Arena:
 def peak(reset: bool = False) -> int:
     """The most memory that this process had, since the last reset where the system can do that."""
     if reset:
-        try:
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass
     try:
         text = Path("/proc/self/status").read_text()
         return int(next(line.split()[1] for line in text.splitlines() if line.startswith("VmHWM"))) * 1024
@@ -949,9 +954,16 @@ class Cases:
         others = [self.whole / one for one in self.files if (self.whole / one).stat().st_size < HASHED]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return file, damage(self.arena.input / file, others, random, self.arena.mark)
+            done = damage(self.arena.input / file, others, random, self.arena.mark)
+        if self.reader.after is not None and number % 2:
+            self.reader.after(self.arena.input)
+        return file, done
 
     def restore(self, file: Path) -> None:
+        if self.reader.after is not None:
+            shutil.rmtree(self.arena.input)
+            shutil.copytree(self.whole, self.arena.input)
+            return
         target = self.arena.input / file
         if target.is_dir():
             shutil.rmtree(target)
@@ -1017,7 +1029,9 @@ def npy_header(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
     return file.getvalue()
 
 
-def hdf5_bomb(path: Path, key: str, shape: tuple[int, ...], dtype: str = "f4", chunk: tuple[int, ...] | None = None) -> None:
+def hdf5_bomb(
+    path: Path, key: str, shape: tuple[int, ...], dtype: str = "f4", chunk: tuple[int, ...] | None = None
+) -> None:
     """A dataset of that shape: one written chunk that is gzipped zeros, or, without `chunk`, nothing but a fill value."""
     with h5py.File(path, "a") as file:
         if chunk is None:
@@ -1262,6 +1276,7 @@ def found_epochs(name: str) -> Callable[[Path, Path], object]:
 def hostile() -> Iterator[tuple[str, Hostile]]:
     for kind in LINKS:
         for suffix in (".h5", ".mat"):
+
             def build(folder: Path, outside: Path, kind: str = kind, suffix: str = suffix) -> None:
                 points_outside(kind, folder / f"a{suffix}", outside)
                 if suffix == ".mat":
@@ -1270,11 +1285,17 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
 
             yield f"{kind}, array{suffix}", Hostile("outside", build, array_at(f"a{suffix}:a"))
         yield f"{kind}, hdf5", Hostile("outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o), whole_dataset)
-        yield f"{kind}, one dataset", Hostile(
-            "outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o), opened_dataset
+        yield (
+            f"{kind}, one dataset",
+            Hostile("outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o), opened_dataset),
         )
-        yield f"{kind}, pictures", Hostile(
-            "outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o), lambda f, o: read_all_pictures(f / "a.h5")
+        yield (
+            f"{kind}, pictures",
+            Hostile(
+                "outside",
+                lambda f, o, k=kind: points_outside(k, f / "a.h5", o),
+                lambda f, o: read_all_pictures(f / "a.h5"),
+            ),
         )
         yield f"{kind}, epochs", Hostile("outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o, "data"),
                                          found_epochs("a.h5"))  # fmt: skip
@@ -1286,19 +1307,24 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
             ("things-meg", "sub-01/preprocessed_meg_training.h5", "times"),
         ):
             variant = ".h5" if name == "things-meg" else ""
-            yield f"{kind}, {name} {key}", Hostile(
-                "outside", spoiled(name, replaced(file, key, kind), variant), read_layout(name)
+            yield (
+                f"{kind}, {name} {key}",
+                Hostile("outside", spoiled(name, replaced(file, key, kind), variant), read_layout(name)),
             )
     for kind in MEMBERS:
         for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz")):
-            yield f"{kind}, pictures{suffix}", Hostile(
-                "outside",
-                lambda f, o, k=kind, s=suffix, m=mode: odd_members(f / f"a{s}", o, k, "x.png", m),
-                lambda f, o, s=suffix: read_all_pictures(f / f"a{s}"),
-                refused=kind not in INSIDE,
+            yield (
+                f"{kind}, pictures{suffix}",
+                Hostile(
+                    "outside",
+                    lambda f, o, k=kind, s=suffix, m=mode: odd_members(f / f"a{s}", o, k, "x.png", m),
+                    lambda f, o, s=suffix: read_all_pictures(f / f"a{s}"),
+                    refused=kind not in INSIDE,
+                ),
             )
-        yield f"{kind}, shard", Hostile(
-            "outside", lambda f, o, k=kind: odd_members(f / "a.tar", o, k, "s0.x.npy"), read_shard
+        yield (
+            f"{kind}, shard",
+            Hostile("outside", lambda f, o, k=kind: odd_members(f / "a.tar", o, k, "s0.x.npy"), read_shard),
         )
     for name in ("../outside/x.png", "{}/x.png", "C:\\x.png"):
         yield f"zip member {name}", Hostile(
@@ -1311,8 +1337,9 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
     )  # fmt: skip
     for name, file in (("mindeye1", "train/train_subj01_0.tar"), ("mindeye2", "wds/subj01/train/0.tar")):
         for evil in ("../../outside/{}", "/tmp/{}"):
-            yield f"member {evil}, {name}", Hostile(
-                "outside", spoiled(name, renamed_member(file, evil)), read_layout(name)
+            yield (
+                f"member {evil}, {name}",
+                Hostile("outside", spoiled(name, renamed_member(file, evil)), read_layout(name)),
             )
     yield "a subject named ../../evil", Hostile("outside", spec_with(one="../../evil"), read_prepare)
     yield "an absolute subject", Hostile("outside", spec_with(one="/tmp/brainjanus-evil"), read_prepare)
@@ -1327,8 +1354,9 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         "outside", manifest_with(lambda m: m["files"].update({"../../outside/canary.txt": {"bytes": 26, "sha256": ""}})),
         read_dataset,
     )  # fmt: skip
-    yield "a manifest whose subject is outside", Hostile(
-        "outside", manifest_with(lambda m: m.update(subjects=["../../../outside"])), read_dataset
+    yield (
+        "a manifest whose subject is outside",
+        Hostile("outside", manifest_with(lambda m: m.update(subjects=["../../../outside"])), read_dataset),
     )
     yield "a surface whose numbers are outside", Hostile(
         "outside",
@@ -1339,6 +1367,7 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
 
     mark = lambda folder: folder.parent / "unpickled"  # noqa: E731
     for suffix in (".npy", ".npz"):
+
         def pickled(folder: Path, outside: Path, suffix: str = suffix) -> None:
             arrays_of_pickles(folder / f"a{suffix}", mark(folder))
             (folder / "a.txt").write_text("\n".join(NAMES))
@@ -1356,29 +1385,44 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         for way, read in ways.items():
             if (suffix, way) != (".npy", "ids"):
                 yield f"pickled {suffix}, {way}", Hostile("pickle", pickled, read)
-    yield "pickled ids in npz", Hostile(
-        "pickle",
-        lambda f, o: np.savez(f / "a.npz", responses=MATRIX, ids=np.array([Payload(mark(f))] * 12, dtype=object)),
-        lambda f, o: predictions.read_response_predictions(str(f / "a.npz")),
+    yield (
+        "pickled ids in npz",
+        Hostile(
+            "pickle",
+            lambda f, o: np.savez(f / "a.npz", responses=MATRIX, ids=np.array([Payload(mark(f))] * 12, dtype=object)),
+            lambda f, o: predictions.read_response_predictions(str(f / "a.npz")),
+        ),
     )
-    yield "pickled npz, epochs", Hostile(
-        "pickle", lambda f, o: arrays_of_pickles(f / "a.npz", mark(f)), found_epochs("a.npz")
+    yield (
+        "pickled npz, epochs",
+        Hostile("pickle", lambda f, o: arrays_of_pickles(f / "a.npz", mark(f)), found_epochs("a.npz")),
     )
     for name in ("a.npy", "a.npz", "a.mat", "a.h5", "a.safetensors"):
-        yield f"a bare pickle called {name}", Hostile(
-            "pickle", lambda f, o, n=name: (f / n).write_bytes(pickle.dumps(Payload(mark(f)))), array_at(name)
+        yield (
+            f"a bare pickle called {name}",
+            Hostile("pickle", lambda f, o, n=name: (f / n).write_bytes(pickle.dumps(Payload(mark(f)))), array_at(name)),
         )
-    yield "pickled member, shard", Hostile(
-        "pickle",
-        lambda f, o: tar_of(f / "a.tar", [("s.x.npy", npy(np.array([Payload(mark(f))], dtype=object), allow_pickle=True))]),
-        read_shard,
+    yield (
+        "pickled member, shard",
+        Hostile(
+            "pickle",
+            lambda f, o: tar_of(
+                f / "a.tar", [("s.x.npy", npy(np.array([Payload(mark(f))], dtype=object), allow_pickle=True))]
+            ),
+            read_shard,
+        ),
     )
     yield "pickled member, mindeye1", Hostile(
         "pickle", spoiled("mindeye1", pickled_member("train/train_subj01_0.tar", "nsdgeneral.npy")),
         read_layout("mindeye1"),
     )  # fmt: skip
-    yield "pickled numbers, mindeye2", Hostile(
-        "pickle", spoiled("mindeye2", pickled_member("wds/subj01/train/0.tar", ".behav.npy")), read_layout("mindeye2")
+    yield (
+        "pickled numbers, mindeye2",
+        Hostile(
+            "pickle",
+            spoiled("mindeye2", pickled_member("wds/subj01/train/0.tar", ".behav.npy")),
+            read_layout("mindeye2"),
+        ),
     )
 
     def things(root: Path, outside: Path) -> None:
@@ -1389,18 +1433,27 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         )
 
     yield "things-eeg2 as published", Hostile("pickle", spoiled("things-eeg2", things), read_layout("things-eeg2"))
-    yield "a function in .mat", Hostile(
-        "pickle", lambda f, o: (f / "a.mat").write_bytes(MAT_HEADER + mat_array(16, NUMBER)), array_at("a.mat:a")
-    )
-    yield "an object in .mat", Hostile(
-        "pickle",
-        lambda f, o: (f / "a.mat").write_bytes(
-            MAT_HEADER
-            + mat_array(3, mat_element(1, b"evil"), mat_element(5, struct.pack("<i", 4)), mat_element(1, b"x\0\0\0"), NUMBER)
+    yield (
+        "a function in .mat",
+        Hostile(
+            "pickle", lambda f, o: (f / "a.mat").write_bytes(MAT_HEADER + mat_array(16, NUMBER)), array_at("a.mat:a")
         ),
-        array_at("a.mat:a"),
+    )
+    yield (
+        "an object in .mat",
+        Hostile(
+            "pickle",
+            lambda f, o: (f / "a.mat").write_bytes(
+                MAT_HEADER
+                + mat_array(
+                    3, mat_element(1, b"evil"), mat_element(5, struct.pack("<i", 4)), mat_element(1, b"x\0\0\0"), NUMBER
+                )
+            ),
+            array_at("a.mat:a"),
+        ),
     )
     for name in ("a.npy", "a.npz", "a.pt", "a.pkl", "a.mat"):
+
         def anything(folder: Path, outside: Path, name: str = name) -> None:
             if name.startswith("a.np"):
                 arrays_of_pickles(folder / name, mark(folder))
@@ -1410,11 +1463,19 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         yield f"info of a pickled {name}", Hostile("pickle", anything, read_info, refused=False)
 
     huge = 4 * GB
-    yield "zip bomb, pictures", Hostile(
-        "bomb", lambda f, o: zip_bomb(f / "a.zip", "x.png", huge - 2), lambda f, o: read_all_pictures(f / "a.zip")
+    yield (
+        "zip bomb, pictures",
+        Hostile(
+            "bomb", lambda f, o: zip_bomb(f / "a.zip", "x.png", huge - 2), lambda f, o: read_all_pictures(f / "a.zip")
+        ),
     )
-    yield "tar.gz bomb, pictures", Hostile(
-        "bomb", lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x.png", huge), lambda f, o: read_all_pictures(f / "a.tar.gz")
+    yield (
+        "tar.gz bomb, pictures",
+        Hostile(
+            "bomb",
+            lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x.png", huge),
+            lambda f, o: read_all_pictures(f / "a.tar.gz"),
+        ),
     )
     yield "tar.gz bomb, a long name", Hostile(
         "bomb", lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x", huge, tarfile.GNUTYPE_LONGNAME),
@@ -1424,21 +1485,30 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         "bomb", lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x", huge, tarfile.XHDTYPE),
         lambda f, o: read_all_pictures(f / "a.tar.gz"),
     )  # fmt: skip
-    yield "PNG of 13,000 x 13,000", Hostile(
-        "bomb", lambda f, o: zip_of(f / "a.zip", [("x.png", png_bomb(13_000))]), lambda f, o: read_all_pictures(f / "a.zip")
+    yield (
+        "PNG of 13,000 x 13,000",
+        Hostile(
+            "bomb",
+            lambda f, o: zip_of(f / "a.zip", [("x.png", png_bomb(13_000))]),
+            lambda f, o: read_all_pictures(f / "a.zip"),
+        ),
     )
-    yield "PNG of 60,000 x 60,000", Hostile(
-        "bomb", lambda f, o: (f / "x.png").write_bytes(png_bomb(60_000)), lambda f, o: read_all_pictures(f)
+    yield (
+        "PNG of 60,000 x 60,000",
+        Hostile("bomb", lambda f, o: (f / "x.png").write_bytes(png_bomb(60_000)), lambda f, o: read_all_pictures(f)),
     )
     yield "mask of zeros, .nii.gz", Hostile("bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (1200, 1200, 1000)), masks)
-    yield "small mask of zeros, .nii.gz", Hostile(
-        "bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (640, 640, 640), np.float64), masks
+    yield (
+        "small mask of zeros, .nii.gz",
+        Hostile("bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (640, 640, 640), np.float64), masks),
     )
-    yield "betas of zeros, .nii.gz", Hostile(
-        "bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (64, 64, 32, 30_000)), betas
+    yield (
+        "betas of zeros, .nii.gz",
+        Hostile("bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (64, 64, 32, 30_000)), betas),
     )
-    yield "a billion trials, .nii.gz", Hostile(
-        "bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (1, 1, 1, 32_767)), streamed, refused=False
+    yield (
+        "a billion trials, .nii.gz",
+        Hostile("bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (1, 1, 1, 32_767)), streamed, refused=False),
     )
 
     def lying(folder: Path, outside: Path) -> None:
@@ -1448,35 +1518,55 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         (folder / "a.nii.gz").write_bytes(zeros(1 << 22, "gzip", bytes(head)))
 
     yield "a header that lies, .nii.gz", Hostile("bomb", lying, betas)
-    yield "HDF5 of a fill value, array", Hostile(
-        "bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (1 << 20, 1 << 12)), array_at("a.h5:a")
+    yield (
+        "HDF5 of a fill value, array",
+        Hostile("bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (1 << 20, 1 << 12)), array_at("a.h5:a")),
     )
-    yield "HDF5 of a fill value, 3 GB", Hostile(
-        "bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (3 << 8, 1 << 20)), array_at("a.h5:a")
+    yield (
+        "HDF5 of a fill value, 3 GB",
+        Hostile("bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (3 << 8, 1 << 20)), array_at("a.h5:a")),
     )
-    yield "HDF5 of a fill value, one dataset", Hostile(
-        "bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (1 << 20, 1 << 12)), whole_dataset
+    yield (
+        "HDF5 of a fill value, one dataset",
+        Hostile("bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (1 << 20, 1 << 12)), whole_dataset),
     )
     gzipped = lambda f, o, shape=(8, 1 << 26), chunk=(1, 1 << 26): hdf5_bomb(f / "a.h5", "a", shape, "f4", chunk)  # noqa: E731
     yield "HDF5 of gzipped zeros, array", Hostile("bomb", gzipped, array_at("a.h5:a"))
     yield "HDF5 of gzipped zeros, one dataset", Hostile("bomb", gzipped, whole_dataset)
-    yield "HDF5 with chunks of 2 GB", Hostile(
-        "bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (16, 1 << 25), "f4", (16, 1 << 25)), opened_dataset
+    yield (
+        "HDF5 with chunks of 2 GB",
+        Hostile("bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (16, 1 << 25), "f4", (16, 1 << 25)), opened_dataset),
     )
     yield "HDF5 of pictures, 30,000 x 30,000", Hostile(
         "bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (1, 30_000, 30_000, 3), "u1"),
         lambda f, o: read_all_pictures(f / "a.h5"),
     )  # fmt: skip
-    yield "mat of gzipped zeros", Hostile("bomb", lambda f, o: mat_bomb(f / "a.mat", (1 << 14, 1 << 14)), array_at("a.mat"))
+    yield (
+        "mat of gzipped zeros",
+        Hostile("bomb", lambda f, o: mat_bomb(f / "a.mat", (1 << 14, 1 << 14)), array_at("a.mat")),
+    )
     for shape in ((1 << 40,), (1 << 29,), (1 << 62, 1 << 62), (10**30,)):
-        yield f"npy that says {shape}", Hostile(
-            "bomb", lambda f, o, s=shape: (f / "a.npy").write_bytes(npy_header(s) + bytes(64)), array_at("a.npy")
+        yield (
+            f"npy that says {shape}",
+            Hostile(
+                "bomb", lambda f, o, s=shape: (f / "a.npy").write_bytes(npy_header(s) + bytes(64)), array_at("a.npy")
+            ),
         )
-        yield f"npz that says {shape}", Hostile(
-            "bomb", lambda f, o, s=shape: zip_of(f / "a.npz", [("a.npy", npy_header(s) + bytes(64))]), array_at("a.npz")
+        yield (
+            f"npz that says {shape}",
+            Hostile(
+                "bomb",
+                lambda f, o, s=shape: zip_of(f / "a.npz", [("a.npy", npy_header(s) + bytes(64))]),
+                array_at("a.npz"),
+            ),
         )
-    yield "npz of zeros", Hostile(
-        "bomb", lambda f, o: zip_bomb(f / "a.npz", "a.npy", huge - 2, npy_header((huge // 4 - 40,))), array_at("a.npz")
+    yield (
+        "npz of zeros",
+        Hostile(
+            "bomb",
+            lambda f, o: zip_bomb(f / "a.npz", "a.npy", huge - 2, npy_header((huge // 4 - 40,))),
+            array_at("a.npz"),
+        ),
     )
     yield "npz of zeros, responses", Hostile(
         "bomb", lambda f, o: zip_bomb(f / "a.npz", "responses.npy", huge - 2, npy_header((huge // 4 - 40,))),
@@ -1486,18 +1576,26 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         "bomb", lambda f, o: zip_bomb(f / "a.npz", "ids.npy", huge - 2, npy_header((huge // 4 - 40,))),
         lambda f, o: predictions.row_ids(str(f / "a.npz"), 12, None),
     )  # fmt: skip
-    yield "npz of zeros, epochs", Hostile(
-        "bomb", lambda f, o: zip_bomb(f / "a.npz", "ch.npy", huge - 2, npy_header((huge // 4 - 40,))), found_epochs("a.npz")
+    yield (
+        "npz of zeros, epochs",
+        Hostile(
+            "bomb",
+            lambda f, o: zip_bomb(f / "a.npz", "ch.npy", huge - 2, npy_header((huge // 4 - 40,))),
+            found_epochs("a.npz"),
+        ),
     )
     yield "surface of gzipped zeros", Hostile("bomb", lambda f, o: gifti_bomb(f / "a.func.gii", 2 * GB), surface)
-    yield "XML of a billion laughs", Hostile(
-        "bomb",
-        lambda f, o: (f / "a.func.gii").write_text(
-            '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b0 "ha">'
-            + "".join(f'<!ENTITY b{i + 1} "{f"&b{i};" * 10}">' for i in range(10))
-            + "]><GIFTI>&b10;</GIFTI>"
+    yield (
+        "XML of a billion laughs",
+        Hostile(
+            "bomb",
+            lambda f, o: (f / "a.func.gii").write_text(
+                '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b0 "ha">'
+                + "".join(f'<!ENTITY b{i + 1} "{f"&b{i};" * 10}">' for i in range(10))
+                + "]><GIFTI>&b10;</GIFTI>"
+            ),
+            surface,
         ),
-        surface,
     )
     deeps: dict[str, Callable[[Path, Path], object]] = {
         "captions": lambda f, o: tables.read_captions(f / "a.json"),
@@ -1510,24 +1608,31 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         "info": lambda f, o: read_info(f, o),
     }
     for way, read in deeps.items():
-        yield f"100,000 brackets, {way}", Hostile(
-            "bomb", lambda f, o: (deep(f / "a.json"), deep(f / "a.toml")), read, refused=way != "info"
+        yield (
+            f"100,000 brackets, {way}",
+            Hostile("bomb", lambda f, o: (deep(f / "a.json"), deep(f / "a.toml")), read, refused=way != "info"),
         )
     yield "100,000 brackets, dataset", Hostile("bomb", deep_dataset, read_dataset)
-    yield "100,000 brackets, space", Hostile(
-        "bomb", lambda f, o: (build_dataset(f), deep(f / "dataset/subjects/one/space.json"), sized(f)), read_dataset
+    yield (
+        "100,000 brackets, space",
+        Hostile(
+            "bomb", lambda f, o: (build_dataset(f), deep(f / "dataset/subjects/one/space.json"), sized(f)), read_dataset
+        ),
     )
-    yield "100,000 brackets, captions of a dataset", Hostile(
-        "bomb", lambda f, o: (build_dataset(f), deep(f / "dataset/captions.json"), sized(f)), read_dataset
+    yield (
+        "100,000 brackets, captions of a dataset",
+        Hostile("bomb", lambda f, o: (build_dataset(f), deep(f / "dataset/captions.json"), sized(f)), read_dataset),
     )
     for way, offsets in (("overlapping", [0, 2**62]), ("negative", [-8, 8]), ("huge", [2**62, 2**63 - 1])):
+
         def safetensors(folder: Path, outside: Path, offsets: list[int] = offsets) -> None:
             told = json.dumps({"a": {"dtype": "F32", "shape": [2**60], "data_offsets": offsets}}).encode()
             (folder / "a.safetensors").write_bytes(len(told).to_bytes(8, "little") + told + bytes(64))
 
         yield f"safetensors with {way} offsets", Hostile("bomb", safetensors, array_at("a.safetensors"))
-        yield f"safetensors with {way} offsets, mapped", Hostile(
-            "bomb", safetensors, lambda f, o: tensors.tensors_of(f / "a.safetensors")
+        yield (
+            f"safetensors with {way} offsets, mapped",
+            Hostile("bomb", safetensors, lambda f, o: tensors.tensors_of(f / "a.safetensors")),
         )
     yield "safetensors with a header of 2^62 bytes", Hostile(
         "bomb", lambda f, o: (f / "a.safetensors").write_bytes((2**62).to_bytes(8, "little") + bytes(64)),
@@ -1536,10 +1641,13 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
 
 
 def sized(folder: Path) -> None:
-    """A manifest that lists its files as they are now."""
-    manifest = json.loads((folder / "dataset/dataset.json").read_text())
-    for name, facts in manifest["files"].items():
-        facts["bytes"] = (folder / "dataset" / name).stat().st_size
+    """A manifest that lists its files as they are now, where it can be read and they are there."""
+    try:
+        manifest = json.loads((folder / "dataset/dataset.json").read_text())
+        for name, facts in manifest["files"].items():
+            facts["bytes"] = (folder / "dataset" / name).stat().st_size
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return
     (folder / "dataset/dataset.json").write_text(json.dumps(manifest))
 
 

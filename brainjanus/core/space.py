@@ -234,7 +234,7 @@ class BrainSpace:
         try:
             facts = json.loads((folder / "space.json").read_text())
             arrays: dict[str, Any] = load_file(folder / "space.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise UserError(
                 f"{folder}: expected space.json and space.safetensors, got '{error}'. "
                 "The folder is damaged: copy it again or run `brainjanus prepare` again."

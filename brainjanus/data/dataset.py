@@ -20,7 +20,8 @@ not loaded: what is not asked for is not read.
 import csv
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,11 @@ class Trials(NamedTuple):
 
     @classmethod
     def load(cls, path: Path) -> "Trials":
+        with as_written(path):
+            return cls._load(path)
+
+    @classmethod
+    def _load(cls, path: Path) -> "Trials":
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
 
@@ -150,7 +156,7 @@ class Dataset:
         path = Path(path)
         try:
             manifest = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}: expected a dataset folder with a readable dataset.json, got '{error}'. "
                 "Is the path right? `brainjanus prepare` makes such a folder."
@@ -172,9 +178,10 @@ class Dataset:
                 f"{path}/dataset.json: expected the keys {', '.join(sorted(missing))}, got a manifest without them. "
                 "It was edited or cut short: copy it again or run `brainjanus prepare` again."
             )
-        for name, facts in manifest["files"].items():
-            _check_file(path / name, facts["bytes"])
-        return cls(path, manifest)
+        with as_written(path / "dataset.json"):
+            for name, facts in manifest["files"].items():
+                _check_file(path / name, facts["bytes"])
+            return cls(path, manifest)
 
     def verify(self) -> None:
         """Read every file and compare its checksum. Raises UserError naming the first file that was changed."""
@@ -188,8 +195,9 @@ class Dataset:
 
     @cached_property
     def stimulus_ids(self) -> tuple[str, ...]:
-        with open(self.path / "stimuli.tsv", newline="", encoding="utf-8") as file:
-            return tuple(row["stimulus_id"] for row in csv.DictReader(file, delimiter="\t"))
+        file = self.path / "stimuli.tsv"
+        with as_written(file), open(file, newline="", encoding="utf-8") as table:
+            return tuple(row["stimulus_id"] for row in csv.DictReader(table, delimiter="\t"))
 
     def space(self, subject: str) -> BrainSpace:
         return BrainSpace.load(self._folder(subject))
@@ -287,7 +295,7 @@ class Dataset:
         if source is None or source == self.caption_sources[0]:
             return tuple(self._captions.get(stimulus_id, ()))
         if source not in self._further:
-            self._further[source] = json.loads((self.path / f"captions/{source}.json").read_text(encoding="utf-8"))
+            self._further[source] = _read_captions(self.path / f"captions/{source}.json")
         return tuple(self._further[source].get(stimulus_id, ()))
 
     def features(self, name: str, ids: Sequence[str]) -> Float[np.ndarray, "n t c"]:
@@ -329,8 +337,7 @@ class Dataset:
 
     @cached_property
     def _captions(self) -> dict[str, list[str]]:
-        file = self.path / "captions.json"
-        return json.loads(file.read_text(encoding="utf-8")) if "captions.json" in self.manifest["files"] else {}
+        return _read_captions(self.path / "captions.json") if "captions.json" in self.manifest["files"] else {}
 
     @cached_property
     def _further(self) -> dict[str, dict[str, list[str]]]:
@@ -363,6 +370,30 @@ class TensorPlace(NamedTuple):
     offset: int
 
 
+@contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Turn what is raised where a file of a dataset is not as it was written into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+            csv.Error) as error:  # fmt: skip
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path}: expected the file as it was written, got one whose contents make no sense ('{said}'). "
+            "It was edited, or is damaged: copy the dataset again or run `brainjanus prepare` again."
+        ) from error
+
+
+def _read_captions(path: Path) -> dict[str, list[str]]:
+    with as_written(path):
+        captions = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(text, str) for texts in captions.values() for text in texts):
+            raise ValueError("captions that are no text")
+        return captions
+
+
 def tensor_place(path: Path, name: str) -> TensorPlace:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -372,8 +403,9 @@ def tensor_place(path: Path, name: str) -> TensorPlace:
 
 def map_tensor(path: Path, name: str) -> np.ndarray:
     """A read-only view of one tensor of a safetensors file; bytes are read where it is indexed."""
-    dtype, shape, offset = tensor_place(path, name)
-    return np.memmap(path, _DTYPES[dtype], "r", offset, shape)
+    with as_written(path):
+        dtype, shape, offset = tensor_place(path, name)
+        return np.memmap(path, _DTYPES[dtype], "r", offset, shape)
 
 
 def checksum(path: Path) -> str:

@@ -143,7 +143,7 @@ class PrepareConfig(SubjectFiles):
         path = Path(path)
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: expected a TOML spec, got '{error}'. Correct the path or the line.") from error
         problems: list[str] = []
         tables = content.pop("subjects", [])
