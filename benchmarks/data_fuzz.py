@@ -26,7 +26,7 @@ from records import Claim, arguments, write
 FUZZING = Path(__file__).parents[1] / "tests" / "fuzzing.py"
 CASES, QUICK_CASES = 140, 6  # of each reader
 SLOW = {"nsd": 60, "info": 100, "doctor": 100}  # those that take seconds a case have fewer
-COMMANDS, QUICK_COMMANDS = 4, 1  # of each reader that has a command
+COMMANDS, QUICK_COMMANDS = 3, 1  # of each reader that has a command
 BUILD_SEC, MOST_SEC = 120, 40  # for all of a reader's files to be written; for one case
 MOST_GB = 1.0
 BESIDES = "Note: "  # what a command says before it refuses: what was left out, and that what was finished is kept

@@ -646,7 +646,7 @@ def retyped(array: np.ndarray, random: np.random.Generator, mark: Path) -> tuple
 
 
 def reshaped(path: Path, random: np.random.Generator, mark: Path) -> str | None:
-    """Write a whole file of the same format with something else in it; what was done, or None: nothing for this kind."""
+    """Write a whole file of the same format with something else in it; what was done, or None: nothing of this kind."""
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     if suffix == ".npy":
         kind, array = retyped(np.load(path), random, mark)
@@ -753,8 +753,10 @@ def retold(path: Path, random: np.random.Generator) -> str:
     return f"header: {kind}"
 
 
-WORDS = ("", "nan", "inf", "--5", "-1", "1e400", "9" * 40, "9" * 5000, "²", "٣", "\0", "x" * 200_000, '"', "\ufeff",
-         "../../evil", "/etc/passwd", "a\rb", "None", "é", "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"))  # fmt: skip
+WORDS = (
+    "", "nan", "inf", "--5", "-1", "1e400", "9" * 40, "9" * 5000, "²", "٣", "\0", "x" * 200_000, '"', "\ufeff", "é",
+    "../../evil", "/etc/passwd", "a\rb", "None",
+)  # fmt: skip
 
 
 def reworded(path: Path, random: np.random.Generator) -> str:
@@ -762,7 +764,7 @@ def reworded(path: Path, random: np.random.Generator) -> str:
     rows = [line.split(separator) for line in path.read_text(encoding="utf-8").split("\n")]
     row = int(random.integers(min(len(rows), 60)))
     column = int(random.integers(len(rows[row])))
-    word = str(random.choice(WORDS))
+    word = WORDS[int(random.integers(len(WORDS)))]
     if random.random() < 0.2:
         rows[row] = rows[row][:column]
         word = "a row that is short"
@@ -776,14 +778,17 @@ def reworded(path: Path, random: np.random.Generator) -> str:
     return f"{encoding}: {word[:20]!r}"
 
 
-VALUES = ("null", "true", "[]", "{}", "[[[]]]", "-1", "1e400", "NaN", "-Infinity", "9" * 40, "9" * 5000, '""', '"\\u0000"',
-          '"\\ud800"', '"../../evil"', '"/etc/passwd"', '{"a": 1, "a": 2}', "[null, 1]", '"' + "x" * 70_000 + '"', "[1, \"a\"]")  # fmt: skip
+VALUES = (
+    "null", "true", "[]", "{}", "[[[]]]", "-1", "1e400", "NaN", "-Infinity", "9" * 40, "9" * 5000, '""', '"\\u0000"',
+    '"\\ud800"', '"a\\nb"', '"../../evil"', '"/etc/passwd"', '{"a": 1, "a": 2}', "[null, 1]", '[1, "a"]',
+    '"' + "x" * 70_000 + '"',
+)  # fmt: skip
 
 
 def revalued(path: Path, random: np.random.Generator) -> str:
     """JSON or TOML in which one value, found by its place in the text, is another."""
     text = path.read_text(encoding="utf-8")
-    value = str(random.choice(VALUES))
+    value = VALUES[int(random.integers(len(VALUES)))]
     if path.suffix == ".toml":
         lines = text.split("\n")
         which = int(random.integers(len(lines)))
@@ -1032,7 +1037,7 @@ def npy_header(shape: tuple[int, ...], dtype: str = "<f4") -> bytes:
 def hdf5_bomb(
     path: Path, key: str, shape: tuple[int, ...], dtype: str = "f4", chunk: tuple[int, ...] | None = None
 ) -> None:
-    """A dataset of that shape: one written chunk that is gzipped zeros, or, without `chunk`, nothing but a fill value."""
+    """A dataset of that shape: written chunks that are gzipped zeros, or, without `chunk`, nothing but a fill value."""
     with h5py.File(path, "a") as file:
         if chunk is None:
             file.create_dataset(key, shape, dtype, fillvalue=1, chunks=tuple(min(n, 1024) for n in shape))
@@ -1351,7 +1356,7 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         ),
     )  # fmt: skip
     yield "a manifest whose files are outside", Hostile(
-        "outside", manifest_with(lambda m: m["files"].update({"../../outside/canary.txt": {"bytes": 26, "sha256": ""}})),
+        "outside", manifest_with(lambda m: m["files"].update({"../../outside/canary.txt": {"bytes": 26}})),
         read_dataset,
     )  # fmt: skip
     yield (

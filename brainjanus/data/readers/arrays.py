@@ -142,8 +142,8 @@ def check_growth(path: Path, what: str, num_bytes: int, num_stored: int) -> None
     """Raises UserError if so few stored bytes are to become so many: a bomb, or a file that was never filled."""
     if num_bytes > SMALL and num_bytes > MOST_GROWTH * num_stored:
         raise UserError(
-            f"{path}: expected {what} as it was measured, got {num_bytes} bytes out of {num_stored} that are stored. It "
-            "was not written to its end, or made to fill the memory: export it again."
+            f"{path}: expected {what} as it was measured, got {num_bytes} bytes out of {num_stored} that are stored. "
+            "It was not written to its end, or made to fill the memory: export it again."
         )
 
 
