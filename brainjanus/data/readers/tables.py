@@ -253,7 +253,8 @@ def read_features(path: str) -> tuple[list[str], Shaped[np.ndarray, "n t c"]]:
         features = read_array(path)
         listing = split_source(path)[0].with_suffix(".txt")
         check_not_empty(listing)
-        names = listing.read_text(encoding="utf-8").split("\n")
+        with reading(listing, "names in UTF-8"):
+            names = listing.read_text(encoding="utf-8").split("\n")
         names = names[:-1] if names[-1] == "" else names
     if features.ndim == 2:
         features = features[:, None, :]
