@@ -39,6 +39,14 @@ FORMAT = "brainjanus-dataset"
 VERSION = 1
 SPLITS = ("train", "val", "test")
 FIRST_SOURCE = "captions"  # of captions.json, where nobody named it
+_MANIFEST = {
+    "name": str,
+    "modality": str,
+    "subjects": list,
+    "image_size": int | None,
+    "files": dict,
+    "fingerprint": str,
+}
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8, "I64": np.int64}
 
 
@@ -172,13 +180,16 @@ class Dataset:
                 f"{path}: expected dataset version {VERSION} or older, got {found[1]}. "
                 "It was written by a newer brainjanus: update brainjanus, or prepare the data again with this one."
             )
-        missing = {"name", "modality", "subjects", "image_size", "files", "fingerprint"} - manifest.keys()
+        missing = _MANIFEST.keys() - manifest.keys()
         if missing:
             raise UserError(
                 f"{path}/dataset.json: expected the keys {', '.join(sorted(missing))}, got a manifest without them. "
                 "It was edited or cut short: copy it again or run `brainjanus prepare` again."
             )
         with as_written(path / "dataset.json"):
+            wrong = [key for key, kind in _MANIFEST.items() if not isinstance(manifest[key], kind)]
+            if wrong or not all(isinstance(name, str) for name in manifest["subjects"]):
+                raise ValueError(f"{wrong[0] if wrong else 'subjects'} of another kind")
             for name, facts in manifest["files"].items():
                 _check_file(path / name, facts["bytes"])
             return cls(path, manifest)
@@ -221,7 +232,8 @@ class Dataset:
         """The way from one subject's raw betas, as `prepare` read them, to z-scored responses."""
         statistics, scale = self.zscore(subject), self._scale(subject)
         mean, std = (x.mean(axis=0, dtype=np.float64) * scale for x in (statistics.mean, statistics.std))
-        return Units(mean, std, self.manifest.get("provenance", {}).get("dropped_sites", {}).get(subject, 0))
+        with as_written(self.path / "dataset.json"):
+            return Units(mean, std, self.manifest.get("provenance", {}).get("dropped_sites", {}).get(subject, 0))
 
     def _scale(self, subject: str) -> float:
         """What `prepare` divided a subject's responses by; 1 for a dataset that it did not make."""
@@ -234,6 +246,9 @@ class Dataset:
     def responses(self, subject: str, rows: Int[np.ndarray, "n"] | None = None) -> Float[np.ndarray, "n v"]:
         """The z-scored responses of the trials `rows` (default: of all trials), float32; only these are read."""
         mapped = map_tensor(self.responses_file(subject), "responses")
+        with as_written(self.responses_file(subject)):
+            if mapped.ndim != 2 or len(mapped) != len(self.trials(subject).stimulus_id):
+                raise ValueError(f"{list(mapped.shape)} for {len(self.trials(subject).stimulus_id)} trials")
         return np.array(mapped if rows is None else mapped[rows], dtype=np.float32)
 
     def responses_file(self, subject: str) -> Path:
@@ -274,12 +289,14 @@ class Dataset:
     def images(self, ids: Sequence[str]) -> UInt8[np.ndarray, "n h w 3"]:
         """The first picture of each stimulus, RGB. Raises UserError for a stimulus without one."""
         first = np.array([self.picture_rows(name)[0] for name in ids], dtype=np.int64)
-        return np.asarray(map_tensor(self.pictures_file, "pixels")[first])
+        with as_written(self.pictures_file):
+            return np.asarray(map_tensor(self.pictures_file, "pixels")[first])
 
     def pictures(self, stimulus_id: str) -> UInt8[np.ndarray, "m h w 3"]:
         """All pictures of one stimulus, RGB. Raises UserError if it has none."""
         rows = self.picture_rows(stimulus_id)
-        return np.asarray(map_tensor(self.pictures_file, "pixels")[rows])
+        with as_written(self.pictures_file):
+            return np.asarray(map_tensor(self.pictures_file, "pixels")[rows])
 
     def captions(self, stimulus_id: str, source: str | None = None) -> tuple[str, ...]:
         """The captions of one stimulus; empty if it has none. source: one of `caption_sources`; the first, if None.
@@ -300,7 +317,8 @@ class Dataset:
 
     def features(self, name: str, ids: Sequence[str]) -> Float[np.ndarray, "n t c"]:
         """The features `name` of the stimuli, float32."""
-        return map_tensor(self.features_file(name), "features")[self.rows_of(ids)].astype(np.float32)
+        with as_written(self.features_file(name)):
+            return map_tensor(self.features_file(name), "features")[self.rows_of(ids)].astype(np.float32)
 
     def features_file(self, name: str) -> Path:
         """Where `features` [stimuli, tokens, channels] lie, as they are stored; `rows_of` says which are whose."""

@@ -150,13 +150,16 @@ def test_pictures_have_a_size_that_can_be_stored(options):
         ("stimuli.tsv", "name\nx\n"),
         ("dataset.json", '{"format": "brainjanus-dataset", "version": 1, "name": "", "modality": "", "subjects": [], '
          '"image_size": 8, "fingerprint": "", "files": [1]}'),
-        ("subjects/one/responses.safetensors", None),
+        ("dataset.json", '{"format": "brainjanus-dataset", "version": 1, "name": "", "modality": "", "subjects": [], '
+         '"image_size": 8, "fingerprint": {}, "files": {}}'),
+        ("subjects/one/responses.safetensors", "other"),
+        ("subjects/one/responses.safetensors", "responses"),
     ],
 )  # fmt: skip
 def test_a_dataset_that_was_changed_is_one_sentence(tmp_path, file, content):
     fuzzing.build_dataset(tmp_path)
-    if content is None:
-        save_file({"other": fuzzing.MATRIX}, tmp_path / "dataset" / file)
+    if file.endswith(".safetensors"):
+        save_file({content: fuzzing.MATRIX}, tmp_path / "dataset" / file)
     else:
         (tmp_path / "dataset" / file).write_text(content)
     if file != "dataset.json":
