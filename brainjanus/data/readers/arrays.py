@@ -113,9 +113,10 @@ def open_array(source: str) -> Iterator[Any]:
                         f"{path}: expected the numbers of '{dataset.name}' in the file itself, got one that refers to "
                         "other files. Copy it into one file."
                     )
-                check_growth(path, f"'{dataset.name}'", inflated_bytes(dataset), dataset.id.get_storage_size())
+                taken = dataset.nbytes if suffix == ".mat" else inflated_bytes(dataset)
+                check_growth(path, f"'{dataset.name}'", taken, dataset.id.get_storage_size())
                 # MATLAB writes v7.3 with the axes reversed
-                yield dataset[()].transpose() if suffix == ".mat" else dataset
+                yield np.asarray(dataset[()]).transpose() if suffix == ".mat" else dataset
 
 
 @contextmanager
