@@ -25,7 +25,7 @@ import traceback
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,8 @@ GB = 1 << 30
 ROOM = 2 * GB  # of address space that a worker may take beyond what it has when it begins
 MOST_SEC = 20.0  # of one case
 HASHED = 1 << 20  # larger files are compared by size and time
+Build = Callable[[Path, Path], object]  # of a folder, and another one that is not to be touched
+Read = Callable[[Path, Path], object]  # of a folder, and another one that is written to
 
 
 class Reader(NamedTuple):
@@ -64,7 +66,7 @@ class Reader(NamedTuple):
     is damaged, or what follows would never be read."""
 
     build: Callable[[Path], object]
-    read: Callable[[Path, Path], object]
+    read: Read
     command: Callable[[Path, Path], list[str]] | None = None
     after: Callable[[Path], object] | None = None
 
@@ -75,8 +77,8 @@ class Hostile(NamedTuple):
     refused: whether it has to be refused; otherwise it may be read, for what it holds is harmless to whom reads it."""
 
     kind: str  # outside, pickle, bomb
-    build: Callable[[Path, Path], object]
-    read: Callable[[Path, Path], object]
+    build: Build
+    read: Read
     refused: bool = True
 
 
@@ -513,7 +515,7 @@ def surfaces(made: Any, root: Path) -> None:
     made.table(func / "sub-01_task-see_events.tsv", stimulus=["a", "b", "c", "d", "e", "a"])
 
 
-def read_layout(name: str) -> Callable[[Path, Path], object]:
+def read_layout(name: str) -> Read:
     def read(folder: Path, out: Path) -> None:
         captions = (f"vlm={folder / 'vlm.json'}",) if name == "mindeye2" else ()
         root = folder / "files" / ("derivatives/glm" if name == "bids" else "")
@@ -889,7 +891,7 @@ class Arena:
         (self.outside / "secret.bin").write_bytes(MATRIX.tobytes())
         (self.outside / "secret.png").write_bytes(image(PIXELS[0]))
 
-    def run(self, case: str, read: Callable[[Path, Path], object], damaged: str = "") -> Outcome:
+    def run(self, case: str, read: Read, damaged: str = "") -> Outcome:
         """Read what lies in the input. The clean-up of the target is ours; of all else, the reader's."""
         before = state(self.root, self.out)
         base = peak(reset=True)
@@ -1147,7 +1149,7 @@ MEMBERS = ("a symbolic link", "a hard link", "a device", "a pipe", "a path above
 INSIDE = ("a path above", "an absolute path")  # as names of pictures, which are never paths, they do no harm
 
 
-def array_at(name: str) -> Callable[[Path, Path], object]:
+def array_at(name: str) -> Read:
     return lambda folder, out: np.array(read_array(str(folder / name)))
 
 
@@ -1165,7 +1167,7 @@ def read_shard(folder: Path, out: Path) -> None:
         shards.parse_npy(piece, data)
 
 
-def spoiled(name: str, change: Callable[[Path, Path], object], variant: str = "") -> Callable[[Path, Path], object]:
+def spoiled(name: str, change: Build, variant: str = "") -> Build:
     """A layout's files, of which something is hostile."""
 
     def build(folder: Path, outside: Path) -> None:
@@ -1175,7 +1177,7 @@ def spoiled(name: str, change: Callable[[Path, Path], object], variant: str = ""
     return build
 
 
-def replaced(file: str, key: str, kind: str) -> Callable[[Path, Path], object]:
+def replaced(file: str, key: str, kind: str) -> Build:
     def change(root: Path, outside: Path) -> None:
         with h5py.File(root / file, "r+") as opened:
             del opened[key]
@@ -1184,7 +1186,7 @@ def replaced(file: str, key: str, kind: str) -> Callable[[Path, Path], object]:
     return change
 
 
-def renamed_member(file: str, name: str) -> Callable[[Path, Path], object]:
+def renamed_member(file: str, name: str) -> Build:
     def change(root: Path, outside: Path) -> None:
         with tarfile.open(root / file) as archive:
             members = [(one.name, archive.extractfile(one).read()) for one in archive]  # type: ignore[union-attr]
@@ -1193,7 +1195,7 @@ def renamed_member(file: str, name: str) -> Callable[[Path, Path], object]:
     return change
 
 
-def pickled_member(file: str, extension: str) -> Callable[[Path, Path], object]:
+def pickled_member(file: str, extension: str) -> Build:
     def change(root: Path, outside: Path) -> None:
         with tarfile.open(root / file) as archive:
             members = [(one.name, archive.extractfile(one).read()) for one in archive]  # type: ignore[union-attr]
@@ -1205,7 +1207,7 @@ def pickled_member(file: str, extension: str) -> Callable[[Path, Path], object]:
     return change
 
 
-def spec_with(**changes: str) -> Callable[[Path, Path], object]:
+def spec_with(**changes: str) -> Build:
     """A spec whose names point outside of the dataset that it makes."""
 
     def build(folder: Path, outside: Path) -> None:
@@ -1219,7 +1221,7 @@ def spec_with(**changes: str) -> Callable[[Path, Path], object]:
     return build
 
 
-def manifest_with(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], object]:
+def manifest_with(change: Callable[[dict[str, Any]], object]) -> Build:
     def build(folder: Path, outside: Path) -> None:
         build_dataset(folder)
         manifest = json.loads((folder / "dataset/dataset.json").read_text())
@@ -1274,11 +1276,17 @@ def surface(folder: Path, out: Path) -> object:
     return _gifti(folder / "a.func.gii")
 
 
-def found_epochs(name: str) -> Callable[[Path, Path], object]:
+def found_epochs(name: str) -> Read:
     return lambda folder, out: epochs.find_epochs(folder / name, "data", "ch", "times").read(0, 1)
 
 
-def hostile() -> Iterator[tuple[str, Hostile]]:
+def hostile() -> dict[str, Hostile]:
+    """All hostile files, by name."""
+    found: dict[str, Hostile] = {}
+
+    def add(name: str, kind: str, build: Build, read: Read, refused: bool = True) -> None:
+        found[name] = Hostile(kind, build, read, refused)
+
     for kind in LINKS:
         for suffix in (".h5", ".mat"):
 
@@ -1288,22 +1296,21 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
                     data = (folder / "a.mat").read_bytes()
                     (folder / "a.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + data)
 
-            yield f"{kind}, array{suffix}", Hostile("outside", build, array_at(f"a{suffix}:a"))
-        yield f"{kind}, hdf5", Hostile("outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o), whole_dataset)
-        yield (
-            f"{kind}, one dataset",
-            Hostile("outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o), opened_dataset),
-        )
-        yield (
+            add(f"{kind}, array{suffix}", "outside", build, array_at(f"a{suffix}:a"))
+        add(f"{kind}, hdf5", "outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o), whole_dataset)
+        add(f"{kind}, one dataset", "outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o), opened_dataset)
+        add(
             f"{kind}, pictures",
-            Hostile(
-                "outside",
-                lambda f, o, k=kind: points_outside(k, f / "a.h5", o),
-                lambda f, o: read_all_pictures(f / "a.h5"),
-            ),
+            "outside",
+            lambda f, o, k=kind: points_outside(k, f / "a.h5", o),
+            lambda f, o: read_all_pictures(f / "a.h5"),
         )
-        yield f"{kind}, epochs", Hostile("outside", lambda f, o, k=kind: points_outside(k, f / "a.h5", o, "data"),
-                                         found_epochs("a.h5"))  # fmt: skip
+        add(
+            f"{kind}, epochs",
+            "outside",
+            lambda f, o, k=kind: points_outside(k, f / "a.h5", o, "data"),
+            found_epochs("a.h5"),
+        )
         for name, file, key in (
             ("mindeye2", "betas_all_subj01_fp32_renorm.hdf5", "betas"),
             ("mindeye2", "coco_images_224_float16.hdf5", "images"),
@@ -1312,63 +1319,71 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
             ("things-meg", "sub-01/preprocessed_meg_training.h5", "times"),
         ):
             variant = ".h5" if name == "things-meg" else ""
-            yield (
-                f"{kind}, {name} {key}",
-                Hostile("outside", spoiled(name, replaced(file, key, kind), variant), read_layout(name)),
+            add(
+                f"{kind}, {name} {key}", "outside", spoiled(name, replaced(file, key, kind), variant), read_layout(name)
             )
     for kind in MEMBERS:
         for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz")):
-            yield (
+            add(
                 f"{kind}, pictures{suffix}",
-                Hostile(
-                    "outside",
-                    lambda f, o, k=kind, s=suffix, m=mode: odd_members(f / f"a{s}", o, k, "x.png", m),
-                    lambda f, o, s=suffix: read_all_pictures(f / f"a{s}"),
-                    refused=kind not in INSIDE,
-                ),
+                "outside",
+                lambda f, o, k=kind, s=suffix, m=mode: odd_members(f / f"a{s}", o, k, "x.png", m),
+                lambda f, o, s=suffix: read_all_pictures(f / f"a{s}"),
+                refused=kind not in INSIDE,
             )
-        yield (
-            f"{kind}, shard",
-            Hostile("outside", lambda f, o, k=kind: odd_members(f / "a.tar", o, k, "s0.x.npy"), read_shard),
-        )
+        add(f"{kind}, shard", "outside", lambda f, o, k=kind: odd_members(f / "a.tar", o, k, "s0.x.npy"), read_shard)
     for name in ("../outside/x.png", "{}/x.png", "C:\\x.png"):
-        yield f"zip member {name}", Hostile(
-            "outside", lambda f, o, n=name: zip_of(f / "a.zip", [(n.format(o), image(PIXELS[0]))]),
-            lambda f, o: read_all_pictures(f / "a.zip"), refused=False,
-        )  # fmt: skip
-    yield "zip member twice", Hostile(
-        "outside", lambda f, o: zip_of(f / "a.zip", [("x.png", image(PIXELS[0]))] * 2),
+        add(
+            f"zip member {name}",
+            "outside",
+            lambda f, o, n=name: zip_of(f / "a.zip", [(n.format(o), image(PIXELS[0]))]),
+            lambda f, o: read_all_pictures(f / "a.zip"),
+            refused=False,
+        )
+    add(
+        "zip member twice",
+        "outside",
+        lambda f, o: zip_of(f / "a.zip", [("x.png", image(PIXELS[0]))] * 2),
         lambda f, o: read_all_pictures(f / "a.zip"),
-    )  # fmt: skip
+    )
     for name, file in (("mindeye1", "train/train_subj01_0.tar"), ("mindeye2", "wds/subj01/train/0.tar")):
         for evil in ("../../outside/{}", "/tmp/{}"):
-            yield (
-                f"member {evil}, {name}",
-                Hostile("outside", spoiled(name, renamed_member(file, evil)), read_layout(name)),
-            )
-    yield "a subject named ../../evil", Hostile("outside", spec_with(one="../../evil"), read_prepare)
-    yield "an absolute subject", Hostile("outside", spec_with(one="/tmp/brainjanus-evil"), read_prepare)
-    yield "features named ../../evil", Hostile("outside", spec_with(**{"deep=": "../../../evil="}), read_prepare)
-    yield "a source of captions named ../evil", Hostile(
-        "outside", build_layout_and_captions,
+            add(f"member {evil}, {name}", "outside", spoiled(name, renamed_member(file, evil)), read_layout(name))
+    add("a subject named ../../evil", "outside", spec_with(one="../../evil"), read_prepare)
+    add("an absolute subject", "outside", spec_with(one="/tmp/brainjanus-evil"), read_prepare)
+    add("features named ../../evil", "outside", spec_with(**{"deep=": "../../../evil="}), read_prepare)
+    add(
+        "a source of captions named ../evil",
+        "outside",
+        build_layout_and_captions,
         lambda f, o: stream_study(
             open_study("mindeye2", f / "files", StudyOptions(captions=(f"../../evil={f / 'vlm.json'}",))), o / "dataset"
         ),
-    )  # fmt: skip
-    yield "a manifest whose files are outside", Hostile(
-        "outside", manifest_with(lambda m: m["files"].update({"../../outside/canary.txt": {"bytes": 26}})),
-        read_dataset,
-    )  # fmt: skip
-    yield (
-        "a manifest whose subject is outside",
-        Hostile("outside", manifest_with(lambda m: m.update(subjects=["../../../outside"])), read_dataset),
     )
-    yield "a surface whose numbers are outside", Hostile(
+    add(
+        "a manifest whose files are outside",
         "outside",
-        lambda f, o: gifti_text(f / "a.func.gii", "<Data></Data>", "ExternalFileBinary", MATRIX.nbytes,
-                                f'ExternalFileName="{o / "secret.bin"}" ExternalFileOffset="0"'),
+        manifest_with(lambda m: m["files"].update({"../../outside/canary.txt": {"bytes": 26}})),
+        read_dataset,
+    )
+    add(
+        "a manifest whose subject is outside",
+        "outside",
+        manifest_with(lambda m: m.update(subjects=["../../../outside"])),
+        read_dataset,
+    )
+    add(
+        "a surface whose numbers are outside",
+        "outside",
+        lambda f, o: gifti_text(
+            f / "a.func.gii",
+            "<Data></Data>",
+            "ExternalFileBinary",
+            MATRIX.nbytes,
+            f'ExternalFileName="{o / "secret.bin"}" ExternalFileOffset="0"',
+        ),
         surface,
-    )  # fmt: skip
+    )
 
     mark = lambda folder: folder.parent / "unpickled"  # noqa: E731
     for suffix in (".npy", ".npz"):
@@ -1378,7 +1393,7 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
             (folder / "a.txt").write_text("\n".join(NAMES))
 
         name, key = f"a{suffix}", ":a" if suffix == ".npz" else ""
-        ways: dict[str, Callable[[Path, Path], object]] = {
+        ways: dict[str, Read] = {
             "array": array_at(name + key),
             "pictures": lambda f, o, s=name + key: picture_names(str(f / s)),
             "responses": lambda f, o, s=name + key: predictions.read_response_predictions(str(f / s)),
@@ -1389,45 +1404,40 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         }
         for way, read in ways.items():
             if (suffix, way) != (".npy", "ids"):
-                yield f"pickled {suffix}, {way}", Hostile("pickle", pickled, read)
-    yield (
+                add(f"pickled {suffix}, {way}", "pickle", pickled, read)
+    add(
         "pickled ids in npz",
-        Hostile(
-            "pickle",
-            lambda f, o: np.savez(f / "a.npz", responses=MATRIX, ids=np.array([Payload(mark(f))] * 12, dtype=object)),
-            lambda f, o: predictions.read_response_predictions(str(f / "a.npz")),
-        ),
+        "pickle",
+        lambda f, o: np.savez(f / "a.npz", responses=MATRIX, ids=np.array([Payload(mark(f))] * 12, dtype=object)),
+        lambda f, o: predictions.read_response_predictions(str(f / "a.npz")),
     )
-    yield (
-        "pickled npz, epochs",
-        Hostile("pickle", lambda f, o: arrays_of_pickles(f / "a.npz", mark(f)), found_epochs("a.npz")),
-    )
+    add("pickled npz, epochs", "pickle", lambda f, o: arrays_of_pickles(f / "a.npz", mark(f)), found_epochs("a.npz"))
     for name in ("a.npy", "a.npz", "a.mat", "a.h5", "a.safetensors"):
-        yield (
+        add(
             f"a bare pickle called {name}",
-            Hostile("pickle", lambda f, o, n=name: (f / n).write_bytes(pickle.dumps(Payload(mark(f)))), array_at(name)),
+            "pickle",
+            lambda f, o, n=name: (f / n).write_bytes(pickle.dumps(Payload(mark(f)))),
+            array_at(name),
         )
-    yield (
+    add(
         "pickled member, shard",
-        Hostile(
-            "pickle",
-            lambda f, o: tar_of(
-                f / "a.tar", [("s.x.npy", npy(np.array([Payload(mark(f))], dtype=object), allow_pickle=True))]
-            ),
-            read_shard,
+        "pickle",
+        lambda f, o: tar_of(
+            f / "a.tar", [("s.x.npy", npy(np.array([Payload(mark(f))], dtype=object), allow_pickle=True))]
         ),
+        read_shard,
     )
-    yield "pickled member, mindeye1", Hostile(
-        "pickle", spoiled("mindeye1", pickled_member("train/train_subj01_0.tar", "nsdgeneral.npy")),
+    add(
+        "pickled member, mindeye1",
+        "pickle",
+        spoiled("mindeye1", pickled_member("train/train_subj01_0.tar", "nsdgeneral.npy")),
         read_layout("mindeye1"),
-    )  # fmt: skip
-    yield (
+    )
+    add(
         "pickled numbers, mindeye2",
-        Hostile(
-            "pickle",
-            spoiled("mindeye2", pickled_member("wds/subj01/train/0.tar", ".behav.npy")),
-            read_layout("mindeye2"),
-        ),
+        "pickle",
+        spoiled("mindeye2", pickled_member("wds/subj01/train/0.tar", ".behav.npy")),
+        read_layout("mindeye2"),
     )
 
     def things(root: Path, outside: Path) -> None:
@@ -1437,25 +1447,23 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
             npy(np.array({"a": Payload(outside.parent / "unpickled")}, dtype=object), allow_pickle=True)
         )
 
-    yield "things-eeg2 as published", Hostile("pickle", spoiled("things-eeg2", things), read_layout("things-eeg2"))
-    yield (
+    add("things-eeg2 as published", "pickle", spoiled("things-eeg2", things), read_layout("things-eeg2"))
+    add(
         "a function in .mat",
-        Hostile(
-            "pickle", lambda f, o: (f / "a.mat").write_bytes(MAT_HEADER + mat_array(16, NUMBER)), array_at("a.mat:a")
-        ),
+        "pickle",
+        lambda f, o: (f / "a.mat").write_bytes(MAT_HEADER + mat_array(16, NUMBER)),
+        array_at("a.mat:a"),
     )
-    yield (
+    add(
         "an object in .mat",
-        Hostile(
-            "pickle",
-            lambda f, o: (f / "a.mat").write_bytes(
-                MAT_HEADER
-                + mat_array(
-                    3, mat_element(1, b"evil"), mat_element(5, struct.pack("<i", 4)), mat_element(1, b"x\0\0\0"), NUMBER
-                )
-            ),
-            array_at("a.mat:a"),
+        "pickle",
+        lambda f, o: (f / "a.mat").write_bytes(
+            MAT_HEADER
+            + mat_array(
+                3, mat_element(1, b"evil"), mat_element(5, struct.pack("<i", 4)), mat_element(1, b"x\0\0\0"), NUMBER
+            )
         ),
+        array_at("a.mat:a"),
     )
     for name in ("a.npy", "a.npz", "a.pt", "a.pkl", "a.mat"):
 
@@ -1465,55 +1473,59 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
             else:
                 (folder / name).write_bytes(pickle.dumps(Payload(mark(folder))))
 
-        yield f"info of a pickled {name}", Hostile("pickle", anything, read_info, refused=False)
+        add(f"info of a pickled {name}", "pickle", anything, read_info, refused=False)
 
     huge = 4 * GB
-    yield (
+    add(
         "zip bomb, pictures",
-        Hostile(
-            "bomb", lambda f, o: zip_bomb(f / "a.zip", "x.png", huge - 2), lambda f, o: read_all_pictures(f / "a.zip")
-        ),
+        "bomb",
+        lambda f, o: zip_bomb(f / "a.zip", "x.png", huge - 2),
+        lambda f, o: read_all_pictures(f / "a.zip"),
     )
-    yield (
+    add(
         "tar.gz bomb, pictures",
-        Hostile(
-            "bomb",
-            lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x.png", huge),
-            lambda f, o: read_all_pictures(f / "a.tar.gz"),
-        ),
+        "bomb",
+        lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x.png", huge),
+        lambda f, o: read_all_pictures(f / "a.tar.gz"),
     )
-    yield "tar.gz bomb, a long name", Hostile(
-        "bomb", lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x", huge, tarfile.GNUTYPE_LONGNAME),
+    add(
+        "tar.gz bomb, a long name",
+        "bomb",
+        lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x", huge, tarfile.GNUTYPE_LONGNAME),
         lambda f, o: read_all_pictures(f / "a.tar.gz"),
-    )  # fmt: skip
-    yield "tar.gz bomb, facts of a member", Hostile(
-        "bomb", lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x", huge, tarfile.XHDTYPE),
+    )
+    add(
+        "tar.gz bomb, facts of a member",
+        "bomb",
+        lambda f, o: tar_gz_bomb(f / "a.tar.gz", "x", huge, tarfile.XHDTYPE),
         lambda f, o: read_all_pictures(f / "a.tar.gz"),
-    )  # fmt: skip
-    yield (
+    )
+    add(
         "PNG of 13,000 x 13,000",
-        Hostile(
-            "bomb",
-            lambda f, o: zip_of(f / "a.zip", [("x.png", png_bomb(13_000))]),
-            lambda f, o: read_all_pictures(f / "a.zip"),
-        ),
+        "bomb",
+        lambda f, o: zip_of(f / "a.zip", [("x.png", png_bomb(13_000))]),
+        lambda f, o: read_all_pictures(f / "a.zip"),
     )
-    yield (
+    add(
         "PNG of 60,000 x 60,000",
-        Hostile("bomb", lambda f, o: (f / "x.png").write_bytes(png_bomb(60_000)), lambda f, o: read_all_pictures(f)),
+        "bomb",
+        lambda f, o: (f / "x.png").write_bytes(png_bomb(60_000)),
+        lambda f, o: read_all_pictures(f),
     )
-    yield "mask of zeros, .nii.gz", Hostile("bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (1200, 1200, 1000)), masks)
-    yield (
+    add("mask of zeros, .nii.gz", "bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (1200, 1200, 1000)), masks)
+    add(
         "small mask of zeros, .nii.gz",
-        Hostile("bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (640, 640, 640), np.float64), masks),
+        "bomb",
+        lambda f, o: nifti_bomb(f / "a.nii.gz", (640, 640, 640), np.float64),
+        masks,
     )
-    yield (
-        "betas of zeros, .nii.gz",
-        Hostile("bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (64, 64, 32, 30_000)), betas),
-    )
-    yield (
+    add("betas of zeros, .nii.gz", "bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (64, 64, 32, 30_000)), betas)
+    add(
         "a billion trials, .nii.gz",
-        Hostile("bomb", lambda f, o: nifti_bomb(f / "a.nii.gz", (1, 1, 1, 32_767)), streamed, refused=False),
+        "bomb",
+        lambda f, o: nifti_bomb(f / "a.nii.gz", (1, 1, 1, 32_767)),
+        streamed,
+        refused=False,
     )
 
     def lying(folder: Path, outside: Path) -> None:
@@ -1522,87 +1534,96 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         head[40:56] = struct.pack("<8h", 4, 32_767, 32_767, 32_767, 32_767, 1, 1, 1)
         (folder / "a.nii.gz").write_bytes(zeros(1 << 22, "gzip", bytes(head)))
 
-    yield "a header that lies, .nii.gz", Hostile("bomb", lying, betas)
-    yield (
+    add("a header that lies, .nii.gz", "bomb", lying, betas)
+    add(
         "HDF5 of a fill value, array",
-        Hostile("bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (1 << 20, 1 << 12)), array_at("a.h5:a")),
+        "bomb",
+        lambda f, o: hdf5_bomb(f / "a.h5", "a", (1 << 20, 1 << 12)),
+        array_at("a.h5:a"),
     )
-    yield (
+    add(
         "HDF5 of a fill value, 3 GB",
-        Hostile("bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (3 << 8, 1 << 20)), array_at("a.h5:a")),
+        "bomb",
+        lambda f, o: hdf5_bomb(f / "a.h5", "a", (3 << 8, 1 << 20)),
+        array_at("a.h5:a"),
     )
-    yield (
+
+    def matlab(folder: Path, outside: Path) -> None:
+        hdf5_bomb(folder / "a.h5", "a", (3 << 8, 1 << 20))
+        (folder / "a.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + (folder / "a.h5").read_bytes())
+
+    add("mat v7.3 of a fill value", "bomb", matlab, array_at("a.mat:a"))
+    add(
         "HDF5 of a fill value, one dataset",
-        Hostile("bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (1 << 20, 1 << 12)), whole_dataset),
+        "bomb",
+        lambda f, o: hdf5_bomb(f / "a.h5", "a", (1 << 20, 1 << 12)),
+        whole_dataset,
     )
     gzipped = lambda f, o, shape=(8, 1 << 26), chunk=(1, 1 << 26): hdf5_bomb(f / "a.h5", "a", shape, "f4", chunk)  # noqa: E731
-    yield "HDF5 of gzipped zeros, array", Hostile("bomb", gzipped, array_at("a.h5:a"))
-    yield "HDF5 of gzipped zeros, one dataset", Hostile("bomb", gzipped, whole_dataset)
-    yield (
+    add("HDF5 of gzipped zeros, array", "bomb", gzipped, array_at("a.h5:a"))
+    add("HDF5 of gzipped zeros, one dataset", "bomb", gzipped, whole_dataset)
+    add(
         "HDF5 with chunks of 2 GB",
-        Hostile("bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (16, 1 << 25), "f4", (16, 1 << 25)), opened_dataset),
+        "bomb",
+        lambda f, o: hdf5_bomb(f / "a.h5", "a", (16, 1 << 25), "f4", (16, 1 << 25)),
+        opened_dataset,
     )
-    yield "HDF5 of pictures, 30,000 x 30,000", Hostile(
-        "bomb", lambda f, o: hdf5_bomb(f / "a.h5", "a", (1, 30_000, 30_000, 3), "u1"),
+    add(
+        "HDF5 of pictures, 30,000 x 30,000",
+        "bomb",
+        lambda f, o: hdf5_bomb(f / "a.h5", "a", (1, 30_000, 30_000, 3), "u1"),
         lambda f, o: read_all_pictures(f / "a.h5"),
-    )  # fmt: skip
-    yield (
-        "mat of gzipped zeros",
-        Hostile("bomb", lambda f, o: mat_bomb(f / "a.mat", (1 << 14, 1 << 14)), array_at("a.mat")),
     )
+    add("mat of gzipped zeros", "bomb", lambda f, o: mat_bomb(f / "a.mat", (1 << 14, 1 << 14)), array_at("a.mat"))
     for shape in ((1 << 40,), (1 << 29,), (1 << 62, 1 << 62), (10**30,)):
-        yield (
+        add(
             f"npy that says {shape}",
-            Hostile(
-                "bomb", lambda f, o, s=shape: (f / "a.npy").write_bytes(npy_header(s) + bytes(64)), array_at("a.npy")
-            ),
+            "bomb",
+            lambda f, o, s=shape: (f / "a.npy").write_bytes(npy_header(s) + bytes(64)),
+            array_at("a.npy"),
         )
-        yield (
+        add(
             f"npz that says {shape}",
-            Hostile(
-                "bomb",
-                lambda f, o, s=shape: zip_of(f / "a.npz", [("a.npy", npy_header(s) + bytes(64))]),
-                array_at("a.npz"),
-            ),
-        )
-    yield (
-        "npz of zeros",
-        Hostile(
             "bomb",
-            lambda f, o: zip_bomb(f / "a.npz", "a.npy", huge - 2, npy_header((huge // 4 - 40,))),
+            lambda f, o, s=shape: zip_of(f / "a.npz", [("a.npy", npy_header(s) + bytes(64))]),
             array_at("a.npz"),
-        ),
+        )
+    add(
+        "npz of zeros",
+        "bomb",
+        lambda f, o: zip_bomb(f / "a.npz", "a.npy", huge - 2, npy_header((huge // 4 - 40,))),
+        array_at("a.npz"),
     )
-    yield "npz of zeros, responses", Hostile(
-        "bomb", lambda f, o: zip_bomb(f / "a.npz", "responses.npy", huge - 2, npy_header((huge // 4 - 40,))),
+    add(
+        "npz of zeros, responses",
+        "bomb",
+        lambda f, o: zip_bomb(f / "a.npz", "responses.npy", huge - 2, npy_header((huge // 4 - 40,))),
         lambda f, o: predictions.read_response_predictions(str(f / "a.npz")),
-    )  # fmt: skip
-    yield "npz of zeros, ids", Hostile(
-        "bomb", lambda f, o: zip_bomb(f / "a.npz", "ids.npy", huge - 2, npy_header((huge // 4 - 40,))),
+    )
+    add(
+        "npz of zeros, ids",
+        "bomb",
+        lambda f, o: zip_bomb(f / "a.npz", "ids.npy", huge - 2, npy_header((huge // 4 - 40,))),
         lambda f, o: predictions.row_ids(str(f / "a.npz"), 12, None),
-    )  # fmt: skip
-    yield (
+    )
+    add(
         "npz of zeros, epochs",
-        Hostile(
-            "bomb",
-            lambda f, o: zip_bomb(f / "a.npz", "ch.npy", huge - 2, npy_header((huge // 4 - 40,))),
-            found_epochs("a.npz"),
-        ),
+        "bomb",
+        lambda f, o: zip_bomb(f / "a.npz", "ch.npy", huge - 2, npy_header((huge // 4 - 40,))),
+        found_epochs("a.npz"),
     )
-    yield "surface of gzipped zeros", Hostile("bomb", lambda f, o: gifti_bomb(f / "a.func.gii", 2 * GB), surface)
-    yield (
+    add("surface of gzipped zeros", "bomb", lambda f, o: gifti_bomb(f / "a.func.gii", 2 * GB), surface)
+    add(
         "XML of a billion laughs",
-        Hostile(
-            "bomb",
-            lambda f, o: (f / "a.func.gii").write_text(
-                '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b0 "ha">'
-                + "".join(f'<!ENTITY b{i + 1} "{f"&b{i};" * 10}">' for i in range(10))
-                + "]><GIFTI>&b10;</GIFTI>"
-            ),
-            surface,
+        "bomb",
+        lambda f, o: (f / "a.func.gii").write_text(
+            '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b0 "ha">'
+            + "".join(f'<!ENTITY b{i + 1} "{f"&b{i};" * 10}">' for i in range(10))
+            + "]><GIFTI>&b10;</GIFTI>"
         ),
+        surface,
     )
-    deeps: dict[str, Callable[[Path, Path], object]] = {
+    deeps: dict[str, Read] = {
         "captions": lambda f, o: tables.read_captions(f / "a.json"),
         "JSON": lambda f, o: tables.read_json(f / "a.json"),
         "ids": lambda f, o: predictions.read_ids(f / "a.json"),
@@ -1613,20 +1634,25 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
         "info": lambda f, o: read_info(f, o),
     }
     for way, read in deeps.items():
-        yield (
+        add(
             f"100,000 brackets, {way}",
-            Hostile("bomb", lambda f, o: (deep(f / "a.json"), deep(f / "a.toml")), read, refused=way != "info"),
+            "bomb",
+            lambda f, o: (deep(f / "a.json"), deep(f / "a.toml")),
+            read,
+            refused=way != "info",
         )
-    yield "100,000 brackets, dataset", Hostile("bomb", deep_dataset, read_dataset)
-    yield (
+    add("100,000 brackets, dataset", "bomb", deep_dataset, read_dataset)
+    add(
         "100,000 brackets, space",
-        Hostile(
-            "bomb", lambda f, o: (build_dataset(f), deep(f / "dataset/subjects/one/space.json"), sized(f)), read_dataset
-        ),
+        "bomb",
+        lambda f, o: (build_dataset(f), deep(f / "dataset/subjects/one/space.json"), sized(f)),
+        read_dataset,
     )
-    yield (
+    add(
         "100,000 brackets, captions of a dataset",
-        Hostile("bomb", lambda f, o: (build_dataset(f), deep(f / "dataset/captions.json"), sized(f)), read_dataset),
+        "bomb",
+        lambda f, o: (build_dataset(f), deep(f / "dataset/captions.json"), sized(f)),
+        read_dataset,
     )
     for way, offsets in (("overlapping", [0, 2**62]), ("negative", [-8, 8]), ("huge", [2**62, 2**63 - 1])):
 
@@ -1634,15 +1660,20 @@ def hostile() -> Iterator[tuple[str, Hostile]]:
             told = json.dumps({"a": {"dtype": "F32", "shape": [2**60], "data_offsets": offsets}}).encode()
             (folder / "a.safetensors").write_bytes(len(told).to_bytes(8, "little") + told + bytes(64))
 
-        yield f"safetensors with {way} offsets", Hostile("bomb", safetensors, array_at("a.safetensors"))
-        yield (
+        add(f"safetensors with {way} offsets", "bomb", safetensors, array_at("a.safetensors"))
+        add(
             f"safetensors with {way} offsets, mapped",
-            Hostile("bomb", safetensors, lambda f, o: tensors.tensors_of(f / "a.safetensors")),
+            "bomb",
+            safetensors,
+            lambda f, o: tensors.tensors_of(f / "a.safetensors"),
         )
-    yield "safetensors with a header of 2^62 bytes", Hostile(
-        "bomb", lambda f, o: (f / "a.safetensors").write_bytes((2**62).to_bytes(8, "little") + bytes(64)),
+    add(
+        "safetensors with a header of 2^62 bytes",
+        "bomb",
+        lambda f, o: (f / "a.safetensors").write_bytes((2**62).to_bytes(8, "little") + bytes(64)),
         array_at("a.safetensors"),
-    )  # fmt: skip
+    )
+    return found
 
 
 def sized(folder: Path) -> None:
@@ -1660,7 +1691,7 @@ def build_layout_and_captions(folder: Path, outside: Path) -> None:
     build_layout("mindeye2")(folder)
 
 
-HOSTILE = dict(hostile())
+HOSTILE = hostile()
 
 
 # ---- a worker

@@ -169,6 +169,12 @@ def test_a_dataset_that_was_changed_is_one_sentence(tmp_path, file, content):
         fuzzing.read_dataset(tmp_path, tmp_path)
 
 
+def test_one_number_of_matlab_7_3(tmp_path):
+    fuzzing.hdf5_of(tmp_path / "a.h5", a=3.0)
+    (tmp_path / "a.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + (tmp_path / "a.h5").read_bytes())
+    assert read_array(str(tmp_path / "a.mat")) == 3
+
+
 @pytest.mark.parametrize("kind", ["npz", "mat", "h5", "nii.gz"])
 def test_zeros_are_told_from_measurements(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(arrays, "SMALL", 10_000)

@@ -133,6 +133,11 @@ def reading(path: Path, expected: str) -> Iterator[None]:
                 f"{path}: expected {expected} of numbers, got Python objects, which are never unpickled. "
                 "Save it as a plain array."
             ) from error
+        if isinstance(error, MemoryError):
+            raise UserError(
+                f"{path}: expected {expected} that fits into memory, got '{said}'. "
+                "Is its header damaged? If not, read it where there is more memory."
+            ) from error
         raise UserError(
             f"{path}: expected {expected}, got '{said}'. "
             "The file is truncated or of another kind: copy or export it again."
