@@ -26,7 +26,7 @@ from records import Claim, arguments, write
 FUZZING = Path(__file__).parents[1] / "tests" / "fuzzing.py"
 CASES, QUICK_CASES = 85, 6  # of each reader
 SLOW = {"nsd": 40, "info": 60}  # those that take seconds a case have fewer
-COMMANDS, QUICK_COMMANDS = 1, 1  # of each reader that has a command
+COMMANDS = 1  # of each reader that has a command
 BUILD_SEC, MOST_SEC = 120, 40  # for all of a reader's files to be written; for one case
 MOST_GB = 1.0
 BESIDES = "Note: "  # what a command says before it refuses: what was left out, and that what was finished is kept
@@ -126,12 +126,11 @@ def claims(options: argparse.Namespace) -> list[Claim]:
             found.append(Claim(f"{name}: refused", ended["refused"], "cases"))
             found.append(Claim(f"{name}: read", ended["read"], "cases"))
             if not hostile and module.READERS[name].command is not None:
-                num = QUICK_COMMANDS if options.quick else COMMANDS
                 root = Path(folder) / "commands"
-                for said in commands(module, root, name, options.seed, num):
+                for said in commands(module, root, name, options.seed, COMMANDS):
                     num_wrong += 1
                     print(said, flush=True)
-                num_commands += num
+                num_commands += COMMANDS
                 shutil.rmtree(root)
     found += [Claim(f"hostile files, {kind}", number, "cases") for kind, number in of_kind.items()]
     found += [
