@@ -29,7 +29,7 @@ def load_config(kind: type[T], path: Path | str) -> T:
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"config {path}: expected a readable .json or .toml file, got '{error}'. Correct the path or the file."
         ) from error
@@ -39,7 +39,7 @@ def load_config(kind: type[T], path: Path | str) -> T:
 def read_json(path: Path) -> dict:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected JSON, got '{error}'. Copy the run again, or delete it.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path}: expected settings by name, got {type(facts).__name__}. Is this the right file?")

@@ -20,6 +20,10 @@ from safetensors import SafetensorError
 class UserError(ValueError):
     """A mistake that the user can mend; the message names the thing, expected, received, cause and remedy."""
 
+    def __str__(self) -> str:
+        """One line, whatever the names have in them that it quotes."""
+        return " ".join(super().__str__().splitlines())
+
 
 class Preempted(KeyboardInterrupt):
     """SIGTERM: a scheduler wants the machine back. What was made is saved; the message says where it stands."""

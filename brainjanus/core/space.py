@@ -234,13 +234,18 @@ class BrainSpace:
         try:
             facts = json.loads((folder / "space.json").read_text())
             arrays: dict[str, Any] = load_file(folder / "space.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+            rois = {name: arrays.pop(f"roi.{name}").astype(bool) for name in facts.pop("rois")}
+            return cls(rois=rois, **facts, **arrays)
+        except UserError:
+            raise
+        except (
+            OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+            SafetensorError,
+        ) as error:  # fmt: skip
             raise UserError(
                 f"{folder}: expected space.json and space.safetensors, got '{error}'. "
                 "The folder is damaged: copy it again or run `brainjanus prepare` again."
             ) from error
-        rois = {name: arrays.pop(f"roi.{name}").astype(bool) for name in facts.pop("rois")}
-        return cls(rois=rois, **facts, **arrays)
 
 
 def cortical_order(coordinates_mm: Float[np.ndarray, "v 3"]) -> Int[np.ndarray, "v"]:

@@ -6,17 +6,18 @@ source, and a sentence about how many stimuli it covers. Keys of one file are al
 fits most of them; where two ways fit alike, the file is refused.
 """
 
-import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from brainjanus.core.config import shown
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import listed
-from brainjanus.data.readers.arrays import check_not_empty, reading
+from brainjanus.data.readers.arrays import reading
 from brainjanus.data.readers.pictures import PICTURE_SUFFIXES
+from brainjanus.data.readers.tables import once, parse_json
 
 Captions = dict[str, list[str]]
 COCO_PREFIX = r"COCO_(?:train|val|test)\d{4}_|coco[-_:]?"
@@ -52,7 +53,6 @@ def coco_captions(files: Sequence[Path], stimuli_of: Mapping[int, Sequence[str]]
     """
     captions: Captions = {}
     for path in files:
-        check_not_empty(path)
         num_found = 0
 
         def keep(record: dict[str, Any]) -> dict[str, Any] | None:
@@ -64,7 +64,7 @@ def coco_captions(files: Sequence[Path], stimuli_of: Mapping[int, Sequence[str]]
             return record if record["image_id"] in stimuli_of else None
 
         with reading(path, "COCO's captions as JSON"):
-            content = json.loads(path.read_text(encoding="utf-8"), object_hook=keep)
+            content = parse_json(path, object_hook=keep)
             records = content.get("annotations") if isinstance(content, dict) else None
         if not isinstance(records, list) or not num_found:
             raise UserError(
@@ -211,9 +211,8 @@ def _captions_of(path: Path, way: _Way, texts: Mapping[str, list[str]]) -> Capti
 
 def _read(path: Path) -> dict[str, list[str]]:
     """Key -> captions. Raises UserError for a file of another form."""
-    check_not_empty(path)
     with reading(path, "captions as JSON"):
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+        content = parse_json(path, object_pairs_hook=once)
     texts: dict[str, list[str]] = {}
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         content = content["annotations"]
@@ -246,18 +245,10 @@ def _texts(path: Path, key: object, value: object) -> list[str]:
 def _clean(path: Path, key: object, text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         raise UserError(
-            f"{path}: expected captions that are text, none empty, got {text!r} for '{key}'. "
+            f"{path}: expected captions that are text, none empty, got {shown(text)} for {shown(key)}. "
             "Correct it, or leave this key out."
         )
     return " ".join(text.split())
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' twice")
-    return content
 
 
 def _stem(key: str) -> str:

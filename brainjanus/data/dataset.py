@@ -20,7 +20,8 @@ not loaded: what is not asked for is not read.
 import csv
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,14 @@ FORMAT = "brainjanus-dataset"
 VERSION = 1
 SPLITS = ("train", "val", "test")
 FIRST_SOURCE = "captions"  # of captions.json, where nobody named it
+_MANIFEST = {
+    "name": str,
+    "modality": str,
+    "subjects": list,
+    "image_size": int | None,
+    "files": dict,
+    "fingerprint": str,
+}
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8, "I64": np.int64}
 
 
@@ -68,6 +77,11 @@ class Trials(NamedTuple):
 
     @classmethod
     def load(cls, path: Path) -> "Trials":
+        with as_written(path):
+            return cls._load(path)
+
+    @classmethod
+    def _load(cls, path: Path) -> "Trials":
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
 
@@ -150,7 +164,7 @@ class Dataset:
         path = Path(path)
         try:
             manifest = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}: expected a dataset folder with a readable dataset.json, got '{error}'. "
                 "Is the path right? `brainjanus prepare` makes such a folder."
@@ -166,15 +180,19 @@ class Dataset:
                 f"{path}: expected dataset version {VERSION} or older, got {found[1]}. "
                 "It was written by a newer brainjanus: update brainjanus, or prepare the data again with this one."
             )
-        missing = {"name", "modality", "subjects", "image_size", "files", "fingerprint"} - manifest.keys()
+        missing = _MANIFEST.keys() - manifest.keys()
         if missing:
             raise UserError(
                 f"{path}/dataset.json: expected the keys {', '.join(sorted(missing))}, got a manifest without them. "
                 "It was edited or cut short: copy it again or run `brainjanus prepare` again."
             )
-        for name, facts in manifest["files"].items():
-            _check_file(path / name, facts["bytes"])
-        return cls(path, manifest)
+        with as_written(path / "dataset.json"):
+            wrong = [key for key, kind in _MANIFEST.items() if not isinstance(manifest[key], kind)]
+            if wrong or not all(isinstance(name, str) for name in manifest["subjects"]):
+                raise ValueError(f"{wrong[0] if wrong else 'subjects'} of another kind")
+            for name, facts in manifest["files"].items():
+                _check_file(path / name, facts["bytes"])
+            return cls(path, manifest)
 
     def verify(self) -> None:
         """Read every file and compare its checksum. Raises UserError naming the first file that was changed."""
@@ -188,8 +206,9 @@ class Dataset:
 
     @cached_property
     def stimulus_ids(self) -> tuple[str, ...]:
-        with open(self.path / "stimuli.tsv", newline="", encoding="utf-8") as file:
-            return tuple(row["stimulus_id"] for row in csv.DictReader(file, delimiter="\t"))
+        file = self.path / "stimuli.tsv"
+        with as_written(file), open(file, newline="", encoding="utf-8") as table:
+            return tuple(row["stimulus_id"] for row in csv.DictReader(table, delimiter="\t"))
 
     def space(self, subject: str) -> BrainSpace:
         return BrainSpace.load(self._folder(subject))
@@ -213,7 +232,8 @@ class Dataset:
         """The way from one subject's raw betas, as `prepare` read them, to z-scored responses."""
         statistics, scale = self.zscore(subject), self._scale(subject)
         mean, std = (x.mean(axis=0, dtype=np.float64) * scale for x in (statistics.mean, statistics.std))
-        return Units(mean, std, self.manifest.get("provenance", {}).get("dropped_sites", {}).get(subject, 0))
+        with as_written(self.path / "dataset.json"):
+            return Units(mean, std, self.manifest.get("provenance", {}).get("dropped_sites", {}).get(subject, 0))
 
     def _scale(self, subject: str) -> float:
         """What `prepare` divided a subject's responses by; 1 for a dataset that it did not make."""
@@ -226,6 +246,9 @@ class Dataset:
     def responses(self, subject: str, rows: Int[np.ndarray, "n"] | None = None) -> Float[np.ndarray, "n v"]:
         """The z-scored responses of the trials `rows` (default: of all trials), float32; only these are read."""
         mapped = map_tensor(self.responses_file(subject), "responses")
+        with as_written(self.responses_file(subject)):
+            if mapped.ndim != 2 or len(mapped) != len(self.trials(subject).stimulus_id):
+                raise ValueError(f"{list(mapped.shape)} for {len(self.trials(subject).stimulus_id)} trials")
         return np.array(mapped if rows is None else mapped[rows], dtype=np.float32)
 
     def responses_file(self, subject: str) -> Path:
@@ -266,12 +289,14 @@ class Dataset:
     def images(self, ids: Sequence[str]) -> UInt8[np.ndarray, "n h w 3"]:
         """The first picture of each stimulus, RGB. Raises UserError for a stimulus without one."""
         first = np.array([self.picture_rows(name)[0] for name in ids], dtype=np.int64)
-        return np.asarray(map_tensor(self.pictures_file, "pixels")[first])
+        with as_written(self.pictures_file):
+            return np.asarray(map_tensor(self.pictures_file, "pixels")[first])
 
     def pictures(self, stimulus_id: str) -> UInt8[np.ndarray, "m h w 3"]:
         """All pictures of one stimulus, RGB. Raises UserError if it has none."""
         rows = self.picture_rows(stimulus_id)
-        return np.asarray(map_tensor(self.pictures_file, "pixels")[rows])
+        with as_written(self.pictures_file):
+            return np.asarray(map_tensor(self.pictures_file, "pixels")[rows])
 
     def captions(self, stimulus_id: str, source: str | None = None) -> tuple[str, ...]:
         """The captions of one stimulus; empty if it has none. source: one of `caption_sources`; the first, if None.
@@ -287,12 +312,13 @@ class Dataset:
         if source is None or source == self.caption_sources[0]:
             return tuple(self._captions.get(stimulus_id, ()))
         if source not in self._further:
-            self._further[source] = json.loads((self.path / f"captions/{source}.json").read_text(encoding="utf-8"))
+            self._further[source] = _read_captions(self.path / f"captions/{source}.json")
         return tuple(self._further[source].get(stimulus_id, ()))
 
     def features(self, name: str, ids: Sequence[str]) -> Float[np.ndarray, "n t c"]:
         """The features `name` of the stimuli, float32."""
-        return map_tensor(self.features_file(name), "features")[self.rows_of(ids)].astype(np.float32)
+        with as_written(self.features_file(name)):
+            return map_tensor(self.features_file(name), "features")[self.rows_of(ids)].astype(np.float32)
 
     def features_file(self, name: str) -> Path:
         """Where `features` [stimuli, tokens, channels] lie, as they are stored; `rows_of` says which are whose."""
@@ -329,8 +355,7 @@ class Dataset:
 
     @cached_property
     def _captions(self) -> dict[str, list[str]]:
-        file = self.path / "captions.json"
-        return json.loads(file.read_text(encoding="utf-8")) if "captions.json" in self.manifest["files"] else {}
+        return _read_captions(self.path / "captions.json") if "captions.json" in self.manifest["files"] else {}
 
     @cached_property
     def _further(self) -> dict[str, dict[str, list[str]]]:
@@ -363,6 +388,30 @@ class TensorPlace(NamedTuple):
     offset: int
 
 
+@contextmanager
+def as_written(path: Path) -> Iterator[None]:
+    """Turn what is raised where a file of a dataset is not as it was written into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+            csv.Error) as error:  # fmt: skip
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path}: expected the file as it was written, got one whose contents make no sense ('{said}'). "
+            "It was edited, or is damaged: copy the dataset again or run `brainjanus prepare` again."
+        ) from error
+
+
+def _read_captions(path: Path) -> dict[str, list[str]]:
+    with as_written(path):
+        captions = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(text, str) for texts in captions.values() for text in texts):
+            raise ValueError("captions that are no text")
+        return captions
+
+
 def tensor_place(path: Path, name: str) -> TensorPlace:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -372,8 +421,9 @@ def tensor_place(path: Path, name: str) -> TensorPlace:
 
 def map_tensor(path: Path, name: str) -> np.ndarray:
     """A read-only view of one tensor of a safetensors file; bytes are read where it is indexed."""
-    dtype, shape, offset = tensor_place(path, name)
-    return np.memmap(path, _DTYPES[dtype], "r", offset, shape)
+    with as_written(path):
+        dtype, shape, offset = tensor_place(path, name)
+        return np.memmap(path, _DTYPES[dtype], "r", offset, shape)
 
 
 def checksum(path: Path) -> str:

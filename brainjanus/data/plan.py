@@ -17,7 +17,7 @@ from brainjanus.core.errors import UserError, reported
 from brainjanus.core.progress import duration
 from brainjanus.data.dataset import FIRST_SOURCE, listed
 from brainjanus.data.study import Found, Study
-from brainjanus.data.write import How, ResponsesDtype, check_name
+from brainjanus.data.write import MOST_SIDE, How, ResponsesDtype, check_name
 
 SAMPLE_BYTES = 64 << 20  # of the disk, to measure its rate
 SAMPLE_PICTURES = 16
@@ -50,7 +50,7 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.image_size < 1:
+        if not 1 <= self.image_size <= MOST_SIDE:
             problems.append(f"image_size {self.image_size}")
         test = TEST_FRACTION if self.test_fraction is None else self.test_fraction
         if not (0 < test < 1 and 0 <= self.val_fraction < 1 - test):

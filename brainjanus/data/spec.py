@@ -16,7 +16,7 @@ import numpy as np
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import MM_PER_MS, Kind
 from brainjanus.data.readers.nifti import is_nifti
-from brainjanus.data.write import How, ResponsesDtype
+from brainjanus.data.write import MOST_SIDE, How, ResponsesDtype
 
 IN_ORDER = "in-order"
 _PATHS = {"responses", "trials", "mask", "coordinates", "sensors", "rois", "pictures", "captions", "features"}
@@ -120,7 +120,7 @@ class PrepareConfig(SubjectFiles):
         problems += [f"{name}: given twice" for name in sorted({name for name in names if names.count(name) > 1})]
         if not (self.pictures or self.captions or self.features):
             problems.append("no pictures, captions or features, so nothing was shown")
-        if self.image_size < 1:
+        if not 1 <= self.image_size <= MOST_SIDE:
             problems.append(f"image_size {self.image_size}")
         if not (0 < self.test_fraction < 1 and 0 <= self.val_fraction < 1 - self.test_fraction):
             problems.append(
@@ -143,7 +143,7 @@ class PrepareConfig(SubjectFiles):
         path = Path(path)
         try:
             content = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: expected a TOML spec, got '{error}'. Correct the path or the line.") from error
         problems: list[str] = []
         tables = content.pop("subjects", [])

@@ -307,6 +307,9 @@ def restricted(space: BrainSpace, keep: Bool[np.ndarray, "v"]) -> BrainSpace:
     )
 
 
+MOST_SIDE = 8_192  # pixels of a stored picture
+
+
 def check_name(what: str, name: str) -> None:
     """Raises UserError unless a name can name a file and a part of the model."""
     if not re.fullmatch(r"\w[\w-]*", name):

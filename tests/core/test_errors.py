@@ -124,3 +124,7 @@ def test_a_file_in_the_way_is_the_users_to_mend(file):
 
 def test_a_user_error_is_a_value_error():
     assert issubclass(UserError, ValueError)
+
+
+def test_names_with_line_breaks_stay_in_one_line():
+    assert str(UserError("a\nb: expected a file, got\r\nnone.")) == "a b: expected a file, got none."

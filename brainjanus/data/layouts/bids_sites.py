@@ -4,7 +4,12 @@ Enters: the files of one subject's betas, and what lies beside them: masks, segm
 space, with its ROIs, and how betas are read from there.
 """
 
+import base64
+import binascii
+import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import listed
-from brainjanus.data.readers.arrays import reading
+from brainjanus.data.readers.arrays import MOST_GROWTH, SMALL, check_growth, check_not_empty, reading
 from brainjanus.data.readers.nifti import (
     Volume,
     betas_shape,
@@ -31,6 +36,7 @@ from brainjanus.data.study import Found, StudyOptions
 
 VOLUMES, SURFACES, CIFTI = (".nii.gz", ".nii"), (".func.gii",), (".dscalar.nii", ".dtseries.nii")
 TEMPLATES = {10_242: "fsaverage5", 40_962: "fsaverage6", 163_842: "fsaverage", 32_492: "fsLR"}  # by vertices
+_BLOCK = 1 << 20
 _CORTEX = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
 
 
@@ -295,7 +301,28 @@ def _kept(part: Part, betas: Float[np.ndarray, "t n"], keep: Bool[np.ndarray, "n
     return betas if keep.all() else betas[:, keep]
 
 
+def _check_gifti(path: Path) -> None:
+    """Before it is parsed, which opens any file that it names, and inflates all of its numbers."""
+    check_not_empty(path)
+    with reading(path, "a GIfTI file"):
+        text = path.read_bytes()
+        if b"\0" in text or re.search(rb"ExternalFileName\s*=\s*[\"'][^\"']", text):
+            raise UserError(
+                f"{path}: expected the numbers in the file itself, got one that refers to other files. "
+                "Export it as GZipBase64Binary."
+            )
+        for data in re.findall(rb"<Data[^>]*>([^<]+)<", text):
+            num_bytes = 0
+            with suppress(binascii.Error, zlib.error):  # of numbers that are not compressed
+                inflate, rest = zlib.decompressobj(), base64.b64decode(data)
+                while rest and num_bytes <= max(SMALL, MOST_GROWTH * len(data)):
+                    num_bytes += len(inflate.decompress(rest, _BLOCK))
+                    rest = inflate.unconsumed_tail
+            check_growth(path, "an array", num_bytes, len(data))
+
+
 def _load_gifti(path: Path) -> Any:
+    _check_gifti(path)
     image = load_image(path, "GiftiImage", "a GIfTI file")
     if not image.darrays:
         raise UserError(f"{path}: expected a GIfTI file with data, got none. Export it again.")

@@ -2,10 +2,14 @@
 
 Enters: "FILE" or "FILE:KEY", FILE being npy, npz, mat (also v7.3), HDF5 or safetensors; KEY names the array inside,
 with dots into MATLAB structs ("roistack.betas"). Leaves: a NumPy array in the orientation that the writing program
-shows. Nothing is ever unpickled.
+shows. Nothing is ever unpickled, and nothing that makes much more of a file than measurements ever do is inflated.
 """
 
+import csv
+import math
 import os
+import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +35,11 @@ _DAMAGED = (
     TypeError,
     LookupError,
     EOFError,
+    ArithmeticError,  # of shapes that no number holds
+    MemoryError,  # of headers that declare more than there is
+    RuntimeError,  # of h5py, of archives with a password, and of JSON that is nested too deep
+    csv.Error,
+    struct.error,
     zlib.error,
     LZMAError,
     BadZipFile,
@@ -38,6 +47,10 @@ _DAMAGED = (
     SafetensorError,
     TokenError,  # of NumPy, which reads the headers of old npy files token by token
 )
+_MOST_SAID = 300  # characters of what a library says
+_MAT_COMPRESSED = 15
+SMALL = 128 << 20  # bytes that anything may take
+MOST_GROWTH = 200  # measurements become some ten times smaller when they are compressed; zeros a thousand times
 
 
 def split_source(source: str) -> tuple[Path, str]:
@@ -57,7 +70,10 @@ def read_array(source: str) -> Shaped[np.ndarray, "..."]:
     Raises UserError if the file is missing, empty, truncated or of another kind, or the key does not name an array.
     """
     with open_array(source) as array:
-        return array if isinstance(array, np.ndarray) else array[()]
+        if isinstance(array, np.ndarray):
+            return array
+        check_growth(split_source(source)[0], f"'{array.name}'", array.nbytes, array.id.get_storage_size())
+        return array[()]
 
 
 @contextmanager
@@ -76,7 +92,9 @@ def open_array(source: str) -> Iterator[Any]:
             yield _checked(np.load(path, mmap_mode="r", allow_pickle=False), source)
         elif suffix == ".npz":
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                yield _checked(arrays[_key(path, key, list(arrays))], source)
+                name = _key(path, key, list(arrays))
+                _check_npz(path, name, arrays.zip)
+                yield _checked(arrays[name], source)
         elif suffix == ".safetensors":
             with safe_open(path, framework="numpy") as tensors:
                 yield tensors.get_tensor(_key(path, key, list(tensors.keys())))
@@ -95,8 +113,10 @@ def open_array(source: str) -> Iterator[Any]:
                         f"{path}: expected the numbers of '{dataset.name}' in the file itself, got one that refers to "
                         "other files. Copy it into one file."
                     )
+                taken = dataset.nbytes if suffix == ".mat" else inflated_bytes(dataset)
+                check_growth(path, f"'{dataset.name}'", taken, dataset.id.get_storage_size())
                 # MATLAB writes v7.3 with the axes reversed
-                yield dataset[()].transpose() if suffix == ".mat" else dataset
+                yield np.asarray(dataset[()]).transpose() if suffix == ".mat" else dataset
 
 
 @contextmanager
@@ -107,16 +127,35 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     except UserError:
         raise
     except _DAMAGED as error:
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = (" ".join(str(error).split()) or type(error).__name__)[:_MOST_SAID]
         if "allow_pickle" in said or "Python objects" in said:
             raise UserError(
                 f"{path}: expected {expected} of numbers, got Python objects, which are never unpickled. "
                 "Save it as a plain array."
             ) from error
+        if isinstance(error, MemoryError):
+            raise UserError(
+                f"{path}: expected {expected} that fits into memory, got '{said}'. "
+                "Is its header damaged? If not, read it where there is more memory."
+            ) from error
         raise UserError(
             f"{path}: expected {expected}, got '{said}'. "
             "The file is truncated or of another kind: copy or export it again."
         ) from error
+
+
+def check_growth(path: Path, what: str, num_bytes: int, num_stored: int) -> None:
+    """Raises UserError if so few stored bytes are to become so many: a bomb, or a file that was never filled."""
+    if num_bytes > SMALL and num_bytes > MOST_GROWTH * num_stored:
+        raise UserError(
+            f"{path}: expected {what} as it was measured, got {num_bytes} bytes out of {num_stored} that are stored. "
+            "It was not written to its end, or made to fill the memory: export it again."
+        )
+
+
+def inflated_bytes(dataset: Any) -> int:
+    """What HDF5 has in memory to read a little of a dataset: the chunk that holds it."""
+    return math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
 
 
 def check_not_empty(path: Path) -> None:
@@ -140,6 +179,20 @@ def _key(path: Path, key: str, names: list[str]) -> str:
     return key
 
 
+def npz_names(path: Path) -> list[str]:
+    """The names of the arrays of an npz file. Raises UserError if it is none."""
+    check_not_empty(path)
+    with reading(path, "an npz file"), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return list(arrays)
+
+
+def _check_npz(path: Path, name: str, archive: zipfile.ZipFile) -> None:
+    """Before NumPy makes room for what the header of an array says."""
+    entry = next((one for one in archive.infolist() if one.filename.removesuffix(".npy") == name), None)
+    if entry is not None:
+        check_growth(path, f"'{name}'", entry.file_size, entry.compress_size)
+
+
 def _checked(array: Any, source: str) -> np.ndarray:
     if not isinstance(array, np.ndarray) or array.dtype.hasobject:
         fields = getattr(getattr(array, "dtype", None), "names", None) or ()
@@ -157,8 +210,9 @@ def _is_hdf5(path: Path) -> bool:
 
 def _read_mat(path: Path, key: str) -> Any:
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
+    from scipy.io.matlab import MatlabFunction, MatReadError
 
+    _check_mat(path)
     try:
         content: dict[str, Any] = loadmat(path)
     except MatReadError as error:
@@ -174,7 +228,25 @@ def _read_mat(path: Path, key: str) -> Any:
                 "Correct the key after the colon."
             )
         value = value[name]
-    return _unwrapped(value)
+    value = _unwrapped(value)
+    if isinstance(value, MatlabFunction):
+        raise ValueError("a function of MATLAB")
+    return value
+
+
+def _check_mat(path: Path) -> None:
+    """What the compressed variables of a MATLAB 5 file say they become."""
+    with open(path, "rb") as file:
+        header = file.read(128)
+        order = {b"IM": "<", b"MI": ">"}.get(header[126:])
+        while order and len(tag := file.read(8)) == 8:
+            kind, num_stored = struct.unpack(f"{order}II", tag)
+            start = file.tell()
+            if kind == _MAT_COMPRESSED:
+                first = zlib.decompressobj().decompress(file.read(64), 8)
+                num_bytes = int.from_bytes(first[4:], "little" if order == "<" else "big")
+                check_growth(path, "each variable", num_bytes, num_stored)
+            file.seek(start + num_stored)
 
 
 def _unwrapped(value: np.ndarray) -> Any:

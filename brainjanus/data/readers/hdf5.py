@@ -11,7 +11,7 @@ from typing import Any
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import listed
-from brainjanus.data.readers.arrays import check_not_empty, reading
+from brainjanus.data.readers.arrays import MOST_GROWTH, SMALL, check_growth, check_not_empty, inflated_bytes, reading
 
 
 @contextmanager
@@ -20,12 +20,8 @@ def open_dataset(path: Path, key: str) -> Iterator[Any]:
     import h5py
 
     check_not_empty(path)
-    with reading(path, f"an HDF5 file with '{key}'"):
-        try:
-            with h5py.File(path, "r") as file:
-                yield _found(path, file, key)
-        except RuntimeError as error:  # what h5py raises for some damages
-            raise OSError(str(error)) from error
+    with reading(path, f"an HDF5 file with '{key}'"), h5py.File(path, "r") as file:
+        yield _found(path, file, key)
 
 
 def _found(path: Path, file: Any, key: str) -> Any:
@@ -51,6 +47,7 @@ def _found(path: Path, file: Any, key: str) -> Any:
             f"{path}: expected the numbers of '{key}' in the file itself, got a dataset that refers to other files. "
             "Copy it into one file."
         )
+    check_growth(path, f"'{key}'", inflated_bytes(group), group.id.get_storage_size())
     return group
 
 
@@ -63,12 +60,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     import h5py
 
     check_not_empty(path)
-    with reading(path, "an HDF5 file"):
-        try:
-            with h5py.File(path, "r") as file:
-                yield file
-        except (RuntimeError, OverflowError, MemoryError) as error:  # what h5py raises for some damages
-            raise OSError(str(error)) from error
+    with reading(path, "an HDF5 file"), h5py.File(path, "r") as file:
+        yield file
 
 
 def dataset_in(path: Path, file: Any, key: str, ndim: int, sparse: bool = False) -> Any:
@@ -83,7 +76,8 @@ def dataset_in(path: Path, file: Any, key: str, ndim: int, sparse: bool = False)
             "Is it a file of another layout or release?"
         )
     stored = found.id.get_storage_size()
-    if not sparse and found.nbytes > MOST_COMPRESSED * max(stored, 4096):
+    most = MOST_COMPRESSED if found.nbytes <= SMALL else MOST_GROWTH
+    if not sparse and found.nbytes > most * max(stored, 4096):
         raise UserError(
             f"{path}: expected '{key}' to be written, got {stored} bytes for {found.dtype} {list(found.shape)}. "
             "It was not written to its end, or made to fill the memory: download it again."

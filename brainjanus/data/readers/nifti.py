@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from brainjanus.core.errors import UserError
-from brainjanus.data.readers.arrays import check_not_empty, reading
+from brainjanus.data.readers.arrays import check_growth, check_not_empty, reading
 
 SUFFIXES = (".nii", ".nii.gz")
 _BLOCK = 1 << 20
 _SMALLEST = 1100  # deflate makes no more than 1,032 bytes of one
-_MOST_VOXELS = 1 << 28  # of one volume: a head at 0.3 mm
+_MOST_VOXELS = 1 << 27  # of one volume: a head at 0.4 mm
 
 
 class Volume(NamedTuple):
@@ -229,6 +229,7 @@ def _image(path: str) -> Any:
             f"{path}: expected the {declared} bytes that its header declares, got a file of {there}. "
             "The file is truncated or of another kind: copy or export it again."
         )
+    check_growth(Path(path), "an image", declared, there)
     return image
 
 

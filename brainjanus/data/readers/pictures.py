@@ -19,11 +19,14 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from brainjanus.core.errors import UserError
-from brainjanus.data.readers.arrays import check_not_empty, is_array, open_array, reading
+from brainjanus.data.readers.arrays import check_growth, check_not_empty, is_array, open_array, reading
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _MODES = ("RGB", "L", "P", "1", "RGBA", "LA", "CMYK")
+_MOST_PIXELS = 1 << 26  # 8,192 x 8,192
+_MOST_BYTES = 256 << 20  # of one picture in an archive
+_MOST_FACTS = 1 << 20  # of a long name and what else stands before a member
 
 
 def picture_names(source: str) -> list[str]:
@@ -90,7 +93,9 @@ def _images(source: str, wanted: set[str]) -> Iterator[tuple[str, Image.Image]]:
                 yield name, _from_array(f"{source}, picture {name}", picture)
     elif path.is_dir():
         for name in sorted(wanted):
-            yield name, decode(f"{path / name}", (path / name).read_bytes())
+            with reading(path / name, "a picture"):
+                data = (path / name).read_bytes()
+            yield name, decode(f"{path / name}", data)
     elif _is_tar(path):
         for name, data in _tar_members(path, wanted):
             yield name, decode(f"{path}, {name}", data)
@@ -98,6 +103,7 @@ def _images(source: str, wanted: set[str]) -> Iterator[tuple[str, Image.Image]]:
         with _zip(path) as archive:
             for name in sorted(wanted):
                 with reading(path, f"a whole zip archive, with {name}"):
+                    _check_bytes(path, name, archive.getinfo(name).file_size)
                     data = archive.read(name)
                 yield name, decode(f"{path}, {name}", data)
 
@@ -106,6 +112,8 @@ def decode(what: str, data: bytes) -> Image.Image:
     """An RGB picture from the bytes of a file; `what` names it in the sentence if it cannot be decoded."""
     try:
         file = Image.open(io.BytesIO(data))
+        if file.width * file.height > _MOST_PIXELS:
+            raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels, at most {_MOST_PIXELS} are read")
         file.load()
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
         problem = "of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -152,6 +160,11 @@ def _layout(source: str, array: Any) -> bool:
         raise UserError(
             f"{source}: expected pictures as uint8, or as floats from 0 to 1, got {dtype}. Convert them to uint8."
         )
+    if len(shape) == 4 and max(shape[1] * shape[2], shape[2] * shape[3]) > _MOST_PIXELS:
+        raise UserError(
+            f"{source}: expected pictures of at most {_MOST_PIXELS} pixels, got {list(shape)}. "
+            "Is it an array of something else, or damaged? Make the pictures smaller."
+        )
     last, first = len(shape) == 4 and shape[3] == 3, len(shape) == 4 and shape[1] == 3
     if last == first or 0 in shape:
         raise UserError(
@@ -177,12 +190,33 @@ def _zip(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
 
+def _check_bytes(path: Path, name: str, size: int) -> None:
+    if size > _MOST_BYTES:
+        raise UserError(
+            f"{path}: expected pictures of at most {_MOST_BYTES} bytes, got {size} for {name}. It was made to fill the "
+            "memory, or the archive is damaged: take it out."
+        )
+
+
+class _Member(tarfile.TarInfo):
+    """tarfile reads all of what stands before a member into memory; in a compressed archive that may be anything."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if not self.isfile() and self.size > _MOST_FACTS:
+            raise tarfile.ReadError(f"{self.size} bytes before a member")
+        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return found
+
+
 def _tar_members(path: Path, wanted: set[str] | None) -> Iterator[tuple[str, bytes]]:
     """The wanted members with their bytes, in one pass; with None, all members' names, without bytes."""
     check_not_empty(path)
-    with reading(path, "a whole tar archive"), tarfile.open(path) as archive:
+    with reading(path, "a whole tar archive"), tarfile.open(path, tarinfo=_Member) as archive:
         for member in archive:
             name = PurePosixPath(member.name).as_posix()
+            check_growth(path, name, member.size, path.stat().st_size)
+            if _is_picture(name):
+                _check_bytes(path, name, member.size)
             if member.isfile() and wanted is None:
                 yield name, b""
             elif member.isfile() and wanted is not None and name in wanted:

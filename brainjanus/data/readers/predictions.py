@@ -8,7 +8,6 @@ from a list beside the file: FILE.txt (one a line), FILE.json, or rows.json, whi
 safetensors file may also hold one tensor per stimulus, called by its id.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -19,10 +18,10 @@ from safetensors import safe_open
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import listed
-from brainjanus.data.readers.arrays import check_not_empty, is_array, read_array, reading, split_source
+from brainjanus.data.readers.arrays import check_not_empty, is_array, npz_names, read_array, reading, split_source
 from brainjanus.data.readers.nifti import Volume, is_nifti, read_betas
 from brainjanus.data.readers.pictures import PICTURE_SUFFIXES, native_pictures, picture_names
-from brainjanus.data.readers.tables import read_captions
+from brainjanus.data.readers.tables import parse_json, read_captions
 
 ID_KEYS = ("ids", "names", "stimulus_ids")
 
@@ -103,8 +102,7 @@ def only_array(source: str) -> str:
         with reading(path, "a .safetensors file"), safe_open(path, framework="numpy") as tensors:
             written = set(tensors.keys()) - {"standard_error", "samples"} == {"responses"}
         return f"{source}:responses" if written else source
-    with reading(path, "an npz file"), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-        others = [name for name in arrays if name not in ID_KEYS]
+    others = [name for name in npz_names(path) if name not in ID_KEYS]
     return f"{source}:{others[0]}" if len(others) == 1 else source
 
 
@@ -132,9 +130,9 @@ def row_ids(source: str, num_rows: int, ids: Path | None) -> list[str]:
     where: Path | str | None = ids
     found = None if ids is None else read_ids(ids)
     if found is None and path.suffix.lower() == ".npz":
-        with reading(path, "an npz file"), open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            key = next((name for name in ID_KEYS if name in arrays), None)
-            where, found = f"{path}:{key}", None if key is None else [str(name) for name in arrays[key].reshape(-1)]
+        names = npz_names(path)
+        where = f"{path}:{next((name for name in ID_KEYS if name in names), '')}"
+        found = None if where.endswith(":") else [str(name) for name in read_array(where).reshape(-1)]
     if found is None:
         where = next((file for file in beside if file.is_file()), None)
         found = None if where is None else read_ids(Path(where))
@@ -156,12 +154,11 @@ def read_ids(path: Path) -> list[str]:
     check_not_empty(path)
     if is_array(str(path)):
         return [str(name) for name in np.asarray(read_array(str(path))).reshape(-1)]
-    with reading(path, "text in UTF-8"):
-        text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() != ".json":
-        return [line.strip() for line in text.strip().splitlines()]
+        with reading(path, "text in UTF-8"):
+            return [line.strip() for line in path.read_text(encoding="utf-8-sig").strip().splitlines()]
     with reading(path, "a JSON list of stimulus ids"):
-        content = json.loads(text)
+        content = parse_json(path)
         if not isinstance(content, list):
             raise ValueError(f"a {type(content).__name__}")
         return [str(name) for name in content]

@@ -6,6 +6,7 @@ form; whether their stimuli and sites exist is checked where these are known.
 
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
+from brainjanus.core.config import shown
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import listed
 from brainjanus.data.readers.arrays import check_not_empty, is_array, read_array, reading, split_source
@@ -46,8 +48,8 @@ def read_table(path: Path, required: Sequence[str]) -> dict[str, list[str]]:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header) or not row[header.index(required[0])]:
             raise UserError(
-                f"{path}: expected {len(header)} cells in each row, none empty in '{required[0]}', got {row} in row "
-                f"{number} after the header. Are they separated by tabs?"
+                f"{path}: expected {len(header)} cells in each row, none empty in '{required[0]}', got "
+                f"{shown(row)} in row {number} after the header. Are they separated by tabs?"
             )
     if not rows:
         raise UserError(f"{path}: expected rows after the header, got none. It was not written to its end.")
@@ -68,9 +70,9 @@ def read_trials(path: Path) -> TrialTable:
 def whole_numbers(path: Path, name: str, cells: Sequence[str]) -> Shaped[np.ndarray, "n"]:
     """A column of integers. Raises UserError naming the first cell that is none."""
     for row, cell in enumerate(cells, start=1):
-        if not cell.lstrip("-").isdecimal():
+        if not re.fullmatch(r"-?\d{1,18}", cell):
             raise UserError(
-                f"{path}: expected whole numbers in '{name}', got '{cell}' in row {row} after the header. "
+                f"{path}: expected whole numbers in '{name}', got {shown(cell)} in row {row} after the header. "
                 "Correct it, or leave the column out."
             )
     return np.array([int(cell) for cell in cells], np.int64)
@@ -89,7 +91,7 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     for name, value in texts.items():
         if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
             raise UserError(
-                f"{path}: expected a list of captions for each stimulus id, got {value!r} for '{name}'. "
+                f"{path}: expected a list of captions for each stimulus id, got {shown(value)} for '{name[:80]}'. "
                 'Write {"id": ["a caption", "another"]}.'
             )
     return texts
@@ -97,15 +99,24 @@ def read_captions(path: Path) -> dict[str, list[str]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises UserError if the file holds something else."""
-    check_not_empty(path)
     with reading(path, "a JSON object"):
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+        content = parse_json(path, object_pairs_hook=once)
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}")
     return content
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def parse_json(path: Path, **hooks: Any) -> Any:
+    """What a JSON file holds. Raises as json.loads does, also for half a character, which no file could be made of."""
+    check_not_empty(path)
+    text = path.read_text(encoding="utf-8-sig")
+    content = json.loads(text, **hooks)
+    if re.search(r"\\ud[89a-f]", text, re.IGNORECASE):
+        json.dumps(content, ensure_ascii=False).encode()
+    return content
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object whose keys stand once each; the parser itself would keep the last of two."""
     content = dict(pairs)
     if len(content) < len(pairs):
@@ -242,7 +253,8 @@ def read_features(path: str) -> tuple[list[str], Shaped[np.ndarray, "n t c"]]:
         features = read_array(path)
         listing = split_source(path)[0].with_suffix(".txt")
         check_not_empty(listing)
-        names = listing.read_text(encoding="utf-8").split("\n")
+        with reading(listing, "names in UTF-8"):
+            names = listing.read_text(encoding="utf-8").split("\n")
         names = names[:-1] if names[-1] == "" else names
     if features.ndim == 2:
         features = features[:, None, :]
