@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from brainjanus.core.errors import UserError, written_beside
-from brainjanus.data.audit import shuffled_ids
+from brainjanus.data.audit import Leak, ResponseAudit, shuffled_ids
 from brainjanus.data.dataset import Dataset, listed, map_tensor
 from brainjanus.data.doctor import (
     LIGHTS,
@@ -41,6 +41,7 @@ from brainjanus.data.doctor import (
     check_stimuli,
     check_values,
     damaged_files,
+    in_one_scale,
     survey,
 )
 from brainjanus.data.order import LEAST_ROWS, Fit, best_order, cut, hat_matrix, kernel, parts_fit, rows_to_look_at
@@ -194,7 +195,9 @@ def checkup(
 
 def _looked_at(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
     """All checks of a dataset whose files fit together."""
-    finite, features = [], Features(dataset)
+    features = Features(dataset)
+    finite: list[str] = []
+    leaks: list[Leak] = []
     for who in subjects:
         one = survey(dataset, who)
         yield from check_values(one)
@@ -205,8 +208,10 @@ def _looked_at(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
         yield from check_order(dataset, one, features)
         if not one.num_bad:
             finite.append(who)
-            yield from check_copies(dataset, who)
-    yield from check_leaks(dataset, finite)
+            audit = ResponseAudit(dataset, who)
+            leaks += audit.leaks
+            yield from check_copies(audit)
+    yield from check_leaks(dataset, leaks, finite)
     yield from check_lookalikes(dataset)
     yield from check_captions(dataset)
     yield from check_caption_links(dataset, finite, features)
@@ -234,6 +239,7 @@ class Features:
 
 def check_order(dataset: Dataset, one: Survey, features: Features) -> Iterator[Finding]:
     """Whether each trial shows the stimulus that its row names."""
+    one = in_one_scale(one)
     who, trials = one.subject, one.trials
     names, known = described(dataset, sorted({trials.stimulus_id[row] for row in one.finite}))
     usable = one.finite[[trials.stimulus_id[row] in known for row in one.finite]]
