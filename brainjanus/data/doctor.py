@@ -12,6 +12,7 @@ chance and large. Leaks are those of `data/audit.py`.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -232,7 +233,8 @@ def check_stimuli(dataset: Dataset) -> Iterator[Finding]:
             {"problems": problems},
         )
         return
-    shown = {stimulus for subject in dataset.subjects for stimulus in dataset.trials(subject).stimulus_id}
+    shown_to = Counter(name for who in dataset.subjects for name in set(dataset.trials(who).stimulus_id))
+    shown = set(shown_to)
     counts = {"pictures": 0, "captions": 0}
     lacking: dict[str, list[str]] = {"pictures": [], "captions": []}
     rows = set(map_tensor(dataset.pictures_file, "stimulus").tolist()) if dataset.image_size is not None else set()
@@ -260,7 +262,11 @@ def check_stimuli(dataset: Dataset) -> Iterator[Finding]:
         have = [f"{counts[what]:,} have {what}" for what in counts if counts[what]] or [
             "none has a picture or a caption"
         ]
-        yield Finding("green", "stimuli", "", None, f"{len(known):,} stimuli: {' and '.join(have)}.", "", dict(counts))
+        shared = sum(count > 1 for count in shown_to.values())
+        told_of = f"{len(known):,} stimuli: {' and '.join(have)}" + (
+            f"; {shared:,} were shown to more than one subject." if shared else "."
+        )
+        yield Finding("green", "stimuli", "", None, told_of, "", counts | {"shared": shared})
 
 
 def check_captions(dataset: Dataset) -> Iterator[Finding]:
