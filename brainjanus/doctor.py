@@ -283,11 +283,9 @@ def check_order(dataset: Dataset, one: Survey, features: Features) -> Iterator[F
             who,
             f"{who}: stimuli fit the trials of their ids no better than shuffled ones ({basis} correlates to "
             f"{fit.own_r:.3f}, {fit.own:.1f} standard deviations above chance), and no shift, reversal or swap of "
-            "halves "
-            "does.",
-            "Either ids are permuted (were they sorted, or given by position?) or the responses hold no signal: "
-            "see the "
-            "noise ceilings. Join responses and stimuli by the onset of each trial.",
+            "halves does.",
+            "Either ids are permuted (were they sorted, or given by position?) or the responses hold no signal: see "
+            "the noise ceilings. Join responses and stimuli by the onset of each trial.",
             evidence,
         )
     else:
@@ -298,9 +296,8 @@ def check_order(dataset: Dataset, one: Survey, features: Features) -> Iterator[F
             kind,
             who,
             f"{who}: trials fit the stimulus that the table of trials names {fit.meaning}: {basis} correlates to "
-            f"{fit.best_r:.3f} with held-out trials in that order ({fit.best:.1f} standard deviations above "
-            "chance), and "
-            f"to {fit.own_r:.3f} ({fit.own:.1f}) as ids are given.",
+            f"{fit.best_r:.3f} with held-out trials in that order ({fit.best:.1f} standard deviations above chance), "
+            f"and to {fit.own_r:.3f} ({fit.own:.1f}) as ids are given.",
             "Move the stimulus ids by that much against the responses, and find out which row was left out or came "
             "first.",
             evidence,
@@ -350,8 +347,7 @@ def _unfit_sessions(
             "session reversed" if fit.reversed else "session shifted",
             who,
             f"{who}: in session {fit.part}, trials fit the stimulus that its table names {way} ({fit.best:.1f} "
-            "standard "
-            f"deviations above chance; {fit.own:.1f} as ids are given), where other sessions fit as they are.",
+            f"standard deviations above chance; {fit.own:.1f} as ids are given), where other sessions fit as they are.",
             "Was a trial of that session left out of the responses or of the table? Move its ids by that much.",
             evidence | {"session": fit.part, "shift": fit.shift},
         )
@@ -362,8 +358,7 @@ def _unfit_sessions(
             "session permuted",
             who,
             f"{who}: in session {fit.part}, stimuli fit trials no better than chance ({fit.own:.1f} standard "
-            "deviations), "
-            "in whatever shift, where other sessions do.",
+            "deviations), in whatever shift, where other sessions do.",
             "Are ids of that session those of another one, or are its responses bad?",
             evidence | {"session": fit.part},
         )
@@ -465,10 +460,9 @@ def check_caption_links(dataset: Dataset, subjects: Sequence[str], features: Fea
             "caption links",
             kind,
             None,
-            f"Captions are those of the stimulus that stands, in the sorted list of stimuli, {_opposite(fit).meaning}: "
-            f"{basis} correlates to {fit.best_r:.3f} in that order ({fit.best:.1f} standard deviations above "
-            "chance), and "
-            f"to {fit.own_r:.3f} ({fit.own:.1f}) as they are given.",
+            "Captions are those of the stimulus that stands, in the sorted list of stimuli, "
+            f"{_opposite(fit).meaning}: {basis} correlates to {fit.best_r:.3f} in that order ({fit.best:.1f} standard "
+            f"deviations above chance), and to {fit.own_r:.3f} ({fit.own:.1f}) as they are given.",
             "Join captions by stimulus id, not by their place in a list.",
             evidence,
         )
@@ -479,8 +473,7 @@ def check_caption_links(dataset: Dataset, subjects: Sequence[str], features: Fea
             "",
             None,
             f"Captions fit their stimuli: {basis} correlates to {fit.own_r:.3f} with held-out ones, {fit.own:.1f} "
-            "standard "
-            "deviations above shuffled captions.",
+            "standard deviations above shuffled captions.",
             "",
             evidence,
         )
@@ -647,9 +640,8 @@ def _check_ids(dataset: Dataset, where: str, names: Sequence[str], wanted: set[s
             check,
             "foreign ids",
             None,
-            f"{where}: {len(foreign)} of {len(names)} ids are no stimuli of {dataset.name} ({listed(foreign, 3)}; "
-            "its own "
-            f"are like {listed(dataset.stimulus_ids, 2)}).",
+            f"{where}: {len(foreign)} of {len(names)} ids are no stimuli of {dataset.name} ({listed(foreign, 3)}; its "
+            f"own are like {listed(dataset.stimulus_ids, 2)}).",
             "Are rows counted instead of named? Key predictions by the dataset's stimulus ids.",
             evidence,
         )

@@ -62,9 +62,8 @@ def describe(path: Path | str) -> Described:
         return _folder(path) if path.is_dir() else _file(path)
     except (OSError, SafetensorError, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: expected something that can be read, got '{error}'. It is damaged, cut short, or not yours "
-            "to read: "
-            "copy it again, or change its permissions."
+            f"{path}: expected something that can be read, got '{error}'. It is damaged, cut short, or not yours to "
+            "read: copy it again, or change its permissions."
         ) from error
     except (
         ValueError,
@@ -83,8 +82,8 @@ def describe(path: Path | str) -> Described:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path}: expected a file as it was written, got one whose contents make no sense ({type(error).__name__}: "
-            f"{error}). It was edited, or is damaged: copy it again."
+            f"{path}: expected a file as it was written, got one whose contents make no sense "
+            f"({type(error).__name__}: {error}). It was edited, or is damaged: copy it again."
         ) from error
 
 
@@ -849,8 +848,7 @@ def _version(path: Path, facts: Facts) -> str:
     if facts.get("format") not in FORMATS:
         raise UserError(
             f"{path}: expected a format of this package ({listed(FORMATS)}), got {facts.get('format')!r}. It was "
-            "written by "
-            "another program: look there for what it is."
+            "written by another program: look there for what it is."
         )
     known = import_module(FORMATS[facts["format"]][1]).VERSION
     found = facts.get("version")

@@ -138,9 +138,9 @@ def _shared_pictures(dataset: Dataset, trials: dict[str, Trials]) -> Iterator[Le
             yield Leak(
                 "picture",
                 None,
-                f"{len(pairs)} pairs of stimuli: expected different pictures in {one} and {other}, got the same pixels "
-                f"under two ids ('{pairs[0][0]}' in {one}, '{pairs[0][1]}' in {other}). Was one picture filed twice? "
-                "Give both one id, as `brainjanus prepare` does, and split again.",
+                f"{len(pairs)} pairs of stimuli: expected different pictures in {one} and {other}, got the same "
+                f"pixels under two ids ('{pairs[0][0]}' in {one}, '{pairs[0][1]}' in {other}). Was one picture filed "
+                "twice? Give both one id, as `brainjanus prepare` does, and split again.",
                 {"splits": [one, other], "num_pairs": len(pairs), "pairs": pairs[:SHOWN]},
             )
 
@@ -326,9 +326,9 @@ def _misfitted(dataset: Dataset, subject: str, how: str, cells: _Cells) -> Leak 
     return Leak(
         "statistics",
         subject,
-        f"responses of {subject}: expected the mean and standard deviation of the training trials in zscore.safetensors"
-        f", got {got} ({_place(name, groups)}). Were trials added, taken out or given another split afterwards? "
-        "Prepare the data again from the raw responses.",
+        f"responses of {subject}: expected the mean and standard deviation of the training trials in "
+        f"zscore.safetensors, got {got} ({_place(name, groups)}). Were trials added, taken out or given another split "
+        "afterwards? Prepare the data again from the raw responses.",
         _evidence(name, dict(zip(groups, found.values(), strict=True)), groups),
     )
 
@@ -339,9 +339,9 @@ def _leak(
     return Leak(
         "statistics",
         subject,
-        f"responses of {subject}: expected to be z-scored with training trials only, got mean 0 and standard deviation "
-        f"1 over {source} ({_place(name, groups)}). Were they z-scored before they were split? Start again from the "
-        "raw responses; `brainjanus prepare` z-scores them.",
+        f"responses of {subject}: expected to be z-scored with training trials only, got mean 0 and standard "
+        f"deviation 1 over {source} ({_place(name, groups)}). Were they z-scored before they were split? Start again "
+        "from the raw responses; `brainjanus prepare` z-scores them.",
         _evidence(name, verdicts, groups),
     )
 

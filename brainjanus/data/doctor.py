@@ -191,8 +191,7 @@ def check_shapes(dataset: Dataset, subject: str) -> Iterator[Finding]:
             "",
             subject,
             f"{subject}: {responses.shape[0]:,} trials x {responses.shape[1]:,} {space.kind}, {responses.dtype}; "
-            "trials, "
-            "space and statistics fit.",
+            "trials, space and statistics fit.",
             "",
             {"shape": list(responses.shape), "dtype": str(responses.dtype)},
         )
@@ -372,10 +371,10 @@ def check_copies(audit: ResponseAudit) -> Iterator[Finding]:
                 "copied trials",
                 "repeats are copies",
                 subject,
-                f"{subject}: {len(same)} of {len(repeated)} repeats in {split} equal another repeat of their stimulus, "
-                f"for example trials {copies[0][0]} and {copies[0][1]} of '{ids[copies[0][0]]}'.",
-                "They are means that were written once for each repeat: noise ceilings are wrong, and so are scores of "
-                "single trials. Export single trials.",
+                f"{subject}: {len(same)} of {len(repeated)} repeats in {split} equal another repeat of their "
+                f"stimulus, for example trials {copies[0][0]} and {copies[0][1]} of '{ids[copies[0][0]]}'.",
+                "They are means that were written once for each repeat: noise ceilings are wrong, and so are scores "
+                "of single trials. Export single trials.",
                 {"split": split, "num_copies": len(same), "num_repeats": len(repeated), "trials": copies[:SHOWN]},
             )
             pairs = [pair for pair in pairs if pair not in copies]
@@ -445,10 +444,10 @@ def check_lookalikes(dataset: Dataset) -> Iterator[Finding]:
         "near-duplicates",
         "mirrored pictures across splits" if mirrored > len(found) / 2 else "near-duplicates across splits",
         None,
-        f"{len(found)} pairs of pictures of two splits are one picture, resized, encoded again, cropped or mirrored "
-        f"({mirrored} of them mirrored): '{names[pair.first]}' in {one} and '{names[pair.second]}' in {other} "
-        "correlate "
-        f"to {pair.alike:.2f} once laid over each other (different photographs: below .82).",
+        f"{len(found)} {'pair' if len(found) == 1 else 'pairs'} of pictures of two splits may be one picture, "
+        f"resized, encoded again, cropped or mirrored ({mirrored} mirrored): '{names[pair.first]}' in {one} and "
+        f"'{names[pair.second]}' in {other} correlate to {pair.alike:.2f} once laid over each other (different "
+        "photographs: below .82).",
         "Look at them. If they are one picture, put both into one split: what is tested would have been trained on.",
         {
             "num_pairs": len(found),
@@ -564,8 +563,8 @@ def check_values(one: Survey) -> Iterator[Finding]:
             who,
             f"{who}: {len(always)} of {one.space.num_sites} sites never vary (sites "
             f"{listed(map(str, always.tolist()))}).",
-            "They lie outside the brain, or their detector was off: leave them out of the mask "
-            "(`brainjanus prepare --drop-constant-sites`).",
+            "They lie outside the brain, or their detector was off: leave them out of the mask (`brainjanus prepare "
+            "--drop-constant-sites`).",
             {"num_sites": len(always), "sites": always[:SHOWN].tolist()},
         )
     if sometimes.any():
@@ -577,8 +576,8 @@ def check_values(one: Survey) -> Iterator[Finding]:
             "constant in a session",
             who,
             f"{who}: {len(sites)} sites do not vary within session "
-            f"{listed(map(str, one.sessions[groups].tolist()), 4)}, "
-            f"though they do in others (sites {listed(map(str, sites.tolist()))}).",
+            f"{listed(map(str, one.sessions[groups].tolist()), 4)}, though they do in others (sites "
+            f"{listed(map(str, sites.tolist()))}).",
             "Was the brain cut off in that session, or a channel dead? Leave out these sites, or that session.",
             {"sessions": one.sessions[groups].tolist(), "num_sites": len(sites), "sites": sites[:SHOWN].tolist()},
         )
@@ -601,8 +600,7 @@ def check_scale(dataset: Dataset, one: Survey) -> Iterator[Finding]:
             "scale",
             "session of another scale",
             who,
-            f"{who}: session {listed(map(str, one.sessions[unlike].tolist()), 4)} has another scale than the "
-            "others: "
+            f"{who}: session {listed(map(str, one.sessions[unlike].tolist()), 4)} has another scale than the others: "
             f"the standard deviation of its median site is {spread[worst]:.3g}, that of the others {usual:.3g}.",
             "Was it left in other units, or not z-scored? Give all sessions the same units, or z-score per session.",
             {
@@ -633,8 +631,8 @@ def check_scale(dataset: Dataset, one: Survey) -> Iterator[Finding]:
                 "z-scored twice",
                 who,
                 f"{who}: the responses were z-scored before `prepare` z-scored them: what it took away has mean "
-                f"{float(np.median(off)):.1g} and standard deviation {float(np.median(zscore.std)):.4f} at the "
-                "median site.",
+                f"{float(np.median(off)):.1g} and standard deviation {float(np.median(zscore.std)):.4f} at the median "
+                "site.",
                 "Nothing is lost where training trials alone were used before; the way back to raw betas is. "
                 'Prepare from raw betas, or with zscore = "none".',
                 {"mean": float(np.median(off)), "std": float(np.median(zscore.std))},
@@ -838,8 +836,7 @@ def check_ceilings(dataset: Dataset, one: Survey) -> Iterator[Finding]:
             "ceilings of 0",
             who,
             f"{who}: responses to repeats of a stimulus are no more alike than to others: {signal:.1%} of the "
-            "variance is "
-            f"shared (chance: up to {chance:.1%}).",
+            f"variance is shared (chance: up to {chance:.1%}).",
             "Nothing can be decoded from such responses. Are stimulus ids right? See the check of order.",
             evidence,
         )
@@ -888,9 +885,8 @@ def check_design(dataset: Dataset, subject: str) -> Iterator[Finding]:
             "design",
             "short session",
             subject,
-            f"{subject}: session {listed(map(str, short), 6)} has fewer than {SHORT_SESSION:.0%} of the "
-            f"{usual:.0f} trials "
-            "of the median session.",
+            f"{subject}: session {listed(map(str, short), 6)} has fewer than {SHORT_SESSION:.0%} of the {usual:.0f} "
+            "trials of the median session.",
             "Was a run passed over? If so, ids of later runs may be shifted.",
             evidence | {"short": short},
         )
