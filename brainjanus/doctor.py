@@ -56,6 +56,7 @@ from brainjanus.evaluate.brain import pattern_scores
 from brainjanus.evaluate.checkup import as_json, write_checkup
 from brainjanus.evaluate.image import pixcorr_scores
 from brainjanus.evaluate.text import content_f1_scores
+from brainjanus.info import describe
 from brainjanus.tokenizers.vision import ENCODERS
 from brainjanus.train.codes import features_of
 
@@ -161,6 +162,11 @@ def checkup(
     """`diagnose`, with what was looked at."""
     if not isinstance(dataset, Dataset):
         path = Path(dataset)
+        if path.exists() and not (path / "dataset.json").is_file():
+            raise UserError(
+                f"{path}: expected a dataset folder, got {describe(path).sentence} Is the path right? `brainjanus "
+                "prepare` makes such a folder."
+            )
         try:
             dataset = Dataset.open(path)
         except UserError as error:
