@@ -79,7 +79,7 @@ def _glance(dataset: Dataset | None, findings: Sequence[Finding], name: str, fin
         checks.setdefault(one.check, []).append(one)
     rows = "".join(
         f"<tr><td>{escape(check)}</td><td>"
-        + " ".join(f"{_light(one.light)}<small>{escape(one.subject or '')}</small>" for one in group)
+        + " ".join(f"<span>{_light(one.light)}<small>{escape(one.subject or '')}</small></span>" for one in group)
         + f"</td><td>{escape('; '.join(dict.fromkeys(one.kind for one in group if one.kind)))}</td></tr>"
         for check, group in checks.items()
     )
@@ -253,7 +253,7 @@ STYLE = """
 .lights { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; max-width: none; }
 table.checks td { text-align: left; padding: .2rem 1.2rem .2rem 0; white-space: normal; vertical-align: top; }
 table.checks td small { display: inline; margin: 0 .5rem 0 .25rem; }
-table.checks td:first-child { white-space: nowrap; }
+table.checks td:first-child, table.checks span { white-space: nowrap; }
 .finding { border-left: 4px solid var(--line); padding: .1rem 0 .1rem 1rem; margin: 1.2rem 0; }
 .finding.red { border-color: #c2303a; } .finding.yellow { border-color: #d9a406; }
 .finding.green { border-color: #14804a; } .finding h3 { margin-top: .2rem; } .finding p { overflow-wrap: anywhere; }
