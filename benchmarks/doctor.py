@@ -7,9 +7,9 @@ object2vec: changed copies have to be found, and pairs of different ones must no
 python benchmarks/doctor.py --out benchmarks/results/doctor.json [--quick]
 """
 
+import argparse
 import importlib.util
 import io
-import json
 import sys
 import tempfile
 import time
@@ -60,16 +60,18 @@ def of_planted(seeds: int, folder: Path) -> list[Claim]:
     claims.append(Claim("one small recording, seconds", float(np.median(seconds)), "s"))
     for name, (plant, check, kind, evidence) in cases.DEFECTS.items():
         found = others = 0
-        tried = min(seeds, 5)
-        for seed in range(tried):
+        for seed in range(seeds):
             study = cases.clean(seed)
             plant(study)
             told = alarms(diagnose(study.write(folder / f"{name}-{seed}".replace(" ", "-"))))
             hit = [one for one in told if (one.check, one.kind) == (check, kind)]
             found += bool(hit) and all(hit[0].evidence[key] == value for key, value in evidence.items())
-            others += bool({one.kind for one in told} - {kind} - cases.BESIDES.get(name, set()))
-        claims.append(Claim(f"found and named: {name}", found / tried, "", bar=1.0))
-        claims.append(Claim(f"other alarms beside it: {name}", others / tried, "", bar=0.0, at_most=True))
+            unlisted = {one.kind for one in told} - {kind} - cases.BESIDES.get(name, set())
+            others += bool(unlisted)
+            if not hit or unlisted:
+                print(f"{name}, seed {seed}: {[one.kind for one in told]}")
+        claims.append(Claim(f"found and named: {name}", found / seeds, "", bar=1.0))
+        claims.append(Claim(f"other alarms beside it: {name}", others / seeds, "", bar=0.0, at_most=True))
     return claims
 
 
@@ -179,17 +181,17 @@ def of_pictures(quick: bool) -> list[Claim]:
     return claims
 
 
-def main() -> None:
-    args = arguments(__doc__)
+def claims(options: argparse.Namespace) -> list[Claim]:
+    """Planted defects and sound data; real recordings and pictures where they are. options.quick: fewer seeds."""
     with tempfile.TemporaryDirectory() as folder:
-        claims = of_planted(QUICK_SEEDS if args.quick else SEEDS, Path(folder))
+        found = of_planted(QUICK_SEEDS if options.quick else SEEDS, Path(folder))
         if REAL_DATA.is_dir():
-            claims += of_recordings(Path(folder), args.quick)
-            claims += of_pictures(args.quick)
-    write(claims, args.out)
-    named = [one for one in json.loads(args.out.read_text()) if one["name"].startswith("found and named")]
-    print(f"{sum(one['holds'] for one in named)} of {len(named)} planted defects found and named in every seed")
+            found += of_recordings(Path(folder), options.quick) + of_pictures(options.quick)
+    named = [one.value for one in found if one.name.startswith("found and named")]
+    every = Claim("planted defects named in every seed", float(sum(one == 1 for one in named)), "", bar=len(named))
+    return [every, *found]
 
 
 if __name__ == "__main__":
-    main()
+    options = arguments(__doc__)
+    write(claims(options), options.out)

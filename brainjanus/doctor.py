@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from brainjanus.core.errors import UserError, written_beside
-from brainjanus.data.audit import shuffled_ids
+from brainjanus.data.audit import Leak, ResponseAudit, shuffled_ids
 from brainjanus.data.dataset import Dataset, listed, map_tensor
 from brainjanus.data.doctor import (
     LIGHTS,
@@ -41,6 +41,7 @@ from brainjanus.data.doctor import (
     check_stimuli,
     check_values,
     damaged_files,
+    in_one_scale,
     survey,
 )
 from brainjanus.data.order import LEAST_ROWS, Fit, best_order, cut, hat_matrix, kernel, parts_fit, rows_to_look_at
@@ -55,6 +56,7 @@ from brainjanus.evaluate.brain import pattern_scores
 from brainjanus.evaluate.checkup import as_json, write_checkup
 from brainjanus.evaluate.image import pixcorr_scores
 from brainjanus.evaluate.text import content_f1_scores
+from brainjanus.info import describe
 from brainjanus.tokenizers.vision import ENCODERS
 from brainjanus.train.codes import features_of
 
@@ -160,6 +162,11 @@ def checkup(
     """`diagnose`, with what was looked at."""
     if not isinstance(dataset, Dataset):
         path = Path(dataset)
+        if path.exists() and not (path / "dataset.json").is_file():
+            raise UserError(
+                f"{path}: expected a dataset folder, got {describe(path).sentence} Is the path right? `brainjanus "
+                "prepare` makes such a folder."
+            )
         try:
             dataset = Dataset.open(path)
         except UserError as error:
@@ -194,7 +201,9 @@ def checkup(
 
 def _looked_at(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
     """All checks of a dataset whose files fit together."""
-    finite, features = [], Features(dataset)
+    features = Features(dataset)
+    finite: list[str] = []
+    leaks: list[Leak] = []
     for who in subjects:
         one = survey(dataset, who)
         yield from check_values(one)
@@ -205,8 +214,10 @@ def _looked_at(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
         yield from check_order(dataset, one, features)
         if not one.num_bad:
             finite.append(who)
-            yield from check_copies(dataset, who)
-    yield from check_leaks(dataset, finite)
+            audit = ResponseAudit(dataset, who)
+            leaks += audit.leaks
+            yield from check_copies(audit)
+    yield from check_leaks(dataset, leaks, finite)
     yield from check_lookalikes(dataset)
     yield from check_captions(dataset)
     yield from check_caption_links(dataset, finite, features)
@@ -234,6 +245,7 @@ class Features:
 
 def check_order(dataset: Dataset, one: Survey, features: Features) -> Iterator[Finding]:
     """Whether each trial shows the stimulus that its row names."""
+    one = in_one_scale(one)
     who, trials = one.subject, one.trials
     names, known = described(dataset, sorted({trials.stimulus_id[row] for row in one.finite}))
     usable = one.finite[[trials.stimulus_id[row] in known for row in one.finite]]
@@ -277,11 +289,9 @@ def check_order(dataset: Dataset, one: Survey, features: Features) -> Iterator[F
             who,
             f"{who}: stimuli fit the trials of their ids no better than shuffled ones ({basis} correlates to "
             f"{fit.own_r:.3f}, {fit.own:.1f} standard deviations above chance), and no shift, reversal or swap of "
-            "halves "
-            "does.",
-            "Either ids are permuted (were they sorted, or given by position?) or the responses hold no signal: "
-            "see the "
-            "noise ceilings. Join responses and stimuli by the onset of each trial.",
+            "halves does.",
+            "Either ids are permuted (were they sorted, or given by position?) or the responses hold no signal: see "
+            "the noise ceilings. Join responses and stimuli by the onset of each trial.",
             evidence,
         )
     else:
@@ -292,9 +302,8 @@ def check_order(dataset: Dataset, one: Survey, features: Features) -> Iterator[F
             kind,
             who,
             f"{who}: trials fit the stimulus that the table of trials names {fit.meaning}: {basis} correlates to "
-            f"{fit.best_r:.3f} with held-out trials in that order ({fit.best:.1f} standard deviations above "
-            "chance), and "
-            f"to {fit.own_r:.3f} ({fit.own:.1f}) as ids are given.",
+            f"{fit.best_r:.3f} with held-out trials in that order ({fit.best:.1f} standard deviations above chance), "
+            f"and to {fit.own_r:.3f} ({fit.own:.1f}) as ids are given.",
             "Move the stimulus ids by that much against the responses, and find out which row was left out or came "
             "first.",
             evidence,
@@ -344,8 +353,7 @@ def _unfit_sessions(
             "session reversed" if fit.reversed else "session shifted",
             who,
             f"{who}: in session {fit.part}, trials fit the stimulus that its table names {way} ({fit.best:.1f} "
-            "standard "
-            f"deviations above chance; {fit.own:.1f} as ids are given), where other sessions fit as they are.",
+            f"standard deviations above chance; {fit.own:.1f} as ids are given), where other sessions fit as they are.",
             "Was a trial of that session left out of the responses or of the table? Move its ids by that much.",
             evidence | {"session": fit.part, "shift": fit.shift},
         )
@@ -356,8 +364,7 @@ def _unfit_sessions(
             "session permuted",
             who,
             f"{who}: in session {fit.part}, stimuli fit trials no better than chance ({fit.own:.1f} standard "
-            "deviations), "
-            "in whatever shift, where other sessions do.",
+            "deviations), in whatever shift, where other sessions do.",
             "Are ids of that session those of another one, or are its responses bad?",
             evidence | {"session": fit.part},
         )
@@ -459,10 +466,9 @@ def check_caption_links(dataset: Dataset, subjects: Sequence[str], features: Fea
             "caption links",
             kind,
             None,
-            f"Captions are those of the stimulus that stands, in the sorted list of stimuli, {_opposite(fit).meaning}: "
-            f"{basis} correlates to {fit.best_r:.3f} in that order ({fit.best:.1f} standard deviations above "
-            "chance), and "
-            f"to {fit.own_r:.3f} ({fit.own:.1f}) as they are given.",
+            "Captions are those of the stimulus that stands, in the sorted list of stimuli, "
+            f"{_opposite(fit).meaning}: {basis} correlates to {fit.best_r:.3f} in that order ({fit.best:.1f} standard "
+            f"deviations above chance), and to {fit.own_r:.3f} ({fit.own:.1f}) as they are given.",
             "Join captions by stimulus id, not by their place in a list.",
             evidence,
         )
@@ -473,8 +479,7 @@ def check_caption_links(dataset: Dataset, subjects: Sequence[str], features: Fea
             "",
             None,
             f"Captions fit their stimuli: {basis} correlates to {fit.own_r:.3f} with held-out ones, {fit.own:.1f} "
-            "standard "
-            "deviations above shuffled captions.",
+            "standard deviations above shuffled captions.",
             "",
             evidence,
         )
@@ -641,9 +646,8 @@ def _check_ids(dataset: Dataset, where: str, names: Sequence[str], wanted: set[s
             check,
             "foreign ids",
             None,
-            f"{where}: {len(foreign)} of {len(names)} ids are no stimuli of {dataset.name} ({listed(foreign, 3)}; "
-            "its own "
-            f"are like {listed(dataset.stimulus_ids, 2)}).",
+            f"{where}: {len(foreign)} of {len(names)} ids are no stimuli of {dataset.name} ({listed(foreign, 3)}; its "
+            f"own are like {listed(dataset.stimulus_ids, 2)}).",
             "Are rows counted instead of named? Key predictions by the dataset's stimulus ids.",
             evidence,
         )

@@ -26,6 +26,15 @@ FORMATS = {
     "brainjanus-brain-tokenizer": ("brain tokenizer", "brainjanus.tokenizers.folder"),
     "brainjanus-request": ("request", "brainjanus.request"),
 }
+# folders that lie in one that has a manifest -> what they hold
+PARTS = {
+    "codes": "what was encoded once for training",
+    "samples": "what the model answered while it was trained",
+    "spaces": "where the sites of each subject lie",
+    "stages": "the trainings, one after the other",
+    "subjects": "the recordings",
+}
+ANSWERS = ("captions.json", "rows.json", "scores.json", "scores.tsv")
 MOST_JSON = 64_000_000  # bytes; a larger file is named by its first bytes alone
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin")
@@ -62,9 +71,8 @@ def describe(path: Path | str) -> Described:
         return _folder(path) if path.is_dir() else _file(path)
     except (OSError, SafetensorError, zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path}: expected something that can be read, got '{error}'. It is damaged, cut short, or not yours "
-            "to read: "
-            "copy it again, or change its permissions."
+            f"{path}: expected something that can be read, got '{error}'. It is damaged, cut short, or not yours to "
+            "read: copy it again, or change its permissions."
         ) from error
     except (
         ValueError,
@@ -83,8 +91,8 @@ def describe(path: Path | str) -> Described:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path}: expected a file as it was written, got one whose contents make no sense ({type(error).__name__}: "
-            f"{error}). It was edited, or is damaged: copy it again."
+            f"{path}: expected a file as it was written, got one whose contents make no sense "
+            f"({type(error).__name__}: {error}). It was edited, or is damaged: copy it again."
         ) from error
 
 
@@ -92,6 +100,10 @@ def describe(path: Path | str) -> Described:
 
 
 def _folder(path: Path) -> Described:
+    within = ("dataset.json", "model.json", "config.json", "log.jsonl")
+    if path.name in PARTS and any((path.parent / name).is_file() for name in within):
+        sentence = f"{PARTS[path.name]}, a part of {path.parent.name}."
+        return Described(path, path.name, True, sentence, {"size": _size_of(path)}, f"Give {path.parent}")
     for marker, tell in (
         ("dataset.json", _dataset),
         ("model.json", _run),
@@ -105,6 +117,7 @@ def _folder(path: Path) -> Described:
         ("space.json", _space),
         ("scores.json", _scores),
         ("config.json", _begun),
+        ("journal.json", _journal),
     ):
         if (path / marker).is_file() and (found := tell(path)) is not None:
             return found
@@ -250,6 +263,23 @@ def _begun(path: Path) -> Described | None:
             "Give the same command again, with the same --out: it goes on where it was stopped.",
         )
     return None
+
+
+def _journal(path: Path) -> Described | None:
+    facts = _json(path / "journal.json")
+    if not {"options", "study", "inputs"} <= facts.keys():
+        return None
+    name = path.name.removeprefix(".").removesuffix(".streaming")
+    done = len(list(path.glob("pictures/*.npz"))), len(list(path.glob("subjects/*/*.npz")))
+    return Described(
+        path,
+        "preparation",
+        True,
+        f"a preparation of {name} that is not finished.",
+        {"files read": len(facts["inputs"]), "done": f"{done[0]} parts of pictures, {done[1]} sessions"}
+        | {"size": _size_of(path)},
+        f"Give the same command again, with --out {path.with_name(name)}: it goes on where it was stopped.",
+    )
 
 
 def _tune(path: Path) -> Described:
@@ -475,12 +505,17 @@ def _file(path: Path) -> Described:
         "tune.json",
         "request.json",
         "doctor.json",
+        "journal.json",
         "state.json",
         "space.json",
+        "tokenizer.json",
         "ablation.json",
     ):
         found = _folder(path.parent)
         return found._replace(path=path, sentence=f"the manifest of {path.parent.name or 'a folder'}, {found.sentence}")
+    if path.name in ANSWERS and (path.parent / "request.json").is_file():
+        found = _answers(path.parent)
+        return found._replace(path=path, sentence=f"{path.stem} among {found.sentence}")
     if suffix == ".json":
         return _of_json(path)
     if suffix == ".safetensors":
@@ -696,9 +731,11 @@ def _safetensors(path: Path) -> Described:
     if path.name in ("brain.safetensors", "image.safetensors", "vision.safetensors", "tokenizer.safetensors"):
         return ours(
             "weights",
-            f"weights of a {path.stem} tokenizer.".replace("tokenizer tokenizer", "brain tokenizer"),
+            f"weights of the {path.stem} tokenizer.".replace("tokenizer tokenizer", "brain tokenizer"),
             "Give the folder of its run or tokenizer.",
         )
+    if path.name == "best.safetensors" and (path.parent / "log.jsonl").is_file():
+        return ours("weights", f"weights of {path.parent.name} at its best validation.", "A part of a training.")
     if path.name.startswith("shard-") and (path.parent / "state.json").is_file():
         return ours("state", "a shard of the state of a training.", f"Give the state: {path.parent}")
     if metadata.get("format") in ("pt", "tf", "np", "flax"):
@@ -849,8 +886,7 @@ def _version(path: Path, facts: Facts) -> str:
     if facts.get("format") not in FORMATS:
         raise UserError(
             f"{path}: expected a format of this package ({listed(FORMATS)}), got {facts.get('format')!r}. It was "
-            "written by "
-            "another program: look there for what it is."
+            "written by another program: look there for what it is."
         )
     known = import_module(FORMATS[facts["format"]][1]).VERSION
     found = facts.get("version")

@@ -313,7 +313,6 @@ BESIDES: dict[str, set[str]] = {
     "nan": set(),
     "duplicated trials": {"ids shifted", "ids permuted"},
     "stimulus in both splits": {"z-scored with test trials"},
-    "one session unscaled": {"session drift"},
     "ids permuted": {"ceilings of 0"},
     "ids shifted by one": {"ceilings of 0"},
     "ids reversed": {"ceilings of 0"},

@@ -204,5 +204,22 @@ def test_the_command_says_by_its_status_what_is_red(sound, tmp_path, capsys):
     assert "expected a dataset folder" in capsys.readouterr().err
 
 
+def test_what_is_no_dataset_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    for name, what in {"notes.txt": "a file that this package does not know", "empty": "an empty folder"}.items():
+        with pytest.raises(UserError, match=f"{name}: expected a dataset folder, got {what}. Is the path right"):
+            diagnose(tmp_path / name)
+
+
+def test_sessions_of_another_scale_hide_neither_order_nor_raise_what_follows(tmp_path):
+    study = planted.clean(4)
+    planted.one_session_unscaled(study)
+    found = {one.check: one for one in diagnose(study.write(tmp_path / "data"))}
+    assert found["scale"].light == "red"
+    assert [found[check].light for check in ("session drift", "noise ceilings")] == ["grey", "grey"]
+    assert found["stimulus order"].light == "green"
+
+
 def test_it_is_a_call_of_the_package(sound):
     assert bj.diagnose(Dataset.open(sound.path))[0].light in ("green", "grey")

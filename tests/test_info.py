@@ -117,6 +117,26 @@ def test_files_are_named(tmp_path, name, content, kind, ours):
     assert found.sentence.endswith(".")
 
 
+def test_a_preparation_that_was_stopped_says_how_it_goes_on(tmp_path):
+    written(tmp_path / ".mine.streaming/journal.json", {"version": 1, "options": {}, "study": "s", "inputs": {"a": []}})
+    found = describe(tmp_path / ".mine.streaming")
+    assert (found.kind, found.ours, found.facts["files read"]) == ("preparation", True, 1)
+    assert str(tmp_path / "mine") in found.advice
+
+
+def test_parts_and_answers_name_what_they_belong_to(make_checkpoint, tmp_path):
+    make_checkpoint().save(tmp_path / "run")
+    written(tmp_path / "run/codes/dataset.json", {"trials.tsv": [1, 2]})
+    assert describe(tmp_path / "run/codes").sentence == "what was encoded once for training, a part of run."
+    assert describe(tmp_path / "run/codes/dataset.json").ours
+    asked = {"brain": "a", "run": "run"}
+    request = {"format": "brainjanus-request", "version": 1, "asked": asked, "targets": ["text"], "rows": [1]}
+    written(tmp_path / "out/request.json", request | {"model": "f"})
+    written(tmp_path / "out/scores.json", {"a": [{"text": "x"}]})
+    found = describe(tmp_path / "out/scores.json")
+    assert (found.kind, found.ours) == ("predictions", True)
+
+
 def test_what_others_wrote_is_named_with_what_to_do(tmp_path):
     written(tmp_path / "model/config.json", {"model_type": "dinov2"})
     assert "transformers:FOLDER" in describe(tmp_path / "model").advice

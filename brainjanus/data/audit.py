@@ -71,13 +71,17 @@ def find_leaks(dataset: Dataset, subjects: Sequence[str] | None = None) -> list[
     copied into another split, for `subjects` (default: all). Reads their responses and all pictures once, a part at a
     time.
     """
-    trials = {subject: dataset.trials(subject) for subject in dataset.subjects}
-    leaks = [*_shared_stimuli(trials), *_shared_pictures(dataset, trials)]
+    leaks = [*stimulus_leaks(dataset)]
     for subject in dataset.subjects if subjects is None else subjects:
-        moments = _cells(dataset, subject, trials[subject])
-        leaks += _statistics(dataset, subject, moments)
-        leaks += _copies(dataset, subject, trials[subject], _merged(moments.raw.values()))
+        leaks += ResponseAudit(dataset, subject).leaks
     return leaks
+
+
+def stimulus_leaks(dataset: Dataset) -> Iterator[Leak]:
+    """Stimuli and pictures in two splits, over all subjects."""
+    trials = {subject: dataset.trials(subject) for subject in dataset.subjects}
+    yield from _shared_stimuli(trials)
+    yield from _shared_pictures(dataset, trials)
 
 
 # ---------------------------------------------------------------------------------------------------- stimuli
@@ -134,9 +138,9 @@ def _shared_pictures(dataset: Dataset, trials: dict[str, Trials]) -> Iterator[Le
             yield Leak(
                 "picture",
                 None,
-                f"{len(pairs)} pairs of stimuli: expected different pictures in {one} and {other}, got the same pixels "
-                f"under two ids ('{pairs[0][0]}' in {one}, '{pairs[0][1]}' in {other}). Was one picture filed twice? "
-                "Give both one id, as `brainjanus prepare` does, and split again.",
+                f"{len(pairs)} pairs of stimuli: expected different pictures in {one} and {other}, got the same "
+                f"pixels under two ids ('{pairs[0][0]}' in {one}, '{pairs[0][1]}' in {other}). Was one picture filed "
+                "twice? Give both one id, as `brainjanus prepare` does, and split again.",
                 {"splits": [one, other], "num_pairs": len(pairs), "pairs": pairs[:SHOWN]},
             )
 
@@ -322,9 +326,9 @@ def _misfitted(dataset: Dataset, subject: str, how: str, cells: _Cells) -> Leak 
     return Leak(
         "statistics",
         subject,
-        f"responses of {subject}: expected the mean and standard deviation of the training trials in zscore.safetensors"
-        f", got {got} ({_place(name, groups)}). Were trials added, taken out or given another split afterwards? "
-        "Prepare the data again from the raw responses.",
+        f"responses of {subject}: expected the mean and standard deviation of the training trials in "
+        f"zscore.safetensors, got {got} ({_place(name, groups)}). Were trials added, taken out or given another split "
+        "afterwards? Prepare the data again from the raw responses.",
         _evidence(name, dict(zip(groups, found.values(), strict=True)), groups),
     )
 
@@ -335,9 +339,9 @@ def _leak(
     return Leak(
         "statistics",
         subject,
-        f"responses of {subject}: expected to be z-scored with training trials only, got mean 0 and standard deviation "
-        f"1 over {source} ({_place(name, groups)}). Were they z-scored before they were split? Start again from the "
-        "raw responses; `brainjanus prepare` z-scores them.",
+        f"responses of {subject}: expected to be z-scored with training trials only, got mean 0 and standard "
+        f"deviation 1 over {source} ({_place(name, groups)}). Were they z-scored before they were split? Start again "
+        "from the raw responses; `brainjanus prepare` z-scores them.",
         _evidence(name, verdicts, groups),
     )
 
@@ -368,36 +372,18 @@ def _evidence(
 # ---------------------------------------------------------------------------------------------------- responses
 
 
-def _copies(dataset: Dataset, subject: str, trials: Trials, overall: _Moments) -> Iterator[Leak]:
-    """Trials of a later split that equal one of an earlier split."""
-    comparison = _Comparison(dataset, subject, trials, overall)
-    for one, other in combinations(SPLITS, 2):
-        pairs = comparison.copies(trials.rows(one), trials.rows(other))
-        if pairs:
-            row, copy = pairs[0]
-            yield Leak(
-                "response",
-                subject,
-                f"{len(pairs)} trials of {subject}: expected responses of their own in {other}, got those of trials in "
-                f"{one} (trial {copy}, '{trials.stimulus_id[copy]}', equals trial {row}, '{trials.stimulus_id[row]}'). "
-                "Was a run exported twice? Leave out the copies and prepare the data again.",
-                {"splits": [one, other], "num_trials": len(pairs), "trials": pairs[:SHOWN]},
-            )
+class ResponseAudit:
+    """One subject's responses, read twice, a part at a time: what leaked, and which trials are equal to rounding.
 
+    leaks: statistics that were computed with test trials, and trials that were copied into another split.
+    """
 
-def copied_trials(dataset: Dataset, subject: str, split: str) -> list[list[int]]:
-    """Trials of one split that are equal and cannot be by chance: [row, a later row that repeats it]."""
-    trials = dataset.trials(subject)
-    comparison = _Comparison(dataset, subject, trials, _merged(_cells(dataset, subject, trials).raw.values()))
-    return comparison.copies(trials.rows(split), None)
-
-
-class _Comparison:
-    """Which trials of a subject are equal, before they were z-scored, to rounding."""
-
-    def __init__(self, dataset: Dataset, subject: str, trials: Trials, overall: _Moments) -> None:
-        self.dataset, self.subject, self.trials, self.mean = dataset, subject, trials, overall.mean
+    def __init__(self, dataset: Dataset, subject: str) -> None:
+        self.dataset, self.subject, self.trials = dataset, subject, dataset.trials(subject)
         self.zscore = dataset.zscore(subject)
+        cells = _cells(dataset, subject, self.trials)
+        overall = _merged(cells.raw.values())
+        self.mean = overall.mean
         scale = np.sqrt(overall.squares / overall.num)
         self.scale = np.where(scale > 0, scale, 1.0)
         slack = EXACT * (1 + np.abs(overall.mean) / self.scale)  # of float32 numbers with a large offset
@@ -406,7 +392,7 @@ class _Comparison:
         self.slack = slack
         self.rng = np.random.default_rng(0)
         directions = self.rng.standard_normal((len(self.scale), 4))
-        self.keys = np.zeros((len(trials.split), 4))
+        self.keys = np.zeros((len(self.trials.split), 4))
         for chunk in _chunks(np.arange(len(self.keys))):
             values = self.restored(chunk)
             self.keys[chunk] = values @ directions
@@ -414,6 +400,27 @@ class _Comparison:
             # a trial without any response, filled with one number, is like all others of its kind
             self.keys[chunk[np.ptp(raw, axis=1) <= np.median(slack * self.scale)]] = np.nan
         self.known = np.flatnonzero(np.isfinite(self.keys).all(axis=1))
+        self.leaks = [*_statistics(dataset, subject, cells), *self._across_splits()]
+
+    def _across_splits(self) -> Iterator[Leak]:
+        """Trials of a later split that equal one of an earlier split."""
+        ids = self.trials.stimulus_id
+        for one, other in combinations(SPLITS, 2):
+            pairs = self._copies(self.trials.rows(one), self.trials.rows(other))
+            if pairs:
+                row, copy = pairs[0]
+                yield Leak(
+                    "response",
+                    self.subject,
+                    f"{len(pairs)} trials of {self.subject}: expected responses of their own in {other}, got those of "
+                    f"trials in {one} (trial {copy}, '{ids[copy]}', equals trial {row}, '{ids[row]}'). Was a run "
+                    "exported twice? Leave out the copies and prepare the data again.",
+                    {"splits": [one, other], "num_trials": len(pairs), "trials": pairs[:SHOWN]},
+                )
+
+    def copied(self, split: str) -> list[list[int]]:
+        """Trials of one split that are equal and cannot be by chance: [row, a later row that repeats it]."""
+        return self._copies(self.trials.rows(split), None)
 
     def restored(self, rows: np.ndarray) -> Float[np.ndarray, "n v"]:
         """The trials as they came, in units of all trials: sessions are alike, whatever they were z-scored with."""
@@ -424,7 +431,7 @@ class _Comparison:
             values[here] = (values[here] * std + mean - self.mean) / self.scale
         return values
 
-    def copies(self, first: np.ndarray, second: np.ndarray | None) -> list[list[int]]:
+    def _copies(self, first: np.ndarray, second: np.ndarray | None) -> list[list[int]]:
         """[row of first, row of second that equals it]; second: None for later rows of the first."""
         if len(self.scale) < 2:  # one number proves nothing
             return []

@@ -12,8 +12,9 @@ chance and large. Leaks are those of `data/audit.py`.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +26,7 @@ from safetensors import SafetensorError
 from brainjanus.core.errors import UserError
 from brainjanus.core.progress import progress
 from brainjanus.core.space import BrainSpace
-from brainjanus.data.audit import copied_trials, find_leaks
+from brainjanus.data.audit import Leak, ResponseAudit, stimulus_leaks
 from brainjanus.data.dataset import SPLITS, Dataset, Trials, checksum, listed, map_tensor
 from brainjanus.data.lookalikes import BASE, CERTAIN, Pair, lookalikes, small
 from brainjanus.data.write import signal_and_noise
@@ -190,8 +191,7 @@ def check_shapes(dataset: Dataset, subject: str) -> Iterator[Finding]:
             "",
             subject,
             f"{subject}: {responses.shape[0]:,} trials x {responses.shape[1]:,} {space.kind}, {responses.dtype}; "
-            "trials, "
-            "space and statistics fit.",
+            "trials, space and statistics fit.",
             "",
             {"shape": list(responses.shape), "dtype": str(responses.dtype)},
         )
@@ -232,7 +232,8 @@ def check_stimuli(dataset: Dataset) -> Iterator[Finding]:
             {"problems": problems},
         )
         return
-    shown = {stimulus for subject in dataset.subjects for stimulus in dataset.trials(subject).stimulus_id}
+    shown_to = Counter(name for who in dataset.subjects for name in set(dataset.trials(who).stimulus_id))
+    shown = set(shown_to)
     counts = {"pictures": 0, "captions": 0}
     lacking: dict[str, list[str]] = {"pictures": [], "captions": []}
     rows = set(map_tensor(dataset.pictures_file, "stimulus").tolist()) if dataset.image_size is not None else set()
@@ -260,7 +261,11 @@ def check_stimuli(dataset: Dataset) -> Iterator[Finding]:
         have = [f"{counts[what]:,} have {what}" for what in counts if counts[what]] or [
             "none has a picture or a caption"
         ]
-        yield Finding("green", "stimuli", "", None, f"{len(known):,} stimuli: {' and '.join(have)}.", "", dict(counts))
+        shared = sum(count > 1 for count in shown_to.values())
+        told_of = f"{len(known):,} stimuli: {' and '.join(have)}" + (
+            f"; {shared:,} were shown to more than one subject." if shared else "."
+        )
+        yield Finding("green", "stimuli", "", None, told_of, "", counts | {"shared": shared})
 
 
 def check_captions(dataset: Dataset) -> Iterator[Finding]:
@@ -317,8 +322,8 @@ def check_captions(dataset: Dataset) -> Iterator[Finding]:
         )
 
 
-def check_leaks(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
-    """What test trials left in training: see `data/audit.py`."""
+def check_leaks(dataset: Dataset, audits: Sequence[Leak], subjects: Sequence[str]) -> Iterator[Finding]:
+    """What test trials left in training: see `data/audit.py`. audits: what was found in the responses of `subjects`."""
     names = {
         "stimulus": ("stimuli in two splits", "stimulus in two splits"),
         "picture": ("identical pictures", "identical pictures across splits"),
@@ -326,7 +331,7 @@ def check_leaks(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
         "unclear statistics": ("z-scoring", "unclear z-scoring"),
         "response": ("copied trials", "trials copied across splits"),
     }
-    found = find_leaks(dataset, subjects)
+    found = [*stimulus_leaks(dataset), *audits]
     for leak in found:
         check, kind = names[leak.kind]
         sentence, _, remedy = leak.sentence.partition("). ")
@@ -341,19 +346,20 @@ def check_leaks(dataset: Dataset, subjects: Sequence[str]) -> Iterator[Finding]:
             "The statistics are those of training trials; no set that holds test trials has mean 0 and SD 1.",
         ),
     ):
-        if check not in told and not (check == "identical pictures" and dataset.image_size is None):
+        looked = {"identical pictures": dataset.image_size is not None, "z-scoring": bool(subjects)}
+        if check not in told and looked.get(check, True):
             yield Finding("green", check, "", None, fine)
 
 
-def check_copies(dataset: Dataset, subject: str) -> Iterator[Finding]:
+def check_copies(audit: ResponseAudit) -> Iterator[Finding]:
     """Trials within a split that are copies of another: a run exported twice, or repeats that are their mean."""
-    trials = dataset.trials(subject)
+    trials, subject = audit.trials, audit.subject
     ids = np.array(trials.stimulus_id, dtype=str)
     total, pairs = 0, []
     for split in SPLITS:
         if not len(rows := trials.rows(split)):
             continue
-        copies = copied_trials(dataset, subject, split)
+        copies = audit.copied(split)
         pairs += copies
         same = {row for pair in copies if ids[pair[0]] == ids[pair[1]] for row in pair}
         _, where, counts = np.unique(ids[rows], return_inverse=True, return_counts=True)
@@ -365,10 +371,10 @@ def check_copies(dataset: Dataset, subject: str) -> Iterator[Finding]:
                 "copied trials",
                 "repeats are copies",
                 subject,
-                f"{subject}: {len(same)} of {len(repeated)} repeats in {split} equal another repeat of their stimulus, "
-                f"for example trials {copies[0][0]} and {copies[0][1]} of '{ids[copies[0][0]]}'.",
-                "They are means that were written once for each repeat: noise ceilings are wrong, and so are scores of "
-                "single trials. Export single trials.",
+                f"{subject}: {len(same)} of {len(repeated)} repeats in {split} equal another repeat of their "
+                f"stimulus, for example trials {copies[0][0]} and {copies[0][1]} of '{ids[copies[0][0]]}'.",
+                "They are means that were written once for each repeat: noise ceilings are wrong, and so are scores "
+                "of single trials. Export single trials.",
                 {"split": split, "num_copies": len(same), "num_repeats": len(repeated), "trials": copies[:SHOWN]},
             )
             pairs = [pair for pair in pairs if pair not in copies]
@@ -438,10 +444,10 @@ def check_lookalikes(dataset: Dataset) -> Iterator[Finding]:
         "near-duplicates",
         "mirrored pictures across splits" if mirrored > len(found) / 2 else "near-duplicates across splits",
         None,
-        f"{len(found)} pairs of pictures of two splits are one picture, resized, encoded again, cropped or mirrored "
-        f"({mirrored} of them mirrored): '{names[pair.first]}' in {one} and '{names[pair.second]}' in {other} "
-        "correlate "
-        f"to {pair.alike:.2f} once laid over each other (different photographs: below .82).",
+        f"{len(found)} {'pair' if len(found) == 1 else 'pairs'} of pictures of two splits may be one picture, "
+        f"resized, encoded again, cropped or mirrored ({mirrored} mirrored): '{names[pair.first]}' in {one} and "
+        f"'{names[pair.second]}' in {other} correlate to {pair.alike:.2f} once laid over each other (different "
+        "photographs: below .82).",
         "Look at them. If they are one picture, put both into one split: what is tested would have been trained on.",
         {
             "num_pairs": len(found),
@@ -557,8 +563,8 @@ def check_values(one: Survey) -> Iterator[Finding]:
             who,
             f"{who}: {len(always)} of {one.space.num_sites} sites never vary (sites "
             f"{listed(map(str, always.tolist()))}).",
-            "They lie outside the brain, or their detector was off: leave them out of the mask "
-            "(`brainjanus prepare --drop-constant-sites`).",
+            "They lie outside the brain, or their detector was off: leave them out of the mask (`brainjanus prepare "
+            "--drop-constant-sites`).",
             {"num_sites": len(always), "sites": always[:SHOWN].tolist()},
         )
     if sometimes.any():
@@ -570,8 +576,8 @@ def check_values(one: Survey) -> Iterator[Finding]:
             "constant in a session",
             who,
             f"{who}: {len(sites)} sites do not vary within session "
-            f"{listed(map(str, one.sessions[groups].tolist()), 4)}, "
-            f"though they do in others (sites {listed(map(str, sites.tolist()))}).",
+            f"{listed(map(str, one.sessions[groups].tolist()), 4)}, though they do in others (sites "
+            f"{listed(map(str, sites.tolist()))}).",
             "Was the brain cut off in that session, or a channel dead? Leave out these sites, or that session.",
             {"sessions": one.sessions[groups].tolist(), "num_sites": len(sites), "sites": sites[:SHOWN].tolist()},
         )
@@ -583,31 +589,25 @@ def check_scale(dataset: Dataset, one: Survey) -> Iterator[Finding]:
     """Sessions of another unit, responses that are not z-scored, z-scored before, or z-scored per trial."""
     who = one.subject
     how = dataset.manifest.get("zscore", "none")
-    spread = np.array([_typical(np.sqrt(variance)) for variance in one.variance])
+    spread, usual, unlike = _spreads(one)
     known = spread > 0
-    usual = float(np.median(spread[known])) if known.any() else 0.0
     found = False
-    if usual > 0 and len(spread) > 1:
-        ratio = spread / usual
-        unlike = np.flatnonzero((ratio > UNLIKE_SCALE) | ((ratio < 1 / UNLIKE_SCALE) & (one.counts >= 10)))
-        if len(unlike):
-            found = True
-            worst = int(unlike[np.argmax(np.abs(np.log(np.maximum(ratio[unlike], 1e-9))))])
-            yield Finding(
-                "red",
-                "scale",
-                "session of another scale",
-                who,
-                f"{who}: session {listed(map(str, one.sessions[unlike].tolist()), 4)} has another scale than the "
-                "others: "
-                f"the standard deviation of its median site is {spread[worst]:.3g}, that of the others {usual:.3g}.",
-                "Was it left in other units, or not z-scored? Give all sessions the same units, or z-score per "
-                "session.",
-                {
-                    "sessions": one.sessions[unlike].tolist(),
-                    "std": dict(zip(map(str, one.sessions.tolist()), spread.tolist(), strict=True)),
-                },
-            )
+    if len(unlike):
+        found = True
+        worst = int(unlike[np.argmax(np.abs(np.log(np.maximum(spread[unlike] / usual, 1e-9))))])
+        yield Finding(
+            "red",
+            "scale",
+            "session of another scale",
+            who,
+            f"{who}: session {listed(map(str, one.sessions[unlike].tolist()), 4)} has another scale than the others: "
+            f"the standard deviation of its median site is {spread[worst]:.3g}, that of the others {usual:.3g}.",
+            "Was it left in other units, or not z-scored? Give all sessions the same units, or z-score per session.",
+            {
+                "sessions": one.sessions[unlike].tolist(),
+                "std": dict(zip(map(str, one.sessions.tolist()), spread.tolist(), strict=True)),
+            },
+        )
     if not found and usual > 0 and (usual > SCALED or usual < 1 / SCALED):
         found = True
         told = "is said to be z-scored" if how != "none" else "was not z-scored by `prepare`"
@@ -631,8 +631,8 @@ def check_scale(dataset: Dataset, one: Survey) -> Iterator[Finding]:
                 "z-scored twice",
                 who,
                 f"{who}: the responses were z-scored before `prepare` z-scored them: what it took away has mean "
-                f"{float(np.median(off)):.1g} and standard deviation {float(np.median(zscore.std)):.4f} at the "
-                "median site.",
+                f"{float(np.median(off)):.1g} and standard deviation {float(np.median(zscore.std)):.4f} at the median "
+                "site.",
                 "Nothing is lost where training trials alone were used before; the way back to raw betas is. "
                 'Prepare from raw betas, or with zscore = "none".',
                 {"mean": float(np.median(off)), "std": float(np.median(zscore.std))},
@@ -667,9 +667,40 @@ def check_scale(dataset: Dataset, one: Survey) -> Iterator[Finding]:
         )
 
 
+def _spreads(one: Survey) -> tuple[Float[np.ndarray, "g"], float, Int[np.ndarray, "u"]]:
+    """Each session's standard deviation at the median site, the usual one, and which sessions are of another scale."""
+    spread = np.array([_typical(np.sqrt(variance)) for variance in one.variance])
+    usual = _typical(spread)
+    if usual == 0 or len(spread) < 2:
+        return spread, usual, np.zeros(0, np.int64)
+    ratio = spread / usual
+    return spread, usual, np.flatnonzero((ratio > UNLIKE_SCALE) | ((ratio < 1 / UNLIKE_SCALE) & (one.counts >= 10)))
+
+
+def in_one_scale(one: Survey) -> Survey:
+    """With its sample centred and scaled within each session if sessions differ in scale, else as it is."""
+    spread, _, unlike = _spreads(one)
+    if not len(unlike):
+        return one
+    group = np.searchsorted(one.sessions, one.trials.session)
+    centred = one.sample - one.mean[:, one.sites][group]
+    return replace(one, sample=(centred / np.maximum(spread, 1e-12)[group][:, None]).astype(np.float32))
+
+
+def _untold(one: Survey, check: str) -> Finding | None:
+    """Where sessions differ in scale, whatever is compared across them is about that: it has to be mended first."""
+    if not len(_spreads(one)[2]):
+        return None
+    sentence = f"{one.subject}: sessions differ in scale, which hides everything else that could be compared."
+    return Finding("grey", check, "", one.subject, sentence, "See the check of scale, and run doctor again after it.")
+
+
 def check_drift(one: Survey) -> Iterator[Finding]:
     """Sessions whose mean pattern moves, and repeats that are alike within sessions and not across them."""
     who = one.subject
+    if (untold := _untold(one, "session drift")) is not None:
+        yield untold
+        return
     enough = one.counts >= 8
     if enough.sum() < 2:
         yield Finding("grey", "session drift", "", who, f"{who}: one session, so that none can drift from another.")
@@ -754,6 +785,9 @@ def repeat_agreement(one: Survey) -> dict[str, float] | None:
 def check_ceilings(dataset: Dataset, one: Survey) -> Iterator[Finding]:
     """Noise ceilings: those that are stored against the trials, and those that no recording has."""
     who, space, trials = one.subject, one.space, one.trials
+    if (untold := _untold(one, "noise ceilings")) is not None:
+        yield untold
+        return
     _, counts = np.unique(np.array(trials.stimulus_id, dtype=str), return_counts=True)
     ceiling = space.noise_ceiling(1)
     if counts.max() < 2 or ceiling is None:
@@ -802,8 +836,7 @@ def check_ceilings(dataset: Dataset, one: Survey) -> Iterator[Finding]:
             "ceilings of 0",
             who,
             f"{who}: responses to repeats of a stimulus are no more alike than to others: {signal:.1%} of the "
-            "variance is "
-            f"shared (chance: up to {chance:.1%}).",
+            f"variance is shared (chance: up to {chance:.1%}).",
             "Nothing can be decoded from such responses. Are stimulus ids right? See the check of order.",
             evidence,
         )
@@ -852,9 +885,8 @@ def check_design(dataset: Dataset, subject: str) -> Iterator[Finding]:
             "design",
             "short session",
             subject,
-            f"{subject}: session {listed(map(str, short), 6)} has fewer than {SHORT_SESSION:.0%} of the "
-            f"{usual:.0f} trials "
-            "of the median session.",
+            f"{subject}: session {listed(map(str, short), 6)} has fewer than {SHORT_SESSION:.0%} of the {usual:.0f} "
+            "trials of the median session.",
             "Was a run passed over? If so, ids of later runs may be shifted.",
             evidence | {"short": short},
         )

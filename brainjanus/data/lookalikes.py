@@ -6,8 +6,9 @@ none of these.
 Two steps. What pictures look like from far away (12 x 12 cells of colour) names a few candidates for each; a crop moves
 little there. Then the candidates are laid over each other: one in full, the other cropped in 37 ways to 80 % or more of
 its width, both as 32 x 32 pixels of which slow changes of brightness are taken away. Edges of different photographs do
-not fall into the same places; how far they do is the correlation of these pixels. Why not a hash of a few bits (pHash):
-it says nothing of crops, and its false alarms grow with the square of the number of pictures.
+not fall into the same places; how far they do is the correlation of these pixels. Two things on a plain ground may
+share their outline: one picture has the same details inside of it, and the same colours. Why not a hash of a few bits
+(pHash): it says nothing of crops, and its false alarms grow with the square of the number of pictures.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,13 +24,17 @@ BASE = 64  # pixels a side that are kept of a picture
 SIDE = 32  # ... on which two are laid over each other
 CELLS = 12  # ... seen from far away
 CANDIDATES = 5  # looked at closely, for each picture and for its mirror image
+FEW_CELLS = 8  # ... of two that were laid over each other
 FAR = 0.5  # what candidates have to share from far away
-SAME = 0.85  # from which two are the same picture; measured: different photographs stay below .82
+SAME = 0.87  # from which two are the same picture; measured: different photographs stay below .82
+SAME_DETAILS = 0.955  # ... once all edges are about as strong; copies .96, objects with one outline .95
+SAME_COLOURS = 0.99  # ... of their colours from far away; what shares edges alone is mostly below
+MAYBE_COLOURS = 0.92  # ... before the crop is placed exactly
 CERTAIN = 0.92
 CROPS = (1.0, 0.95, 0.9, 0.85, 0.8)  # share of the width that is kept
 SLOW = 3.0  # pixels of SIDE; slower changes are taken away
 PROMISING = 0.4  # correlation from which a crop is placed more exactly
-STEPS = (1.5, 0.75)  # pixels of BASE
+STEPS = (1.5, 1.5, 0.75, 0.4)  # pixels of BASE
 TILE = 8  # pixels of SIDE
 FLAT = 2.0  # of 255; a picture without edges looks like any other
 
@@ -102,20 +107,49 @@ def _candidates(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "m d"
 
 def _overlaid(one: bytes, other: bytes) -> float:
     """How alike one picture in full and the other, cropped in the best way, are: as a whole and in most places."""
+    views = (_colours(one), _colours(other))
+    if max((views[0] @ views[1][0]).max(), (views[1] @ views[0][0]).max()) < MAYBE_COLOURS:
+        return 0.0
     pair = (_edges(one), _edges(other))
     scores = [pair[0] @ pair[1][0], pair[1] @ pair[0][0]]  # the first cropped, or the second
     way = int(scores[1].max() > scores[0].max())
     crop = int(scores[way].argmax())
     if scores[way][crop] < PROMISING:
         return float(scores[way][crop])
-    cropped, full = (one, other)[way], pair[1 - way][0]
+    cropped, whole, full = (one, other)[way], (other, one)[way], pair[1 - way][0]
     box, best = BOXES[crop], pair[way][crop]
     for step in STEPS:
         boxes = [box, *_around(box, step)]
         crops = _cropped(cropped, boxes)
         closest = int((crops @ full).argmax())
         box, best = boxes[closest], crops[closest]
-    return min(float(best @ full), _in_most_places(best, full))
+    alike = min(float(best @ full), _in_most_places(best, full))
+    same = alike >= SAME and _evened(best) @ _evened(full) >= SAME_DETAILS
+    return alike if same and _seen_from_far(cropped, [box])[0] @ _colours(whole)[0] >= SAME_COLOURS else 0.0
+
+
+def _evened(edges: Float[np.ndarray, "d"]) -> Float[np.ndarray, "p"]:
+    """Grey edges, all about as strong as those around them, so that outlines do not drown what is inside of them."""
+    grey = edges.reshape(SIDE, SIDE, 3).mean(axis=2)
+    around = np.sqrt(gaussian_filter(grey**2, SLOW, mode="nearest"))
+    even = (grey / np.maximum(around + 0.1 * grey.std(), 1e-9)).ravel()
+    even -= even.mean()
+    return even / max(float(np.linalg.norm(even)), 1e-9)
+
+
+@lru_cache(maxsize=2048)  # 28 kB each
+def _colours(pixels: bytes) -> Float[np.ndarray, "c d"]:
+    """A picture cropped in all ways, in full first, as a few cells of colour."""
+    return _seen_from_far(pixels, BOXES)
+
+
+def _seen_from_far(pixels: bytes, boxes: Sequence[Box]) -> Float[np.ndarray, "c d"]:
+    """Crops as directions: without the brightness and contrast of each as a whole."""
+    picture = Image.frombuffer("RGB", (BASE, BASE), pixels, "raw", "RGB", 0, 1)
+    size, box_filter = (FEW_CELLS, FEW_CELLS), Image.Resampling.BOX
+    cells = np.stack([np.asarray(picture.resize(size, box_filter, box), np.float32).ravel() for box in boxes])
+    cells -= cells.mean(axis=1, keepdims=True)
+    return cells / np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-6)
 
 
 def _around(box: Box, step: float) -> Iterator[Box]:

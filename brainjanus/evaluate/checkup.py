@@ -3,6 +3,7 @@
 Enters: findings, and the dataset if it could be opened. Leaves: one HTML file, as `page.py` makes them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date
 from html import escape
@@ -78,7 +79,7 @@ def _glance(dataset: Dataset | None, findings: Sequence[Finding], name: str, fin
         checks.setdefault(one.check, []).append(one)
     rows = "".join(
         f"<tr><td>{escape(check)}</td><td>"
-        + " ".join(f"{_light(one.light)}<small>{escape(one.subject or '')}</small>" for one in group)
+        + " ".join(f"<span>{_light(one.light)}<small>{escape(one.subject or '')}</small></span>" for one in group)
         + f"</td><td>{escape('; '.join(dict.fromkeys(one.kind for one in group if one.kind)))}</td></tr>"
         for check, group in checks.items()
     )
@@ -91,12 +92,17 @@ def _light(light: Light) -> str:
 
 
 def _finding(dataset: Dataset | None, one: Finding) -> str:
-    title = one.check + (f": {one.kind}" if one.kind else "")
-    todo = f'<p class="todo"><b>What to do.</b> {escape(one.remedy)}</p>' if one.remedy else ""
+    title = one.kind if one.kind.startswith(one.check) else f"{one.check}: {one.kind}" if one.kind else one.check
+    todo = f'<p class="todo"><b>What to do.</b> {_text(one.remedy)}</p>' if one.remedy else ""
     return (
         f'<article class="finding {one.light} keep"><h3>{_light(one.light)} {escape(title)}</h3>'
-        f"<p>{escape(one.sentence)}</p>{todo}{_figure(dataset, one)}</article>"
+        f"<p>{_text(one.sentence)}</p>{todo}{_figure(dataset, one)}</article>"
     )
+
+
+def _text(sentence: str) -> str:
+    """As HTML, with what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence))
 
 
 def _figure(dataset: Dataset | None, one: Finding) -> str:
@@ -213,8 +219,7 @@ def _matrix(values: np.ndarray, names: Sequence[str]) -> str:
             parts.append(
                 f'<rect class="{kind}" x="{left + column * cell:.1f}" y="{left + row * cell:.1f}" width="{cell:.2f}" '
                 f'height="{cell:.2f}" opacity="{min(abs(value), 1):.2f}">'
-                f"<title>{escape(name)}, {escape(names[column])}: "
-                f"{value:.2f}</title></rect>"
+                f"<title>{escape(name)}, {escape(names[column])}: {value:.2f}</title></rect>"
             )
     return _svg(side, side, "sessions by sessions", parts, "chart matrix")
 
@@ -248,7 +253,7 @@ STYLE = """
 .lights { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; max-width: none; }
 table.checks td { text-align: left; padding: .2rem 1.2rem .2rem 0; white-space: normal; vertical-align: top; }
 table.checks td small { display: inline; margin: 0 .5rem 0 .25rem; }
-table.checks td:first-child { white-space: nowrap; }
+table.checks td:first-child, table.checks span { white-space: nowrap; }
 .finding { border-left: 4px solid var(--line); padding: .1rem 0 .1rem 1rem; margin: 1.2rem 0; }
 .finding.red { border-color: #c2303a; } .finding.yellow { border-color: #d9a406; }
 .finding.green { border-color: #14804a; } .finding h3 { margin-top: .2rem; } .finding p { overflow-wrap: anywhere; }
@@ -258,5 +263,6 @@ table.checks td:first-child { white-space: nowrap; }
 .pair { display: grid; grid-template-columns: 96px 96px; gap: 4px; }
 .pair figcaption { grid-column: 1 / -1; font-size: .76rem; color: var(--soft); overflow-wrap: anywhere; }
 @media (max-width: 640px) { dl.facts { grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: .4rem; }
-  .columns > * { min-width: 0; flex-basis: 100%; } table.checks td { padding-right: .6rem; } }
+  .columns > * { min-width: 0; flex-basis: 100%; } svg.chart text { font-size: 12px; }
+  table.checks td { padding-right: .6rem; } }
 """

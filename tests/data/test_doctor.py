@@ -162,3 +162,27 @@ def test_different_photographs_are_not_alike(photographs):
 def test_flat_pictures_are_not_alike():
     flat = np.stack([np.full((64, 64, 3), value, np.uint8) for value in (10, 200, 90)])
     assert lookalikes(flat[:2], flat[2:]) == []
+
+
+MARKS = ((10, 22, 20, 2), (34, 22, 3, 20), (44, 30, 8, 8))
+
+
+def thing(marks, tint=(0, 0, 0)) -> np.ndarray:
+    """A dark box on a plain ground, with marks on it, under light that changes slowly from top to bottom."""
+    picture = np.full((64, 64, 3), 250.0)
+    picture[6:58, 18:46] = (60, 60, 70)
+    picture[6:58, 18:20] = 20
+    for top, left, high, wide in marks:
+        picture[top : top + high, left : left + wide] = 150
+    return (picture + np.linspace(-1, 1, 64)[:, None, None] * np.array(tint)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("limit", "other"), [("SAME_DETAILS", thing(())), ("SAME_COLOURS", thing(MARKS, tint=(0, 0, -60)))]
+)
+def test_things_that_share_an_outline_alone_are_not_alike(limit, other, monkeypatch):
+    box = thing(MARKS)[None]
+    assert lookalikes(box, box)[0].alike == pytest.approx(1, abs=1e-3)
+    assert lookalikes(box, other[None]) == []
+    monkeypatch.setattr(f"brainjanus.data.lookalikes.{limit}", -1.0)
+    assert len(lookalikes(box, other[None])) == 1
