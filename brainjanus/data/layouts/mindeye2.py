@@ -2,6 +2,7 @@
 
     PATH/betas_all_subj01_fp32_renorm.hdf5     betas [trials, voxels], row = global trial, z-scored per session
          coco_images_224_float16.hdf5          images [73000, 3, 224, 224], floats from 0 to 1, row = 73k id
+         [brain_region_masks.hdf5]             subj01/{V1, .., higher_vis, nsd_general} [voxels]: which ones are in it
          wds/subj01/train/{0..}.tar            KEY.behav.npy (1 x 17) and neighbours; one tar a session
          wds/subj01/new_test/0.tar             the shared images (test/0.tar: those of the release before 2023)
 
@@ -16,12 +17,13 @@ per session undoes them.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import listed
@@ -41,7 +43,7 @@ from brainjanus.data.layouts.nsd_ids import (
     stimulus_id,
     voxel_notice,
 )
-from brainjanus.data.readers.hdf5 import dataset_in, open_hdf5
+from brainjanus.data.readers.hdf5 import dataset_in, flags_in, names_in, open_hdf5
 from brainjanus.data.readers.pictures import read_pictures
 from brainjanus.data.readers.shards import parse_npy, read_pieces, shard_samples
 from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
@@ -49,6 +51,7 @@ from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, Stu
 IMAGE, SUBJECT, SESSION, RUN, TRIAL, ISOLD, SHARED = 0, 1, 2, 3, 5, 7, 16
 NUM_COLUMNS = 17
 USUAL = "fp32_renorm"
+REGIONS = "brain_region_masks.hdf5"
 _BETAS = re.compile(r"betas(?:_all)?_(subj\d+)(?:_(\w+))?\.hdf5")
 _IMAGES = re.compile(r"coco_images_\d+_float16\.hdf5")
 
@@ -73,6 +76,8 @@ def open_study(path: Path, options: StudyOptions) -> Study:
             "MindEye2 z-scored these betas per session, in its published notebook with the test images too: they are "
             "z-scored again with training trials only."
         )
+    regions = (path / REGIONS,) if (path / REGIONS).is_file() else ()
+    found.append(Found("ROIs", regions, () if regions else (REGIONS,), required=False))
     for subject in chosen:
         behaviour = _behaviour(path / "wds" / subject, names, notices)
         found += behaviour.found
@@ -271,7 +276,22 @@ def _recorded(
         sessions.append(Session(int(number), ids, read, behaviour.run[at], num_bytes * len(at)))
     if nsd:
         notices += voxel_notice(subject, num_voxels) + session_notice(subject, [one.number for one in sessions])
-    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
+    space = space_of(subject, num_voxels, options.mask)
+    rois = _regions(file.parent / REGIONS, subject, num_voxels, notices)
+    return Recorded(replace(space, rois={**rois, **space.rois}), sessions)
+
+
+def _regions(file: Path, subject: str, num_voxels: int, notices: list[str]) -> dict[str, Bool[np.ndarray, "v"]]:
+    """The ROIs of a subject, where the file is there; one of all voxels (nsd_general), or of none, is left out."""
+    if not file.is_file():
+        return {}
+    with open_hdf5(file) as hdf5:
+        if subject not in hdf5:
+            notices.append(f"{file.name} has no ROIs of {subject}.")
+            return {}
+        names = names_in(file, hdf5, subject)
+        rois = {name: flags_in(file, hdf5, f"{subject}/{name}", num_voxels) for name in names}
+    return {name: mask for name, mask in rois.items() if mask.any() and not mask.all()}
 
 
 def _read(file: Path, rows: Int[np.ndarray, "t"]) -> Float[np.ndarray, "t v"]:

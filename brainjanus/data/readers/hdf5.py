@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
+
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import listed
 from brainjanus.data.readers.arrays import check_not_empty, reading
@@ -28,7 +31,7 @@ def open_dataset(path: Path, key: str) -> Iterator[Any]:
             raise OSError(str(error)) from error
 
 
-def _found(path: Path, file: Any, key: str) -> Any:
+def _found(path: Path, file: Any, key: str, kinds: str = "fiu") -> Any:
     import h5py
 
     group, names = file, key.strip("/").split("/")
@@ -44,7 +47,7 @@ def _found(path: Path, file: Any, key: str) -> Any:
                 "Copy what it points to into one file."
             )
         group = group[name]
-    if not isinstance(group, h5py.Dataset) or group.dtype.kind not in "fiu":
+    if not isinstance(group, h5py.Dataset) or group.dtype.kind not in kinds:
         raise UserError(f"{path}: expected numbers in '{key}', got something else. Is it another file?")
     if group.is_virtual or group.external:
         raise UserError(
@@ -89,6 +92,21 @@ def dataset_in(path: Path, file: Any, key: str, ndim: int, sparse: bool = False)
             "It was not written to its end, or made to fill the memory: download it again."
         )
     return found
+
+
+def flags_in(path: Path, file: Any, key: str, length: int) -> Bool[np.ndarray, "n"]:
+    """The dataset `key` of an open file, of `length` booleans, or zeros and ones. Raises UserError as `open_dataset`
+    does, and for any other."""
+    found = _found(path, file, key, "biuf")
+    if found.shape != (length,):
+        raise UserError(
+            f"{path}: expected '{key}' to say yes or no of each of {length} sites, got {list(found.shape)}. Does it "
+            "belong to another subject, or to other files than those beside it? Download both of one release."
+        )
+    values = np.asarray(found[()])
+    if not np.isin(values, (0, 1)).all():
+        raise UserError(f"{path}: expected booleans in '{key}', got other numbers. Is it another file?")
+    return values.astype(bool)
 
 
 def names_in(path: Path, file: Any, key: str) -> list[str]:

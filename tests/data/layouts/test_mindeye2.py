@@ -218,6 +218,50 @@ def test_a_mask_gives_voxels_their_places(root):
         open_it(root, mask="V1")
 
 
+def write_regions(root: Path, length: int = NUM_VOXELS, subject: str = "subj01", dtype: type = bool) -> None:
+    """As MindEye2's release has them."""
+    with h5py.File(root / "brain_region_masks.hdf5", "w") as file:
+        for name, first, end in (("nsd_general", 0, length), ("V1", 0, 2), ("V4", 2, 4), ("higher_vis", 4, length)):
+            at = np.arange(length)
+            file[f"{subject}/{name}"] = ((first <= at) & (at < end)).astype(dtype)
+        file[f"{subject}/V3"] = np.zeros(length, dtype)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
+def test_regions_of_the_release_become_rois(root, dtype):
+    assert open_it(root).subjects[0].space.rois == {}
+    assert any("brain_region_masks.hdf5" in found.missing and not found.required for found in open_it(root).found)
+    write_regions(root, dtype=dtype)
+    study = open_it(root)
+    rois = study.subjects[0].space.rois
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in rois.items()} == {
+        "V1": [0, 1],
+        "V4": [2, 3],
+        "higher_vis": [4, 5, 6],
+    }
+    assert any(root / "brain_region_masks.hdf5" in found.files for found in study.found)
+
+
+def test_regions_that_do_not_fit_are_said(root, tmp_path_factory):
+    write_regions(root, NUM_VOXELS + 1)
+    with pytest.raises(UserError, match=r"yes or no of each of 7 sites, got \[8\]"):
+        open_it(root)
+    write_regions(root, subject="subj02")
+    assert "brain_region_masks.hdf5 has no ROIs of subj01." in open_it(root).notices
+    with h5py.File(root / "brain_region_masks.hdf5", "w") as file:
+        file["subj01/V1"] = np.full(NUM_VOXELS, 2)
+    with pytest.raises(UserError, match="expected booleans in 'subj01/V1', got other numbers"):
+        open_it(root)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "secret.hdf5"
+    with h5py.File(elsewhere, "w") as file:
+        file["V1"] = np.ones(NUM_VOXELS, bool)
+    for place in ("subj01", "subj01/V1"):
+        with h5py.File(root / "brain_region_masks.hdf5", "w") as file:
+            file[place] = h5py.ExternalLink(str(elsewhere), "V1" if "/" in place else "/")
+        with pytest.raises(UserError, match="in the file itself"):
+            open_it(root)
+
+
 @pytest.mark.parametrize("option", [{"keys": ("a=b",)}])
 def test_options_without_a_use_are_refused(root, option):
     with pytest.raises(UserError, match="the layout mindeye2 has a use for"):
