@@ -23,8 +23,8 @@ from brainjanus.data.readers.nifti import (
     on_grid,
     read_labels,
     read_mask,
+    restricted,
     stream_betas,
-    volume_of,
 )
 from brainjanus.data.readers.tables import read_table, whole_numbers
 from brainjanus.data.study import Found, StudyOptions
@@ -160,7 +160,7 @@ def _mask(
                 whole = read_mask(str(name.path))
                 chosen = whole.voxels[read_labels(str(name.path), whole) == value]
                 if len(chosen):
-                    return _volume(whole, chosen), [name.path]
+                    return restricted(whole, chosen), [name.path]
         there = {n.entities["label"] for n in labelled if n.suffix == "mask"}
         there.update(label for n in labelled for label in _names(context, n).values())
         raise UserError(
@@ -189,13 +189,7 @@ def _mask(
         )
     if len(masks) > 1:
         context.notices.append(f"{subject}: {len(voxels)} voxels are in all of its {len(masks)} masks; these are read.")
-    return _volume(volumes[0], voxels), [name.path for name in masks]
-
-
-def _volume(whole: Volume, voxels: Int[np.ndarray, "v"]) -> Volume:
-    mask = np.zeros(int(np.prod(whole.shape)), bool)
-    mask[voxels] = True
-    return volume_of(mask.reshape(whole.shape), whole.affine)
+    return restricted(volumes[0], voxels), [name.path for name in masks]
 
 
 def _names(context: Context, name: Name) -> dict[int, str]:

@@ -103,7 +103,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
                     f"--sessions: expected files that say in which session a trial was, got {listed(parts)} of "
                     f"{subject} that do not. Leave it out, or name the tensor that says so (--keys session=KEY)."
                 )
-        recorded = _recorded(subject, tables, names, split, options, notices)
+        recorded = _recorded(subject, tables, names, split, options, found, notices)
         subjects.append(first_sessions(recorded, options.sessions))
         found.append(Found(f"voxels of {subject}", tuple(parts.values())))
     if zscore == "all":
@@ -221,9 +221,10 @@ def _recorded(
     names: Mapping[int, str] | None,
     split: dict[str, str],
     options: StudyOptions,
+    found: list[Found],
     notices: list[str],
 ) -> Recorded:
-    """Fills `split` and `notices`."""
+    """Fills `split`, `found` and `notices`."""
     num_voxels = tables[0].place.shape[-1]
     for table in tables:
         if table.place.shape[-1] != num_voxels:
@@ -253,7 +254,7 @@ def _recorded(
         notices += voxel_notice(subject, num_voxels)
         notices += session_notice(subject, numbers) if known else []
     sessions = [_session(number, parts, names) for number, parts in zip(numbers, rows, strict=True)]
-    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
+    return Recorded(space_of(subject, num_voxels, options.mask, found, notices), sessions)
 
 
 def _session(

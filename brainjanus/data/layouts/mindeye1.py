@@ -97,7 +97,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
                     f"--sessions: expected to know in which session a trial of {subject} was, got shards that do not "
                     "say it. Leave it out, or give NSD's design (--files expdesign=nsd_expdesign.mat)."
                 )
-        recorded = _recorded(subject, shown, options, notices)
+        recorded = _recorded(subject, shown, options, found, notices)
         subjects.append(first_sessions(recorded, options.sessions))
     names = shown_in(subjects)
     pictures = {name: piece for name, piece in pictures.items() if name in names}
@@ -355,7 +355,8 @@ def _first_number(numbers: Sequence[int], subject: str, notices: list[str]) -> i
     return 0
 
 
-def _recorded(subject: str, shown: Shown, options: StudyOptions, notices: list[str]) -> Recorded:
+def _recorded(subject: str, shown: Shown, options: StudyOptions, found: list[Found], notices: list[str]) -> Recorded:
+    """Fills `found` and `notices`."""
     shape = npy_of(shown.row[0][0]).shape
     if len(shape) != 2:
         raise UserError(f"{shown.row[0][0]}: expected [3 repeats, voxels], got {list(shape)}. Is it of another layout?")
@@ -371,7 +372,7 @@ def _recorded(subject: str, shown: Shown, options: StudyOptions, notices: list[s
         sessions.append(Session(int(number), ids, partial(_read, rows, num_voxels), num_bytes=num_bytes))
     notices += voxel_notice(subject, num_voxels)
     notices += [] if shown.trial is None else session_notice(subject, [one.number for one in sessions])
-    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
+    return Recorded(space_of(subject, num_voxels, options.mask, found, notices), sessions)
 
 
 def _read(rows: Sequence[tuple[Piece, int]], num_voxels: int) -> Float[np.ndarray, "t v"]:

@@ -17,7 +17,6 @@ per session undoes them.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,7 +80,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     for subject in chosen:
         behaviour = _behaviour(path / "wds" / subject, names, notices)
         found += behaviour.found
-        recorded = _recorded(subject, betas[subject], behaviour, options, notices, nsd=names is None)
+        recorded = _recorded(subject, betas[subject], behaviour, options, found, notices, nsd=names is None)
         subjects.append(first_sessions(recorded, options.sessions))
         found.append(Found(f"betas of {subject}", (betas[subject],)))
         for name, part in behaviour.split.items():
@@ -257,8 +256,15 @@ def _rows(shard: Path) -> Int[np.ndarray, "t 17"]:
 
 
 def _recorded(
-    subject: str, file: Path, behaviour: Behaviour, options: StudyOptions, notices: list[str], nsd: bool
+    subject: str,
+    file: Path,
+    behaviour: Behaviour,
+    options: StudyOptions,
+    found: list[Found],
+    notices: list[str],
+    nsd: bool,
 ) -> Recorded:
+    """Fills `found` and `notices`."""
     with open_hdf5(file) as hdf5:
         betas = dataset_in(file, hdf5, "betas", ndim=2)
         num_trials, num_voxels = betas.shape
@@ -276,9 +282,8 @@ def _recorded(
         sessions.append(Session(int(number), ids, read, behaviour.run[at], num_bytes * len(at)))
     if nsd:
         notices += voxel_notice(subject, num_voxels) + session_notice(subject, [one.number for one in sessions])
-    space = space_of(subject, num_voxels, options.mask)
     rois = _regions(file.parent / REGIONS, subject, num_voxels, notices)
-    return Recorded(replace(space, rois={**rois, **space.rois}), sessions)
+    return Recorded(space_of(subject, num_voxels, options.mask, found, notices, rois), sessions)
 
 
 def _regions(file: Path, subject: str, num_voxels: int, notices: list[str]) -> dict[str, Bool[np.ndarray, "v"]]:

@@ -72,10 +72,10 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     subjects: list[Recorded] = []
     split: dict[str, str] = {}
     coco_of: dict[str, int] = {}
-    for subject in chosen:
-        subjects.append(_recorded(subject, files[subject], images_of, split, coco_of, options, notices))
-    shown = shown_in(subjects)
     found = [Found(f"voxels of {subject}", (files[subject],)) for subject in chosen]
+    for subject in chosen:
+        subjects.append(_recorded(subject, files[subject], images_of, split, coco_of, options, found, notices))
+    shown = shown_in(subjects)
     if table is None:
         found.append(Found("73k ids", (), (TABLE,), required=False))
     if images_of is not None:
@@ -107,9 +107,10 @@ def _recorded(
     split: dict[str, str],
     coco_of: dict[str, int],
     options: StudyOptions,
+    found: list[Found],
     notices: list[str],
 ) -> Recorded:
-    """Fills `split`, `coco_of` and `notices`."""
+    """Fills `split`, `coco_of`, `found` and `notices`."""
     sessions: list[Session] = []
     num_voxels = 0
     with open_hdf5(file) as hdf5:
@@ -133,7 +134,7 @@ def _recorded(
                 num_bytes = len(some) * voxels.nbytes
                 sessions.append(Session(len(sessions) + 1, ids[first : first + PART], read, num_bytes=num_bytes))
     notices += voxel_notice(subject, num_voxels)
-    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
+    return Recorded(space_of(subject, num_voxels, options.mask, found, notices), sessions)
 
 
 def _stimulus(
