@@ -4,7 +4,7 @@ Enters: a file and the name of the dataset. Leaves: the dataset while the file i
 links to other files, external storage and virtual datasets are refused, since they make a reader open any path.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,16 +74,18 @@ def open_hdf5(path: Path) -> Iterator[Any]:
             raise OSError(str(error)) from error
 
 
-def dataset_in(path: Path, file: Any, key: str, ndim: int, sparse: bool = False) -> Any:
+def dataset_in(path: Path, file: Any, key: str, ndim: int | Collection[int], sparse: bool = False) -> Any:
     """The dataset `key` of an open file, of numbers with `ndim` axes. Raises UserError as `open_dataset` does.
 
+    ndim: one number, or those that are allowed.
     sparse: most of it may never have been written, since little of it is read at a time; otherwise refused.
     """
     found = _found(path, file, key)
-    if found.ndim != ndim:
+    allowed = (ndim,) if isinstance(ndim, int) else ndim
+    if found.ndim not in allowed:
         raise UserError(
-            f"{path}: expected '{key}' with {ndim} axes, got {found.dtype} {list(found.shape)}. "
-            "Is it a file of another layout or release?"
+            f"{path}: expected '{key}' with {' or '.join(map(str, allowed))} axes, got {found.dtype} "
+            f"{list(found.shape)}. Is it a file of another layout or release?"
         )
     stored = found.id.get_storage_size()
     if not sparse and found.nbytes > MOST_COMPRESSED * max(stored, 4096):
