@@ -181,11 +181,16 @@ def stim_info(root: Path, options: StudyOptions) -> Path | None:
 
 
 def nsd_captions(
-    root: Path, options: StudyOptions, ids: Collection[str], found: list[Found], notices: list[str]
+    root: Path,
+    options: StudyOptions,
+    ids: Collection[str],
+    found: list[Found],
+    notices: list[str],
+    taken: Sequence[str] = (),
 ) -> dict[str, dict[str, list[str]]]:
     """Captions of images of NSD: COCO's, where these and NSD's table of images are there, and those asked for.
 
-    Fills `found` and `notices`.
+    taken: names of sources that the layout has itself. Fills `found` and `notices`.
     """
     table = stim_info(root, options)
     coco = read_stim_info(table) if table is not None else None
@@ -204,15 +209,15 @@ def nsd_captions(
             file for name in COCO_FILES for file in [next((f / name for f in folders if (f / name).is_file()), None)]
         ]
         there = [file for file in files if file is not None]
-        if there:
+        if there and "coco" not in taken:
             captions["coco"] = coco_captions(there, stimuli_of)
             found.append(Found("captions of COCO", tuple(there), required=False))
-    if "coco" not in captions:
+    if "coco" not in captions and "coco" not in taken:
         notices.append(
             "There are no captions of COCO: they need nsd_stim_info_merged.csv of NSD and "
             "captions_{train,val}2017.json (--files stim-info=PATH coco=FOLDER)."
         )
-    more = caption_sources(options.captions, ids, numbers, taken=list(captions))
+    more = caption_sources(options.captions, ids, numbers, taken=[*taken, *captions])
     notices += more.notices
     return captions | more.captions
 
@@ -224,12 +229,13 @@ def captions_of(
     found: list[Found],
     notices: list[str],
     numbers_of: Mapping[int, str] | None,
+    taken: Sequence[str] = (),
 ) -> dict[str, dict[str, list[str]]]:
     """As `nsd_captions`, or, where numbers stand for other stimuli, the sources that were asked for."""
     if numbers_of is None:
-        return nsd_captions(root, options, ids, found, notices)
+        return nsd_captions(root, options, ids, found, notices, taken)
     refuse_unused("of an export", options, ("mask", "sessions", "betas", "keys"))
     counted = Numbers("number, from 0", {number: [name] for number, name in numbers_of.items()}, frozenset(numbers_of))
-    more = caption_sources(options.captions, ids, [counted])
+    more = caption_sources(options.captions, ids, [counted], taken)
     notices += more.notices
     return more.captions

@@ -39,7 +39,7 @@ from brainjanus.data.layouts.asked import (
 )
 from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, session_notice, stimulus_id, voxel_notice
 from brainjanus.data.readers.pictures import fit
-from brainjanus.data.readers.tensors import as_float32, described, mapped, tensors_of
+from brainjanus.data.readers.tensors import as_float32, described, mapped, read_rows, tensors_of
 from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
 from brainjanus.data.write import How
 
@@ -117,7 +117,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     }
     pictures = _pictures(path, {name: number_of[name] for name in shown}, keys, found)
     captions = _captions(path, shown, {number: name for name, number in number_of.items()}, found, notices)
-    captions |= captions_of(path, options, shown, found, notices, names)
+    captions |= captions_of(path, options, shown, found, notices, names, taken=list(captions))
     return Study(
         "brainjanus",
         "nsd-brainjanus" if names is None else "exported",
@@ -315,22 +315,20 @@ def _pictures(path: Path, number_of: Mapping[str, int], keys: Mapping[str, str],
         raise UserError(
             f"{files[0]}: expected a picture of image {beyond}, got {place.shape[0]} pictures. Download the whole file."
         )
-    read = partial(_read_pictures, files[0], key, place, first, dict(number_of))
+    read = partial(_read_pictures, files[0], place, first, dict(number_of))
     return Pictures(sorted(number_of), read, int(np.prod(place.shape[1:])))
 
 
 def _read_pictures(
     file: Path,
-    key: str,
     place: TensorPlace,
     channels_first: bool,
     number_of: Mapping[str, int],
     ids: Sequence[str],
     size: int,
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"]]]:
-    pixels = mapped(file, key, place)
-    for name in sorted(ids, key=lambda name: number_of[name]):
-        picture = pixels[number_of[name]]
+    names = sorted(ids, key=lambda name: number_of[name])
+    for name, picture in zip(names, read_rows(file, place, (number_of[name] for name in names)), strict=True):
         picture = picture.transpose(1, 2, 0) if channels_first else picture
         yield name, fit(Image.fromarray(np.ascontiguousarray(picture)), size)
 
