@@ -191,7 +191,9 @@ def _shown(
                 f"{root}: expected {part}/{part}_{subject}_0.tar, got none. Download all shards of {subject}."
             )
         if any(shard.is_dir() for shard in shards.values()):
-            files = tuple(file for shard in shards.values() for file in sorted(shard.glob(f"*.{VOXELS}")))
+            wanted = (VOXELS, IMAGE, TRIALS, UNIQUES, *PICTURES)
+            inside = (file for shard in shards.values() for file in sorted(shard.iterdir()))
+            files = tuple(file for file in inside if file.name.partition(".")[2] in wanted and file.is_file())
             found.append(Found(f"{part} samples of {subject}", files, required=part != "val"))
         else:
             gone = [number for number in range(max([*shards, USUAL_SHARDS[part] - 1]) + 1) if number not in shards]
