@@ -46,7 +46,7 @@ from brainjanus.data.layouts.nsd_ids import (
     stimulus_id,
     voxel_notice,
 )
-from brainjanus.data.readers.hdf5 import dataset_in, flags_in, names_in, open_hdf5
+from brainjanus.data.readers.hdf5 import dataset_in, flags_in, group_in, open_hdf5
 from brainjanus.data.readers.pictures import read_pictures
 from brainjanus.data.readers.shards import parse_npy, read_pieces, shard_samples
 from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
@@ -305,8 +305,8 @@ def _regions(file: Path, subject: str, num_voxels: int, notices: list[str]) -> d
         if subject not in hdf5:
             notices.append(f"{file.name} has no ROIs of {subject}.")
             return {}
-        names = names_in(file, hdf5, subject)
-        rois = {name: flags_in(file, hdf5, f"{subject}/{name}", num_voxels) for name in names}
+        regions = group_in(file, hdf5, subject)
+        rois = {name: flags_in(file, regions, name, num_voxels) for name in regions}
     return {name: mask for name, mask in rois.items() if mask.any() and not mask.all()}
 
 

@@ -32,7 +32,7 @@ from brainjanus.data.layouts.asked import (
 )
 from brainjanus.data.layouts.nsd import read_stim_info
 from brainjanus.data.layouts.nsd_ids import stimulus_id, voxel_notice
-from brainjanus.data.readers.hdf5 import dataset_in, names_in, number_in, open_hdf5
+from brainjanus.data.readers.hdf5 import dataset_in, group_in, number_in, open_hdf5
 from brainjanus.data.study import Found, Recorded, Session, Study, StudyOptions
 
 VOXELS, COCO = "visual_voxels", "coco_id"
@@ -115,8 +115,9 @@ def _recorded(
     num_voxels = 0
     with open_hdf5(file) as hdf5:
         for part in (name for name in SPLITS if name != "val" or name in hdf5):
-            keys = names_in(file, hdf5, part)
-            ids = [_stimulus(file, hdf5, f"{part}/{key}", images_of, coco_of) for key in keys]
+            samples = group_in(file, hdf5, part)
+            keys = list(samples)
+            ids = [_stimulus(file, samples, key, images_of, coco_of) for key in keys]
             if not keys:
                 raise UserError(f"{file}: expected samples in {part}, got none. Download the file again.")
             for name in ids:
@@ -126,7 +127,7 @@ def _recorded(
                         f"{file}: expected each image in train or in test, got '{name}' in {before} and in {part}. "
                         "What is tested would have been trained on: leave one out."
                     )
-            voxels = dataset_in(file, hdf5, f"{part}/{keys[0]}/{VOXELS}", ndim=1)
+            voxels = dataset_in(file, samples, f"{keys[0]}/{VOXELS}", ndim=1)
             num_voxels = num_voxels or len(voxels)
             for first in range(0, len(keys), PART):
                 some = keys[first : first + PART]
@@ -138,10 +139,11 @@ def _recorded(
 
 
 def _stimulus(
-    file: Path, hdf5: Any, sample: str, images_of: Mapping[int, Sequence[int]] | None, coco_of: dict[str, int]
+    file: Path, samples: Any, key: str, images_of: Mapping[int, Sequence[int]] | None, coco_of: dict[str, int]
 ) -> str:
     """The name of what a sample was shown. Raises UserError for a cocoId that NSD's table does not have once."""
-    value = number_in(file, hdf5, f"{sample}/{COCO}")
+    value = number_in(file, samples, f"{key}/{COCO}")
+    sample = f"{samples.name.strip('/')}/{key}"
     coco = int(value) if 0 <= value < 2**31 else -1  # NaN is refused too
     if coco != value:
         raise UserError(f"{file}, {sample}/{COCO}: expected a cocoId, got {value}. Is it of another layout?")
@@ -158,8 +160,9 @@ def _stimulus(
 def _read(file: Path, part: str, keys: Sequence[str], num_voxels: int) -> Float[np.ndarray, "t v"]:
     responses = np.empty((len(keys), num_voxels), np.float32)
     with open_hdf5(file) as hdf5:
+        samples = group_in(file, hdf5, part)
         for row, key in zip(responses, keys, strict=True):
-            voxels = dataset_in(file, hdf5, f"{part}/{key}/{VOXELS}", ndim=1)
+            voxels = dataset_in(file, samples, f"{key}/{VOXELS}", ndim=1)
             if len(voxels) != num_voxels:
                 raise UserError(
                     f"{file}, {part}/{key}: expected {num_voxels} voxels, as in the first sample, got {len(voxels)}. "

@@ -365,7 +365,9 @@ def test_surfaces_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_memory_holds_one_run_beside_the_session(tmp_path, monkeypatch):
-    monkeypatch.setattr(GiftiImage.from_filename.__func__, "__defaults__", (1 << 20, True))  # nibabel's buffer has 35 MB
+    monkeypatch.setattr(
+        GiftiImage.from_filename.__func__, "__defaults__", (1 << 20, True)
+    )  # nibabel's buffer has 35 MB
     maps = np.random.default_rng(0).standard_normal((6, 2, 20, 10_000)).astype(np.float32)  # run, side, trial, vertex
     for run, sides in enumerate(maps, start=1):
         for hemi, part in zip("LR", sides, strict=True):
