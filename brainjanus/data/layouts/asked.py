@@ -7,12 +7,16 @@ what a layout has no use for.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Bool
+
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.captions import COCO_PREFIX, Numbers, caption_sources, coco_captions
 from brainjanus.data.dataset import listed
 from brainjanus.data.layouts.nsd import COCO_FILES, COCO_PLACES, FILES, STIM_INFO, check_coco, read_stim_info
 from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, image_of
+from brainjanus.data.layouts.nsd_rois import labels_near, rois_of
 from brainjanus.data.readers.arrays import reading
 from brainjanus.data.readers.nifti import is_nifti, read_mask
 from brainjanus.data.readers.tables import read_table
@@ -69,12 +73,21 @@ def named_keys(options: StudyOptions, known: Mapping[str, str]) -> dict[str, str
     return keys
 
 
-def space_of(subject: str, num_voxels: int, mask: str) -> BrainSpace:
-    """A space of voxels; with a mask image ("{subject}" in its path stands for the subject), one that has coordinates.
+def space_of(
+    subject: str,
+    num_voxels: int,
+    mask: str,
+    found: list[Found],
+    notices: list[str],
+    rois: Mapping[str, Bool[np.ndarray, "v"]] | None = None,
+) -> BrainSpace:
+    """A space of voxels, with the ROIs that are known of them.
 
-    Voxels are taken to be in C order of the mask, as `betas[mask]` has them in NumPy.
-    Raises UserError if the mask has another number of voxels.
+    mask: their mask image ("{subject}" in its path stands for the subject) gives them coordinates, and, in NSD's folder
+    roi/, the ROIs that are beside it. Voxels are taken to be in C order, as `betas[mask]` has them in NumPy.
+    Fills `found` and `notices`. Raises UserError if the mask has another number of voxels.
     """
+    rois = dict(rois or {})
     if not is_nifti(mask):
         if mask not in ("", "nsdgeneral"):
             raise UserError(
@@ -82,21 +95,39 @@ def space_of(subject: str, num_voxels: int, mask: str) -> BrainSpace:
                 f"'{{subject}}' in it stands for {subject}), got another name. This layout holds the voxels of one "
                 "mask: others cannot be chosen; prepare from raw NSD for that."
             )
-        return BrainSpace(subject, num_voxels)
-    file = mask.replace("{subject}", subject)
-    volume = read_mask(file)
+        say(
+            f"Voxels have no coordinates{'' if rois else ' and no ROIs'}, and patches follow their order: their mask "
+            "would give them (NSD's: --mask nsddata/ppdata/{subject}/func1pt8mm/roi/nsdgeneral.nii.gz).",
+            notices,
+        )
+        return BrainSpace(subject, num_voxels, rois=rois)
+    file = Path(mask.replace("{subject}", subject))
+    volume = read_mask(str(file))
     if len(volume.voxels) != num_voxels:
         raise UserError(
             f"{file}: expected the mask of the {num_voxels} voxels of {subject}, got one with {len(volume.voxels)}. "
             "Give the mask that the files were made with; '{subject}' in its path stands for each subject."
         )
+    found.append(Found(f"mask of {subject}", (file,)))
+    if file.absolute().parent.name == "roi":
+        rois |= rois_of(file.parent, labels_near(file.parent, subject), volume, notices, subject)
+        found.append(Found(f"ROIs of {subject}", tuple(sorted(file.parent.glob("*.nii.gz"))), required=False))
+    if not rois:
+        say("Voxels have no ROIs: their mask lies in no folder roi/ of NSD, with others beside it.", notices)
     return BrainSpace(
         subject,
         num_voxels,
         coordinates_mm=volume.coordinates_mm,
+        rois=rois,
         geometry=volume.geometry,
         index=volume.voxels,
     )
+
+
+def say(notice: str, notices: list[str]) -> None:
+    """Once, of all subjects."""
+    if notice not in notices:
+        notices.append(notice)
 
 
 def first_sessions(recorded: Recorded, num_sessions: int) -> Recorded:
@@ -140,11 +171,16 @@ def stim_info(root: Path, options: StudyOptions) -> Path | None:
 
 
 def nsd_captions(
-    root: Path, options: StudyOptions, ids: Collection[str], found: list[Found], notices: list[str]
+    root: Path,
+    options: StudyOptions,
+    ids: Collection[str],
+    found: list[Found],
+    notices: list[str],
+    taken: Sequence[str] = (),
 ) -> dict[str, dict[str, list[str]]]:
     """Captions of images of NSD: COCO's, where these and NSD's table of images are there, and those asked for.
 
-    Fills `found` and `notices`.
+    taken: names of sources that the layout has itself. Fills `found` and `notices`.
     """
     table = stim_info(root, options)
     coco = read_stim_info(table) if table is not None else None
@@ -163,15 +199,15 @@ def nsd_captions(
             file for name in COCO_FILES for file in [next((f / name for f in folders if (f / name).is_file()), None)]
         ]
         there = [file for file in files if file is not None]
-        if there:
+        if there and "coco" not in taken:
             captions["coco"] = coco_captions(there, stimuli_of)
             found.append(Found("captions of COCO", tuple(there), required=False))
-    if "coco" not in captions:
+    if "coco" not in captions and "coco" not in taken:
         notices.append(
             "There are no captions of COCO: they need nsd_stim_info_merged.csv of NSD and "
             "captions_{train,val}2017.json (--files stim-info=PATH coco=FOLDER)."
         )
-    more = caption_sources(options.captions, ids, numbers, taken=list(captions))
+    more = caption_sources(options.captions, ids, numbers, taken=[*taken, *captions])
     notices += more.notices
     return captions | more.captions
 
@@ -183,12 +219,13 @@ def captions_of(
     found: list[Found],
     notices: list[str],
     numbers_of: Mapping[int, str] | None,
+    taken: Sequence[str] = (),
 ) -> dict[str, dict[str, list[str]]]:
     """As `nsd_captions`, or, where numbers stand for other stimuli, the sources that were asked for."""
     if numbers_of is None:
-        return nsd_captions(root, options, ids, found, notices)
+        return nsd_captions(root, options, ids, found, notices, taken)
     refuse_unused("of an export", options, ("mask", "sessions", "betas", "keys"))
     counted = Numbers("number, from 0", {number: [name] for number, name in numbers_of.items()}, frozenset(numbers_of))
-    more = caption_sources(options.captions, ids, [counted])
+    more = caption_sources(options.captions, ids, [counted], taken)
     notices += more.notices
     return more.captions

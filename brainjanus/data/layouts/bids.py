@@ -275,16 +275,26 @@ def _recorded(context: Context, subject: str, parts: Sequence[Part]) -> Recorded
         ids = [name for part in group for name in part.ids]
         run = np.concatenate([part.run for part in group])
         num_bytes = sum(name.path.stat().st_size for part in group for name in part.files)
-        sessions.append(Session(number, ids, partial(_read_parts, placed.read, group), run, num_bytes))
+        sessions.append(
+            Session(number, ids, partial(_read_parts, placed.read, group, placed.space.num_sites), run, num_bytes)
+        )
     return Recorded(placed.space, sessions)
 
 
-def _read_parts(read: Callable[[Part], Float[np.ndarray, "t v"]], parts: Sequence[Part]) -> Float[np.ndarray, "t v"]:
-    read_parts = []
+def _read_parts(
+    read: Callable[[Part], Float[np.ndarray, "t v"]], parts: Sequence[Part], num_sites: int
+) -> Float[np.ndarray, "t v"]:
+    if len(parts) == 1:
+        betas = read(parts[0])
+        check_count(parts[0], len(betas))
+        return betas
+    betas, start = np.empty((sum(len(part.ids) for part in parts), num_sites), np.float32), 0
     for part in parts:
-        read_parts.append(read(part))
-        check_count(part, len(read_parts[-1]))
-    return np.concatenate(read_parts)
+        maps = read(part)
+        check_count(part, len(maps))
+        betas[start : start + len(maps)] = maps
+        start += len(maps)
+    return betas
 
 
 # ---- stimuli
@@ -336,9 +346,11 @@ def _pictures(context: Context, ids: Sequence[str]) -> Pictures | None:
         )
     if without:
         context.notices.append(f"{len(without)} of {len(ids)} stimuli have no picture ({listed(without, 3)}).")
-    context.found.append(Found("pictures", (source,), tuple(without), required=False))
+    files = tuple(source / name for name in sorted(shown)) if source.is_dir() else (source,)
+    context.found.append(Found("pictures", files, tuple(without), required=False))
+    num_bytes = sum(file.stat().st_size for file in files) // len(shown)
     having = sorted(stimulus for stimuli in shown.values() for stimulus in stimuli)
-    return Pictures(having, partial(_read_pictures, str(source), shown), 0)
+    return Pictures(having, partial(_read_pictures, str(source), shown), num_bytes)
 
 
 def _called(stimulus: str, names: set[str], called: Mapping[str, set[str]]) -> set[str]:

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,8 @@ from brainjanus.data.readers.nifti import (
     on_grid,
     read_labels,
     read_mask,
+    restricted,
     stream_betas,
-    volume_of,
 )
 from brainjanus.data.readers.tables import read_table, whole_numbers
 from brainjanus.data.study import Found, StudyOptions
@@ -166,7 +167,7 @@ def _mask(
                 whole = read_mask(str(name.path))
                 chosen = whole.voxels[read_labels(str(name.path), whole) == value]
                 if len(chosen):
-                    return _volume(whole, chosen), [name.path]
+                    return restricted(whole, chosen), [name.path]
         there = {n.entities["label"] for n in labelled if n.suffix == "mask"}
         there.update(label for n in labelled for label in _names(context, n).values())
         raise UserError(
@@ -195,13 +196,7 @@ def _mask(
         )
     if len(masks) > 1:
         context.notices.append(f"{subject}: {len(voxels)} voxels are in all of its {len(masks)} masks; these are read.")
-    return _volume(volumes[0], voxels), [name.path for name in masks]
-
-
-def _volume(whole: Volume, voxels: Int[np.ndarray, "v"]) -> Volume:
-    mask = np.zeros(int(np.prod(whole.shape)), bool)
-    mask[voxels] = True
-    return volume_of(mask.reshape(whole.shape), whole.affine)
+    return restricted(volumes[0], voxels), [name.path for name in masks]
 
 
 def _names(context: Context, name: Name) -> dict[int, str]:
@@ -238,9 +233,9 @@ def _add_rois(
 
 
 def _on_surface(context: Context, subject: str, parts: Sequence[Part]) -> Placed:
-    sizes = [_gifti(name.path).shape[1] for name in parts[0].files]
+    sizes = [len(_gifti(name.path)[0]) for name in parts[0].files]
     vertices = [np.arange(size) for size in sizes]
-    return _surface(context, subject, parts[0].files[0], sizes, vertices, _read_gifti)
+    return _surface(context, subject, parts[0].files[0], sizes, vertices, partial(_read_gifti, sizes))
 
 
 def _on_cifti(context: Context, subject: str, parts: Sequence[Part]) -> Placed:
@@ -329,27 +324,42 @@ def _load_gifti(path: Path) -> Any:
     return image
 
 
-def _gifti(path: Path) -> Float[np.ndarray, "t n"]:
-    """The maps of one hemisphere, one a row."""
+def _gifti(path: Path) -> Sequence[Float[np.ndarray, "n"]]:
+    """The maps of one hemisphere."""
     arrays = [np.asarray(array.data) for array in _load_gifti(path).darrays]
     if len(arrays) == 1 and arrays[0].ndim == 2:
-        return arrays[0].T.astype(np.float32)
+        return list(arrays[0].T)
     if len({array.shape for array in arrays}) > 1 or arrays[0].ndim != 1:
         raise UserError(
             f"{path}: expected arrays of one value a vertex, got {listed({str(list(a.shape)) for a in arrays}, 3)}. "
             "Export one array for each trial."
         )
-    return np.stack(arrays).astype(np.float32)
+    return arrays
 
 
-def _read_gifti(part: Part) -> Float[np.ndarray, "t n"]:
-    left, right = (_gifti(name.path) for name in part.files)
-    if len(left) != len(right):
-        raise UserError(
-            f"{part.files[1].path}: expected {len(left)} maps, as the left hemisphere has, got {len(right)}. "
-            "Export both with the same trials."
-        )
-    return np.concatenate([left, right], axis=1)
+def _read_gifti(sizes: Sequence[int], part: Part) -> Float[np.ndarray, "t n"]:
+    """Both hemispheres, one after the other, into one array; a file is let go before the next."""
+    betas = np.empty((len(part.ids), sum(sizes)), np.float32)
+    start = 0
+    for name, size in zip(part.files, sizes, strict=True):
+        maps = _gifti(name.path)
+        if not start:
+            check_count(part, len(maps))
+        if len(maps) != len(betas):
+            raise UserError(
+                f"{name.path}: expected {len(betas)} maps, as the left hemisphere has, got {len(maps)}. "
+                "Export both with the same trials."
+            )
+        if len(maps[0]) != size:
+            raise UserError(
+                f"{name.path}: expected {size} vertices, as the first file of the subject has, got {len(maps[0])}. Are "
+                "they on different surfaces? Resample them to one."
+            )
+        for row, values in zip(betas, maps, strict=True):
+            row[start : start + size] = values
+        start += size
+        del maps
+    return betas
 
 
 def _cifti(path: Path) -> Any:
@@ -391,12 +401,14 @@ def _read_cifti(part: Part, vertices: Sequence[Int[np.ndarray, "_"]]) -> Float[n
             "Were they made with another mask? Export all with one."
         )
     image = _cifti(path)
+    betas = np.empty((image.shape[0], sum(of.stop - of.start for of in columns)), np.float32)
     with reading(path, "a whole CIFTI file"):
-        rows = [
-            np.concatenate([np.asarray(image.dataobj[trial, of], np.float32) for of in columns])
-            for trial in range(image.shape[0])
-        ]
-    return np.stack(rows)
+        for trial, row in enumerate(betas):
+            start = 0
+            for of in columns:
+                row[start : start + of.stop - of.start] = image.dataobj[trial, of]
+                start += of.stop - of.start
+    return betas
 
 
 def _surface_rois(context: Context, subject: str, sizes: Sequence[int]) -> dict[str, Bool[np.ndarray, "n"]]:

@@ -39,7 +39,7 @@ from brainjanus.data.layouts.asked import (
 )
 from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, session_notice, stimulus_id, voxel_notice
 from brainjanus.data.readers.pictures import fit
-from brainjanus.data.readers.tensors import as_float32, described, mapped, tensors_of
+from brainjanus.data.readers.tensors import as_float32, described, mapped, read_rows, tensors_of
 from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
 from brainjanus.data.write import How
 
@@ -103,7 +103,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
                     f"--sessions: expected files that say in which session a trial was, got {listed(parts)} of "
                     f"{subject} that do not. Leave it out, or name the tensor that says so (--keys session=KEY)."
                 )
-        recorded = _recorded(subject, tables, names, split, options, notices)
+        recorded = _recorded(subject, tables, names, split, options, found, notices)
         subjects.append(first_sessions(recorded, options.sessions))
         found.append(Found(f"voxels of {subject}", tuple(parts.values())))
     if zscore == "all":
@@ -117,7 +117,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     }
     pictures = _pictures(path, {name: number_of[name] for name in shown}, keys, found)
     captions = _captions(path, shown, {number: name for name, number in number_of.items()}, found, notices)
-    captions |= captions_of(path, options, shown, found, notices, names)
+    captions |= captions_of(path, options, shown, found, notices, names, taken=list(captions))
     return Study(
         "brainjanus",
         "nsd-brainjanus" if names is None else "exported",
@@ -221,9 +221,10 @@ def _recorded(
     names: Mapping[int, str] | None,
     split: dict[str, str],
     options: StudyOptions,
+    found: list[Found],
     notices: list[str],
 ) -> Recorded:
-    """Fills `split` and `notices`."""
+    """Fills `split`, `found` and `notices`."""
     num_voxels = tables[0].place.shape[-1]
     for table in tables:
         if table.place.shape[-1] != num_voxels:
@@ -253,7 +254,7 @@ def _recorded(
         notices += voxel_notice(subject, num_voxels)
         notices += session_notice(subject, numbers) if known else []
     sessions = [_session(number, parts, names) for number, parts in zip(numbers, rows, strict=True)]
-    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
+    return Recorded(space_of(subject, num_voxels, options.mask, found, notices), sessions)
 
 
 def _session(
@@ -314,22 +315,20 @@ def _pictures(path: Path, number_of: Mapping[str, int], keys: Mapping[str, str],
         raise UserError(
             f"{files[0]}: expected a picture of image {beyond}, got {place.shape[0]} pictures. Download the whole file."
         )
-    read = partial(_read_pictures, files[0], key, place, first, dict(number_of))
+    read = partial(_read_pictures, files[0], place, first, dict(number_of))
     return Pictures(sorted(number_of), read, int(np.prod(place.shape[1:])))
 
 
 def _read_pictures(
     file: Path,
-    key: str,
     place: TensorPlace,
     channels_first: bool,
     number_of: Mapping[str, int],
     ids: Sequence[str],
     size: int,
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"]]]:
-    pixels = mapped(file, key, place)
-    for name in sorted(ids, key=lambda name: number_of[name]):
-        picture = pixels[number_of[name]]
+    names = sorted(ids, key=lambda name: number_of[name])
+    for name, picture in zip(names, read_rows(file, place, (number_of[name] for name in names)), strict=True):
         picture = picture.transpose(1, 2, 0) if channels_first else picture
         yield name, fit(Image.fromarray(np.ascontiguousarray(picture)), size)
 

@@ -97,7 +97,7 @@ def open_study(path: Path, options: StudyOptions) -> Study:
                     f"--sessions: expected to know in which session a trial of {subject} was, got shards that do not "
                     "say it. Leave it out, or give NSD's design (--files expdesign=nsd_expdesign.mat)."
                 )
-        recorded = _recorded(subject, shown, options, notices)
+        recorded = _recorded(subject, shown, options, found, notices)
         subjects.append(first_sessions(recorded, options.sessions))
     names = shown_in(subjects)
     pictures = {name: piece for name, piece in pictures.items() if name in names}
@@ -191,7 +191,9 @@ def _shown(
                 f"{root}: expected {part}/{part}_{subject}_0.tar, got none. Download all shards of {subject}."
             )
         if any(shard.is_dir() for shard in shards.values()):
-            files = tuple(file for shard in shards.values() for file in sorted(shard.glob(f"*.{VOXELS}")))
+            wanted = (VOXELS, IMAGE, TRIALS, UNIQUES, *PICTURES)
+            inside = (file for shard in shards.values() for file in sorted(shard.iterdir()))
+            files = tuple(file for file in inside if file.name.partition(".")[2] in wanted and file.is_file())
             found.append(Found(f"{part} samples of {subject}", files, required=part != "val"))
         else:
             gone = [number for number in range(max([*shards, USUAL_SHARDS[part] - 1]) + 1) if number not in shards]
@@ -355,7 +357,8 @@ def _first_number(numbers: Sequence[int], subject: str, notices: list[str]) -> i
     return 0
 
 
-def _recorded(subject: str, shown: Shown, options: StudyOptions, notices: list[str]) -> Recorded:
+def _recorded(subject: str, shown: Shown, options: StudyOptions, found: list[Found], notices: list[str]) -> Recorded:
+    """Fills `found` and `notices`."""
     shape = npy_of(shown.row[0][0]).shape
     if len(shape) != 2:
         raise UserError(f"{shown.row[0][0]}: expected [3 repeats, voxels], got {list(shape)}. Is it of another layout?")
@@ -371,7 +374,7 @@ def _recorded(subject: str, shown: Shown, options: StudyOptions, notices: list[s
         sessions.append(Session(int(number), ids, partial(_read, rows, num_voxels), num_bytes=num_bytes))
     notices += voxel_notice(subject, num_voxels)
     notices += [] if shown.trial is None else session_notice(subject, [one.number for one in sessions])
-    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
+    return Recorded(space_of(subject, num_voxels, options.mask, found, notices), sessions)
 
 
 def _read(rows: Sequence[tuple[Piece, int]], num_voxels: int) -> Float[np.ndarray, "t v"]:

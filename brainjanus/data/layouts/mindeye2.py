@@ -2,16 +2,20 @@
 
     PATH/betas_all_subj01_fp32_renorm.hdf5     betas [trials, voxels], row = global trial, z-scored per session
          coco_images_224_float16.hdf5          images [73000, 3, 224, 224], floats from 0 to 1, row = 73k id
+         [brain_region_masks.hdf5]             subj01/{V1, .., higher_vis, nsd_general} [voxels]: which ones are in it
          wds/subj01/train/{0..}.tar            KEY.behav.npy (1 x 17) and neighbours; one tar a session
-         wds/subj01/new_test/0.tar             the shared images (test/0.tar: those of the release before 2023)
+         wds/subj01/new_test/0.tar             the shared images (test/0.tar: fewer, of an older release)
 
 Columns of behav: 0 the 73k id from 0, 2 session, 3 run, 5 global trial, 16 shared1000; -1 is missing. Trials are joined
 to their betas by column 5 and to pictures by column 0, whatever order shards have. A stimulus is test where column 16
 or its folder says so. `stimuli.tsv`, which our export writes, names stimuli that are not NSD's.
 
-Differs from MindEye2: the same trials are z-scored again, with training trials only. Its published notebook took the
-mean and deviation of each session over test images too; since these are affine for each voxel and session, z-scoring
-per session undoes them.
+Differs from MindEye2: the same trials are z-scored again, with training trials only. Its published notebook takes the
+mean and deviation of each session over test images too, and says that the paper did not; the files do not say which.
+Since these are affine for each voxel and session, z-scoring per session undoes either.
+
+That notebook reads NSD's betas_fithrf, where raw NSD is prepared from betas_fithrf_GLMdenoise_RR unless --betas says
+otherwise: to compare the two, prepare raw NSD with --betas betas_fithrf.
 """
 
 import re
@@ -21,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import listed
@@ -36,12 +40,13 @@ from brainjanus.data.layouts.asked import (
     space_of,
 )
 from brainjanus.data.layouts.nsd_ids import (
+    SHARED_SEEN,
     TRIALS_PER_SESSION,
     session_notice,
     stimulus_id,
     voxel_notice,
 )
-from brainjanus.data.readers.hdf5 import dataset_in, open_hdf5
+from brainjanus.data.readers.hdf5 import dataset_in, flags_in, group_in, open_hdf5
 from brainjanus.data.readers.pictures import read_pictures
 from brainjanus.data.readers.shards import parse_npy, read_pieces, shard_samples
 from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions
@@ -49,6 +54,7 @@ from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, Stu
 IMAGE, SUBJECT, SESSION, RUN, TRIAL, ISOLD, SHARED = 0, 1, 2, 3, 5, 7, 16
 NUM_COLUMNS = 17
 USUAL = "fp32_renorm"
+REGIONS = "brain_region_masks.hdf5"
 _BETAS = re.compile(r"betas(?:_all)?_(subj\d+)(?:_(\w+))?\.hdf5")
 _IMAGES = re.compile(r"coco_images_\d+_float16\.hdf5")
 
@@ -70,13 +76,15 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     notices: list[str] = []
     if names is None:
         notices.append(
-            "MindEye2 z-scored these betas per session, in its published notebook with the test images too: they are "
-            "z-scored again with training trials only."
+            "MindEye2's betas are z-scored per session, and the files do not say with which trials: they are z-scored "
+            "again with training trials only."
         )
+    regions = (path / REGIONS,) if (path / REGIONS).is_file() else ()
+    found.append(Found("ROIs", regions, () if regions else (REGIONS,), required=False))
     for subject in chosen:
         behaviour = _behaviour(path / "wds" / subject, names, notices)
         found += behaviour.found
-        recorded = _recorded(subject, betas[subject], behaviour, options, notices, nsd=names is None)
+        recorded = _recorded(subject, betas[subject], behaviour, options, found, notices, nsd=names is None)
         subjects.append(first_sessions(recorded, options.sessions))
         found.append(Found(f"betas of {subject}", (betas[subject],)))
         for name, part in behaviour.split.items():
@@ -205,11 +213,6 @@ def _shards(folder: Path, notices: list[str]) -> tuple[list[tuple[str, Path]], l
             f"{'no training shards' if not train else 'no test shard'}. Download wds/{subject} of MindEye2's dataset, "
             "all of it."
         )
-    if there[0] == "test":
-        notices.append(
-            f"{subject} has only the shard test/ of the older release, whose test set lacks the images that were shown "
-            "last (982 of 1,000): numbers differ from those on new_test/."
-        )
     numbers = {file.stem for file in train}
     gone = [str(number) for number in range(len(train)) if str(number) not in numbers]
     if gone:
@@ -252,8 +255,15 @@ def _rows(shard: Path) -> Int[np.ndarray, "t 17"]:
 
 
 def _recorded(
-    subject: str, file: Path, behaviour: Behaviour, options: StudyOptions, notices: list[str], nsd: bool
+    subject: str,
+    file: Path,
+    behaviour: Behaviour,
+    options: StudyOptions,
+    found: list[Found],
+    notices: list[str],
+    nsd: bool,
 ) -> Recorded:
+    """Fills `found` and `notices`."""
     with open_hdf5(file) as hdf5:
         betas = dataset_in(file, hdf5, "betas", ndim=2)
         num_trials, num_voxels = betas.shape
@@ -270,8 +280,34 @@ def _recorded(
         read = partial(_read, file, behaviour.row[at])
         sessions.append(Session(int(number), ids, read, behaviour.run[at], num_bytes * len(at)))
     if nsd:
+        notices += _test_notice(subject, behaviour.split)
         notices += voxel_notice(subject, num_voxels) + session_notice(subject, [one.number for one in sessions])
-    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
+    rois = _regions(file.parent / REGIONS, subject, num_voxels, notices)
+    return Recorded(space_of(subject, num_voxels, options.mask, found, notices, rois), sessions)
+
+
+def _test_notice(subject: str, split: Mapping[str, str]) -> list[str]:
+    """One sentence if the shards have fewer test images than a subject of NSD saw."""
+    found, seen = list(split.values()).count("test"), SHARED_SEEN.get(subject, 0)
+    if found >= seen:
+        return []
+    return [
+        f"{subject} has {found} of the {seen} shared images that it saw as test stimuli: numbers differ from those on "
+        f"all of them{' (releases before all sessions of NSD were published have 982)' if found == 982 else ''}."
+    ]
+
+
+def _regions(file: Path, subject: str, num_voxels: int, notices: list[str]) -> dict[str, Bool[np.ndarray, "v"]]:
+    """The ROIs of a subject, where the file is there; one of all voxels (nsd_general), or of none, is left out."""
+    if not file.is_file():
+        return {}
+    with open_hdf5(file) as hdf5:
+        if subject not in hdf5:
+            notices.append(f"{file.name} has no ROIs of {subject}.")
+            return {}
+        regions = group_in(file, hdf5, subject)
+        rois = {name: flags_in(file, regions, name, num_voxels) for name in regions}
+    return {name: mask for name, mask in rois.items() if mask.any() and not mask.all()}
 
 
 def _read(file: Path, rows: Int[np.ndarray, "t"]) -> Float[np.ndarray, "t v"]:

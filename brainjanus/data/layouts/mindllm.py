@@ -32,7 +32,7 @@ from brainjanus.data.layouts.asked import (
 )
 from brainjanus.data.layouts.nsd import read_stim_info
 from brainjanus.data.layouts.nsd_ids import stimulus_id, voxel_notice
-from brainjanus.data.readers.hdf5 import dataset_in, names_in, number_in, open_hdf5
+from brainjanus.data.readers.hdf5 import dataset_in, group_in, number_in, open_hdf5
 from brainjanus.data.study import Found, Recorded, Session, Study, StudyOptions
 
 VOXELS, COCO = "visual_voxels", "coco_id"
@@ -72,10 +72,10 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     subjects: list[Recorded] = []
     split: dict[str, str] = {}
     coco_of: dict[str, int] = {}
-    for subject in chosen:
-        subjects.append(_recorded(subject, files[subject], images_of, split, coco_of, options, notices))
-    shown = shown_in(subjects)
     found = [Found(f"voxels of {subject}", (files[subject],)) for subject in chosen]
+    for subject in chosen:
+        subjects.append(_recorded(subject, files[subject], images_of, split, coco_of, options, found, notices))
+    shown = shown_in(subjects)
     if table is None:
         found.append(Found("73k ids", (), (TABLE,), required=False))
     if images_of is not None:
@@ -107,15 +107,17 @@ def _recorded(
     split: dict[str, str],
     coco_of: dict[str, int],
     options: StudyOptions,
+    found: list[Found],
     notices: list[str],
 ) -> Recorded:
-    """Fills `split`, `coco_of` and `notices`."""
+    """Fills `split`, `coco_of`, `found` and `notices`."""
     sessions: list[Session] = []
     num_voxels = 0
     with open_hdf5(file) as hdf5:
         for part in (name for name in SPLITS if name != "val" or name in hdf5):
-            keys = names_in(file, hdf5, part)
-            ids = [_stimulus(file, hdf5, f"{part}/{key}", images_of, coco_of) for key in keys]
+            samples = group_in(file, hdf5, part)
+            keys = list(samples)
+            ids = [_stimulus(file, samples, key, images_of, coco_of) for key in keys]
             if not keys:
                 raise UserError(f"{file}: expected samples in {part}, got none. Download the file again.")
             for name in ids:
@@ -125,7 +127,7 @@ def _recorded(
                         f"{file}: expected each image in train or in test, got '{name}' in {before} and in {part}. "
                         "What is tested would have been trained on: leave one out."
                     )
-            voxels = dataset_in(file, hdf5, f"{part}/{keys[0]}/{VOXELS}", ndim=1)
+            voxels = dataset_in(file, samples, f"{keys[0]}/{VOXELS}", ndim=1)
             num_voxels = num_voxels or len(voxels)
             for first in range(0, len(keys), PART):
                 some = keys[first : first + PART]
@@ -133,14 +135,15 @@ def _recorded(
                 num_bytes = len(some) * voxels.nbytes
                 sessions.append(Session(len(sessions) + 1, ids[first : first + PART], read, num_bytes=num_bytes))
     notices += voxel_notice(subject, num_voxels)
-    return Recorded(space_of(subject, num_voxels, options.mask), sessions)
+    return Recorded(space_of(subject, num_voxels, options.mask, found, notices), sessions)
 
 
 def _stimulus(
-    file: Path, hdf5: Any, sample: str, images_of: Mapping[int, Sequence[int]] | None, coco_of: dict[str, int]
+    file: Path, samples: Any, key: str, images_of: Mapping[int, Sequence[int]] | None, coco_of: dict[str, int]
 ) -> str:
     """The name of what a sample was shown. Raises UserError for a cocoId that NSD's table does not have once."""
-    value = number_in(file, hdf5, f"{sample}/{COCO}")
+    value = number_in(file, samples, f"{key}/{COCO}")
+    sample = f"{samples.name.strip('/')}/{key}"
     coco = int(value) if 0 <= value < 2**31 else -1  # NaN is refused too
     if coco != value:
         raise UserError(f"{file}, {sample}/{COCO}: expected a cocoId, got {value}. Is it of another layout?")
@@ -157,8 +160,9 @@ def _stimulus(
 def _read(file: Path, part: str, keys: Sequence[str], num_voxels: int) -> Float[np.ndarray, "t v"]:
     responses = np.empty((len(keys), num_voxels), np.float32)
     with open_hdf5(file) as hdf5:
+        samples = group_in(file, hdf5, part)
         for row, key in zip(responses, keys, strict=True):
-            voxels = dataset_in(file, hdf5, f"{part}/{key}/{VOXELS}", ndim=1)
+            voxels = dataset_in(file, samples, f"{key}/{VOXELS}", ndim=1)
             if len(voxels) != num_voxels:
                 raise UserError(
                     f"{file}, {part}/{key}: expected {num_voxels} voxels, as in the first sample, got {len(voxels)}. "

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from brainjanus.core.errors import UserError
@@ -47,13 +47,13 @@ from brainjanus.data.layouts.nsd_ids import (
     stimulus_id,
     voxel_notice,
 )
+from brainjanus.data.layouts.nsd_rois import MASK, find_mask, rois_of
 from brainjanus.data.readers.arrays import check_not_empty, read_array, reading
 from brainjanus.data.readers.hdf5 import open_dataset
-from brainjanus.data.readers.nifti import Volume, betas_shape, read_labels, read_mask, stream_betas
+from brainjanus.data.readers.nifti import Volume, betas_shape, stream_betas
 from brainjanus.data.readers.pictures import fit
 from brainjanus.data.study import Found, Pictures, Place, Recorded, Session, Study, StudyOptions, given_files
 
-MASK = "nsdgeneral"
 VERSIONS = ("betas_fithrf_GLMdenoise_RR", "betas_fithrf", "betas_assumehrf")
 SCALE = 300
 NUM_TRIALS, IMAGES_PER_SUBJECT = 30_000, 10_000
@@ -266,13 +266,13 @@ def _recorded(
     found.append(Found(f"betas of {subject} ({version})", tuple(files.values()), absent))
     notices += session_notice(subject, numbers)
     folder = root / "nsddata/ppdata" / subject / "func1pt8mm"
-    mask = _mask_file(folder, subject, options.mask or MASK)
-    volume = read_mask(str(mask))
+    labels = [root / "nsddata/freesurfer" / who / "label" for who in (subject, "fsaverage")]
+    mask = find_mask(folder, labels, subject, options.mask or MASK)
+    volume = mask.volume
     if (options.mask or MASK) == MASK:
         notices += voxel_notice(subject, len(volume.voxels))
-    labels = [root / "nsddata/freesurfer" / who / "label" for who in (subject, "fsaverage")]
-    rois = _rois(folder / "roi", labels, volume, mask, notices, subject)
-    found.append(Found(f"mask of {subject}", (mask,)))
+    rois = rois_of(folder / "roi", labels, volume, notices, subject)
+    found.append(Found(f"mask of {subject}", mask.files))
     found.append(Found(f"ROIs of {subject}", tuple(sorted((folder / "roi").glob("*.nii.gz"))), required=False))
     images = design.image[SUBJECTS.index(subject)].reshape(MOST_SESSIONS, TRIALS_PER_SESSION)
     behaviour = root / "nsddata/ppdata" / subject / "behav/responses.tsv"
@@ -281,7 +281,7 @@ def _recorded(
         found.append(Found(f"behaviour of {subject}, which shows the same images", (behaviour,), required=False))
     sessions = []
     for number, file in files.items():
-        read, num_bytes = _reader(file, volume, mask)
+        read, num_bytes = _reader(file, volume, mask.files[0])
         ids = [stimulus_id(image) for image in images[number - 1].tolist()]
         sessions.append(Session(number, ids, read, design.run[number - 1], num_bytes))
     space = BrainSpace(
@@ -309,68 +309,6 @@ def _compare(behaviour: Path, images: Int[np.ndarray, "40 750"]) -> None:
                     f"{EXPDESIGN} has it, got 73KID {image + 1}. Are both of one subject and one release? Download "
                     "them again."
                 )
-
-
-def _mask_file(folder: Path, subject: str, mask: str) -> Path:
-    """A ROI volume of this name, another volume beside them ("brainmask"), or a path, with {subject} in it or not."""
-    given = Path(mask.replace("{subject}", subject))
-    candidates = [folder / "roi" / f"{mask}.nii.gz", folder / f"{mask}.nii.gz", given]
-    for file in candidates:
-        if file.is_file():
-            return file
-    there = sorted(file.name.removesuffix(".nii.gz") for file in (folder / "roi").glob("*.nii.gz"))
-    raise UserError(
-        f"mask of {subject}: expected the volume {candidates[0]}, got none there ({listed(there, 12)} are). "
-        "Download it, or name another with --mask; a path may hold {subject}."
-    )
-
-
-def _rois(
-    folder: Path, labels: Sequence[Path], volume: Volume, mask: Path, notices: list[str], subject: str
-) -> dict[str, Bool[np.ndarray, "v"]]:
-    """A ROI for each label that any voxel of the mask has.
-
-    Regions that were mapped in the subject (prf-, floc-) go by their label ("V1v", "FFA-1"), those of an atlas by both
-    names ("Kastner2015.V1v"), a volume with one label by its own. Of lh.X, rh.X and X only X is read.
-    """
-    rois: dict[str, np.ndarray] = {}
-    files = {file.name.removesuffix(".nii.gz"): file for file in sorted(folder.glob("*.nii.gz"))}
-    unnamed = []
-    for atlas, file in files.items():
-        if atlas.startswith(("lh.", "rh.")) and atlas[3:] in files:
-            continue
-        values = read_labels(str(file), volume, same_affine=False)
-        present = np.unique(values[values > 0])
-        if (present != present.round()).any():
-            notices.append(f"{atlas} of {subject} is no ROI: it has values between whole numbers. It was left out.")
-            continue
-        names = _label_names(labels, atlas)
-        if file == mask and len(present) == 1 and len(names) <= 1:
-            continue  # all voxels
-        if not names and len(present) > 1:
-            unnamed.append(atlas)
-        for value in present.astype(int).tolist():
-            label = names.get(value, atlas if len(present) == 1 and not names else str(value))
-            bare = label == atlas or (atlas.startswith(("prf-", "floc-")) and value in names and label not in rois)
-            rois[label if bare else f"{atlas}.{label}"] = values == value
-    if unnamed:
-        notices.append(
-            f"ROIs of {subject} in {listed(unnamed)} go by the number of their label: their names would be in "
-            f"{labels[0] / f'{unnamed[0]}.mgz.ctab'}."
-        )
-    return rois
-
-
-def _label_names(folders: Sequence[Path], atlas: str) -> dict[int, str]:
-    """The names of an atlas's labels above 0, from "1 V1v" in each line of ATLAS.mgz.ctab; {} without such a file."""
-    bare = atlas.removeprefix("lh.").removeprefix("rh.")
-    for file in (folder / f"{bare}.mgz.ctab" for folder in folders):
-        if not file.is_file():
-            continue
-        with reading(file, "a table of labels"):
-            cells = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
-        return {int(row[0]): row[1] for row in cells if len(row) > 1 and row[0].isdecimal() and int(row[0]) > 0}
-    return {}
 
 
 def _reader(file: Path, volume: Volume, mask: Path) -> tuple[Callable[[], Float[np.ndarray, "t v"]], int]:

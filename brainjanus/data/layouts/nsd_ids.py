@@ -18,6 +18,7 @@ TRIALS_PER_SESSION = 750
 SUBJECTS = tuple(f"subj{number:02}" for number in range(1, 9))
 NSDGENERAL_VOXELS = dict(zip(SUBJECTS, (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386), strict=True))
 NUM_SESSIONS = dict(zip(SUBJECTS, (40, 40, 32, 30, 40, 32, 40, 30), strict=True))
+SHARED_SEEN = dict(zip(SUBJECTS, (1000, 1000, 930, 907, 1000, 930, 1000, 907), strict=True))  # at least once
 _NAME = re.compile(r"nsd-(\d{5})", re.ASCII)
 
 

@@ -1,6 +1,7 @@
 """What THINGS-EEG2 and THINGS-MEG share: epochs of one file for training and one for test, and folders of pictures.
 
-Enters: arrays [images, repeats, sensors, times], and the pictures' folders, whose sorted order is that of the images.
+Enters: arrays [images, repeats, sensors, times], or [concepts, images of one, repeats, sensors, times], and the
+pictures' folders, whose sorted order is that of the images.
 Leaves: a Study whose repeats are trials, a few images read at a time. Stimuli are named by their picture's file
 ("things-aardvark_01b"), which is unique in THINGS, so that EEG and MEG of one picture meet.
 """
@@ -17,6 +18,7 @@ from jaxtyping import Float, UInt8
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.captions import caption_sources
+from brainjanus.data.dataset import listed
 from brainjanus.data.layouts.asked import chosen_subjects, folder_of, named_keys, refuse_unused, shown_in
 from brainjanus.data.readers.epochs import Epochs, find_epochs, sensors_and_times
 from brainjanus.data.readers.pictures import PICTURE_SUFFIXES, read_pictures
@@ -29,7 +31,17 @@ PART_BYTES = 64 << 20  # of responses that are read at once, as float32
 MOST_BYTES = 256 << 20  # of the epochs of one image: 80 repeats of 63 x 250 are 10 MB
 FOLDERS = {"train": "training_images", "test": "test_images"}
 _PLACES = ("", "image_set", "Image_set", "images_set", "images", "stimuli")
-_DATA_PLACES = ("", "Preprocessed_data_250Hz", "Preprocessed_data", "preprocessed_data", "preprocessed")
+_DATA_PLACES = (
+    "",
+    "preprocessed_data",  # THINGS-EEG2's authors
+    "Preprocessed_data",
+    "Preprocessed_data_250Hz",
+    "preprocessed",
+    "preprocessed_npy",  # THINGS-MEG, as peers cut it
+    "preprocessed_divided",
+    "derivatives/preprocessed_npy",
+    "derivatives/preprocessed_divided",
+)
 
 
 class Release(NamedTuple):
@@ -40,6 +52,7 @@ class Release(NamedTuple):
     modality: str
     stem: str  # "preprocessed_eeg"
     keys: Mapping[str, str]  # of data, sensors and times
+    test: Sequence[str] = ("test",)  # what the file of test epochs may be called, behind the stem
 
     def recipe(self, file: Path) -> str:
         """What turns a pickle into arrays; for a user to run, on a file whose authors they trust."""
@@ -168,8 +181,8 @@ def _recorded(
 ) -> tuple[Recorded, tuple[Path, ...]]:
     """One subject and its files; what is to be said is added to `notices`."""
     parts = {}
-    for split, name in (("train", "training"), ("test", "test")):
-        file = _file(release, folder, f"{release.stem}_{name}")
+    for split, endings in (("train", ("training",)), ("test", release.test)):
+        file = _file(release, folder, [f"{release.stem}_{ending}" for ending in endings])
         epochs = find_epochs(file, keys["data"], keys["sensors"], keys["times"])
         if epochs.shape[0] != len(shown[split]):
             raise UserError(
@@ -188,7 +201,7 @@ def _recorded(
     if len(first.times_sec) > num_times:
         notices.append(
             f"{first.file.name} of {subject} has {len(first.times_sec)} times for {num_times} samples: the last ones "
-            "are theirs, as in the files of THINGS-EEG2 from which the time before the picture was cut."
+            "were taken to be theirs, as in copies at 250 Hz whose data were cut before the picture and times were not."
         )
     space = BrainSpace.of_sensors(subject, first.sensors, first.times_sec[-num_times:])
     sessions: list[Session] = []
@@ -197,20 +210,23 @@ def _recorded(
     return Recorded(space, sessions), tuple(epochs.file for epochs in parts.values())
 
 
-def _file(release: Release, folder: Path, stem: str) -> Path:
+def _file(release: Release, folder: Path, stems: Sequence[str]) -> Path:
     """The file of a split. Raises UserError if there is none, or only one that would have to be unpickled."""
-    for suffix in SUFFIXES:
-        if (folder / f"{stem}{suffix}").is_file():
-            return folder / f"{stem}{suffix}"
-    pickles = [folder / f"{stem}{suffix}" for suffix in PICKLES if (folder / f"{stem}{suffix}").is_file()]
-    if pickles:
+
+    def there(suffixes: Sequence[str]) -> list[Path]:
+        places = [folder / f"{stem}{suffix}" for stem in stems for suffix in suffixes]
+        return [place for place in places if place.is_file()]
+
+    if arrays := there(SUFFIXES):
+        return arrays[0]
+    if pickles := there(PICKLES):
         raise UserError(
             f"{pickles[0]}: expected arrays, got a Python pickle, which could run any program and is never read. If it "
             f"comes from the dataset's authors, convert it yourself, once: {release.recipe(pickles[0])}"
         )
     raise UserError(
-        f"{folder}: expected {stem}{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])}), got none. Download the files of "
-        f"{folder.name}, or leave this subject out with --subjects."
+        f"{folder}: expected {listed(stems)}{SUFFIXES[0]} (or {', '.join(SUFFIXES[1:])}), got none. Download the files "
+        f"of {folder.name}, or leave this subject out with --subjects."
     )
 
 

@@ -1,15 +1,16 @@
 """Recordings over time in one array [images, repeats, sensors, times], read a few images at a time.
 
-Enters: npz or HDF5, with the names of the sensors and the times beside the array. Leaves: its shape, and parts of it as
-float32. Of an npz that was not compressed only the bytes of a part are read; a compressed one is read from its
-beginning each time. Nothing is ever unpickled.
+Enters: npz or HDF5, with the names of the sensors and the times beside the array, which may have concepts as a first
+axis of its own, [concepts, images of one, ...]. Leaves: its shape, and parts of it as float32. Of an npz that was not
+compressed only the bytes of a part are read; a compressed one is inflated once, as long as parts are read in their
+order. Nothing is ever unpickled.
 """
 
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -27,14 +28,21 @@ _MOST_WORDS = 64 << 20  # bytes that names and times may take
 
 
 class Epochs(NamedTuple):
-    """An array of epochs, found but not read. shape: images, repeats, sensors, times."""
+    """An array of epochs, found but not read. stored: its shape in the file, with or without an axis of concepts."""
 
     file: Path
     key: str
-    shape: tuple[int, int, int, int]
+    stored: tuple[int, ...]
     itemsize: int
     sensors: list[str]
     times_sec: Float[np.ndarray, "t"]
+    inflating: "_Inflating"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Images, repeats, sensors, times."""
+        *images, repeats, sensors, times = self.stored
+        return int(np.prod(images)), repeats, sensors, times
 
     @property
     def bytes_per_image(self) -> int:
@@ -42,10 +50,37 @@ class Epochs(NamedTuple):
 
     def read(self, first: int, end: int) -> Float[np.ndarray, "n r s t"]:
         """The epochs of the images from `first` to `end` (left out), float32."""
-        if self.file.suffix in HDF5:
-            with open_hdf5(self.file) as hdf5:
-                return np.asarray(dataset_in(self.file, hdf5, self.key, ndim=4)[first:end], dtype=np.float32)
-        return np.asarray(_npz_part(self.file, self.key, first, end), dtype=np.float32)
+        if self.file.suffix not in HDF5:
+            part = _npz_part(self, first, end)
+            return np.asarray(part.reshape(-1, *self.shape[1:]), dtype=np.float32)
+        of_concept = self.stored[1] if len(self.stored) == 5 else 1
+        start = first // of_concept
+        with open_hdf5(self.file) as hdf5:
+            array: Any = dataset_in(self.file, hdf5, self.key, ndim=len(self.stored))
+            rows = array[start : -(-end // of_concept)].reshape(-1, *self.shape[1:])
+            return np.asarray(rows[first - start * of_concept :][: end - first], dtype=np.float32)
+
+
+class _Inflating:
+    """A compressed member of an npz, which is read on from where it was left."""
+
+    def __init__(self) -> None:
+        self.stream: IO[bytes] | None = None
+        self.at = 0
+
+    def read(self, file: Path, entry: zipfile.ZipInfo, start: int, length: int) -> bytes:
+        stream, self.stream = self.stream, None  # if reading fails, the next one begins anew
+        if stream is None or start < self.at:
+            stream = zipfile.ZipFile(file).open(entry)  # noqa: SIM115 (closed when the last part of it was read)
+        stream.seek(start)
+        data = stream.read(length)
+        if len(data) < length:
+            raise EOFError(f"{len(data)} of {length} bytes")
+        if start + length < entry.file_size:
+            self.stream, self.at = stream, start + length
+        else:
+            stream.read()  # its end, where the checksum is compared
+        return data
 
 
 def find_epochs(file: Path, data: str, sensors: str, times: str) -> Epochs:
@@ -57,12 +92,12 @@ def find_epochs(file: Path, data: str, sensors: str, times: str) -> Epochs:
     words = (sensors, times)
     (shape, itemsize), found = (_in_hdf5 if file.suffix in HDF5 else _in_npz)(file, data, words)
     names = [str(name) for name in found[sensors].reshape(-1).tolist()]
-    if len(shape) != 4 or 0 in shape:
+    if len(shape) not in (4, 5) or 0 in shape:
         raise UserError(
             f"{file}, {data}: expected [images, repeats, sensors, times], got {list(shape)}. Were repeats averaged, or "
             "axes left out? Export single trials."
         )
-    num_images, num_repeats, num_sensors, num_times = shape
+    num_sensors, num_times = shape[-2:]
     with reading(file, f"numbers of seconds in {times}"):
         times_sec = np.asarray(found[times].reshape(-1), dtype=np.float64)
     if len(names) != num_sensors or len(times_sec) < num_times:
@@ -70,14 +105,14 @@ def find_epochs(file: Path, data: str, sensors: str, times: str) -> Epochs:
             f"{file}: expected names of {num_sensors} sensors and {num_times} times, as {data} {list(shape)} has, got "
             f"{len(names)} and {len(times_sec)}. Are sensors and times swapped, or do they belong to another recording?"
         )
-    return Epochs(file, data, (num_images, num_repeats, num_sensors, num_times), itemsize, names, times_sec)
+    return Epochs(file, data, shape, itemsize, names, times_sec, _Inflating())
 
 
 def _in_hdf5(file: Path, data: str, words: Sequence[str]) -> tuple[tuple[tuple[int, ...], int], dict[str, np.ndarray]]:
     import h5py
 
     with open_hdf5(file) as hdf5:
-        array = dataset_in(file, hdf5, data, ndim=4)
+        array = dataset_in(file, hdf5, data, ndim=(4, 5))
         found = {}
         for name in words:
             link = hdf5.get(name, getlink=True)
@@ -132,29 +167,22 @@ def _npz_header(file: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) ->
     return header
 
 
-def _npz_part(file: Path, key: str, first: int, end: int) -> Shaped[np.ndarray, "n r s t"]:
+def _npz_part(epochs: Epochs, first: int, end: int) -> Shaped[np.ndarray, "n"]:
+    """The numbers of these images, flat."""
+    file = epochs.file
     check_not_empty(file)
     with reading(file, "an npz file"), zipfile.ZipFile(file) as archive:
-        entry = _entries(file, archive, (key,))[key]
-        if entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1:
-            stored = _stored(file, entry)
-            header = npy_of(stored)
-            start, length = _span(header, first, end)
-            data = next(read_pieces([Piece(file, stored.offset + start, length, entry.filename)]))
+        entry = _entries(file, archive, (epochs.key,))[epochs.key]
+        stored = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+        place = _stored(file, entry) if stored else _piece(file, entry)
+        header = npy_of(place) if stored else _npz_header(file, archive, entry)
+        start = header.start + first * epochs.bytes_per_image
+        length = (min(end, epochs.shape[0]) - first) * epochs.bytes_per_image
+        if stored:
+            data = next(read_pieces([Piece(file, place.offset + start, length, entry.filename)]))
         else:
-            header = _npz_header(file, archive, entry)
-            start, length = _span(header, first, end)
-            with archive.open(entry) as stream:
-                stream.seek(start)
-                data = stream.read(length)
-            if len(data) < length:
-                raise EOFError(f"{len(data)} of {length} bytes")
-    return np.frombuffer(data, header.dtype).reshape(-1, *header.shape[1:])
-
-
-def _span(header: Npy, first: int, end: int) -> tuple[int, int]:
-    row = header.dtype.itemsize * int(np.prod(header.shape[1:]))
-    return header.start + first * row, (min(end, header.shape[0]) - first) * row
+            data = epochs.inflating.read(file, entry, start, length)
+    return np.frombuffer(data, header.dtype)
 
 
 def _stored(file: Path, entry: zipfile.ZipInfo) -> Piece:

@@ -52,6 +52,13 @@ def volume_of(mask: Bool[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"],
     return Volume((x, y, z), affine, voxels.astype(np.int64), coordinates.astype(np.float32))
 
 
+def restricted(volume: Volume, voxels: Int[np.ndarray, "n"]) -> Volume:
+    """The volume with these voxels (flat, C order) instead of its own."""
+    mask = np.zeros(volume.shape, bool)
+    mask.reshape(-1)[voxels] = True
+    return volume_of(mask, volume.affine)
+
+
 def read_mask(path: str, order: str = "C") -> Volume:
     """The voxels of the mask in `path` that are above 0.
 

@@ -1,10 +1,12 @@
-"""Tensors of a safetensors file, mapped where they lie, bfloat16 among them.
+"""Tensors of a safetensors file, read where they lie, bfloat16 among them.
 
-Enters: a path. Leaves: name -> dtype, shape, and a read-only view of the bytes. NumPy has no bfloat16: it is the upper
-half of a float32, so that a shift by 16 bits is exact.
+Enters: a path. Leaves: name -> dtype, shape, and a read-only view of the bytes, or rows of it one by one. NumPy has no
+bfloat16: it is the upper half of a float32, so that a shift by 16 bits is exact.
 """
 
-from collections.abc import Mapping
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,18 @@ def mapped(path: Path, name: str, place: TensorPlace) -> Shaped[np.ndarray, "...
     if 0 in place.shape:
         return np.empty(place.shape, _DTYPES[place.dtype])
     return np.memmap(path, _DTYPES[place.dtype], "r", place.offset, place.shape)
+
+
+def read_rows(path: Path, place: TensorPlace, rows: Iterable[int]) -> Iterator[Shaped[np.ndarray, "..."]]:
+    """One row after the other, each read when it is its turn; none is mapped, so that memory holds one."""
+    dtype, shape = np.dtype(_DTYPES[place.dtype]), place.shape[1:]
+    size = dtype.itemsize * math.prod(shape)
+    with reading(path, "a safetensors file"), open(path, "rb", buffering=0) as file:
+        for row in rows:
+            data = os.pread(file.fileno(), size, place.offset + row * size)
+            if len(data) < size:
+                raise EOFError(f"an end in row {row}")
+            yield np.frombuffer(data, dtype).reshape(shape)
 
 
 def as_float32(values: Shaped[np.ndarray, "..."], dtype: str) -> Float[np.ndarray, "..."]:

@@ -1,6 +1,7 @@
 """BIDS derivatives, built in small as labs have them: volumes, surfaces and grayordinates, with their events."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -123,6 +124,9 @@ def test_the_dataset_around_derivatives_does_as_well(volumes):
 def test_pictures_are_found_by_the_names_of_stimuli(volumes):
     study = volumes.open()
     ids = list(study.pictures.ids)
+    found = next(found for found in study.found if found.what == "pictures")
+    assert found.files == tuple(volumes.dataset / "stimuli" / name for name in ids)
+    assert study.pictures.num_bytes == sum(file.stat().st_size for file in found.files) // len(ids)
     assert ids == sorted({name for ids in volumes.ids.values() for name in ids})
     for name, picture in study.pictures.read(ids[:4], 8):
         np.testing.assert_array_equal(picture, volumes.pixels[STIMULI.index(name)])
@@ -358,6 +362,24 @@ def test_surfaces_that_do_not_fit_are_refused(tmp_path):
     left.unlink()
     with pytest.raises(UserError, match="Export the other hemisphere too"):
         open_study("bids", tmp_path, StudyOptions())
+
+
+def test_memory_holds_one_run_beside_the_session(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        GiftiImage.from_filename.__func__, "__defaults__", (1 << 20, True)
+    )  # nibabel's buffer has 35 MB
+    maps = np.random.default_rng(0).standard_normal((6, 2, 20, 10_000)).astype(np.float32)  # run, side, trial, vertex
+    for run, sides in enumerate(maps, start=1):
+        for hemi, part in zip("LR", sides, strict=True):
+            gifti(tmp_path / f"sub-01/func/sub-01_task-see_run-{run}_hemi-{hemi}_betas.func.gii", list(part))
+        table(tmp_path / f"sub-01/func/sub-01_task-see_run-{run}_events.tsv", stimulus=list(range(20)))
+    session = open_study("bids", tmp_path, StudyOptions()).subjects[0].sessions[0]
+    tracemalloc.start()
+    responses = session.read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.6 * responses.nbytes, f"{peak}"
+    np.testing.assert_array_equal(responses, maps.transpose(0, 2, 1, 3).reshape(120, 20_000))
 
 
 def test_grayordinates_keep_their_vertices(tmp_path):

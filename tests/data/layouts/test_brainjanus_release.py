@@ -89,6 +89,24 @@ def test_pictures_go_by_73k_id(tmp_path, planted, channels_first):
         np.testing.assert_array_equal(pictures[f"nsd-{image:05}"], pixels)
 
 
+def test_pictures_are_read_one_by_one_and_not_mapped(root, planted):
+    pictures = open_it(root).pictures
+    reading = pictures.read(list(pictures.ids), SIZE)
+    for _ in range(3):
+        next(reading)
+    assert "nsd_stimuli_384" not in Path("/proc/self/maps").read_text()  # pages of a map count until it is closed
+    file = root / "image/nsd_stimuli_384_uint8.safetensors"
+    file.write_bytes(file.read_bytes()[:-SIZE])  # while it is read
+    with pytest.raises(UserError, match="expected a safetensors file, got 'an end in row 72999'"):
+        list(reading)
+
+
+def test_a_source_of_the_release_is_not_replaced(root, planted):
+    (root / "other.json").write_text(json.dumps({str(image): "another" for image in planted.pixels}))
+    with pytest.raises(UserError, match=r"expected a name that no other source has, got 'git-large' again"):
+        open_it(root, captions=(f"git-large={root / 'other.json'}",))
+
+
 def test_captions_go_by_73k_id(root, planted):
     captions = open_it(root).captions["git-large"]
     assert captions == {f"nsd-{image:05}": [f"picture {image}"] for image in planted.pixels}

@@ -92,8 +92,12 @@ def test_what_was_planted_is_read(root, planted, above):
 
 
 def test_unpacked_samples_are_read_too(tmp_path, planted):
-    names, _, _, responses = read_all(open_it(build(tmp_path, planted, unpacked=True)))
+    study = open_it(build(tmp_path, planted, unpacked=True))
+    names, _, _, responses = read_all(study)
     assert names == planted.names
+    files = {file for found in study.found for file in found.files}
+    wanted = ("nsdgeneral.npy", "coco73k.npy", "trial.npy", "num_uniques.npy", "jpg")  # a change of any is noticed
+    assert files == {file for suffix in wanted for file in tmp_path.rglob(f"*.{suffix}")}
     np.testing.assert_array_equal(responses, planted.responses())
 
 

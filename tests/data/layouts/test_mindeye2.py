@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from brainjanus.core.errors import UserError
-from brainjanus.data.layouts import open_study
+from brainjanus.data.layouts import mindeye2, open_study
 from brainjanus.data.study import StudyOptions
 
 from .conftest import FAR, NUM_VOXELS, SIZE, Planted, npy, read_all, read_all_pictures, write_tar
@@ -83,6 +83,7 @@ def test_what_was_planted_is_read(root, planted):
     assert study.zscore == "session"
     assert [one.number for one in study.subjects[0].sessions] == [1, 2]
     assert any("z-scored again with training trials only" in notice for notice in study.notices)
+    assert not any("test images" in notice for notice in study.notices)  # nobody is accused
 
 
 def test_pictures_go_by_73k_id_up_to_the_last_one(root, planted):
@@ -166,17 +167,23 @@ def test_a_shared_image_is_test_wherever_it_lies(tmp_path, planted):
     assert any("1 stimuli of subj01" in notice and "count as test" in notice for notice in study.notices)
 
 
-def test_the_older_test_shard_is_said(tmp_path, planted):
-    study = open_it(build(tmp_path, planted, test="test"))
-    assert any("982 of 1,000" in notice for notice in study.notices)
+@pytest.mark.parametrize("test", ["test", "new_test"])
+def test_test_stimuli_are_counted_whatever_their_folder_is_called(tmp_path, planted, test, monkeypatch):
+    build(tmp_path, planted, test=test)
+    study = open_it(tmp_path)
     assert study.split == planted.split
+    said = [notice for notice in study.notices if "shared images that it saw" in notice]
+    assert [notice.split(":")[0] for notice in said] == [
+        "subj01 has 4 of the 1000 shared images that it saw as test stimuli"
+    ]
+    monkeypatch.setitem(mindeye2.SHARED_SEEN, "subj01", 4)
+    assert not any("shared images that it saw" in notice for notice in open_it(tmp_path).notices)
 
 
 def test_new_test_is_read_instead_of_test(tmp_path, planted):
     build(tmp_path, planted, test="test")
-    study = open_it(build(tmp_path, planted))
-    assert read_all(study)[0] == planted.names
-    assert not any("982" in notice for notice in study.notices)
+    (tmp_path / "wds/subj01/test/0.tar").write_bytes(b"of the older release")
+    assert read_all(open_it(build(tmp_path, planted)))[0] == planted.names
 
 
 def test_a_missing_training_shard_is_said(root):
@@ -216,6 +223,50 @@ def test_a_mask_gives_voxels_their_places(root):
     np.testing.assert_allclose(space.coordinates_mm[1], [0, 3.6, 0])
     with pytest.raises(UserError, match="expected the mask image of the voxels that the files hold"):
         open_it(root, mask="V1")
+
+
+def write_regions(root: Path, length: int = NUM_VOXELS, subject: str = "subj01", dtype: type = bool) -> None:
+    """As MindEye2's release has them."""
+    with h5py.File(root / "brain_region_masks.hdf5", "w") as file:
+        for name, first, end in (("nsd_general", 0, length), ("V1", 0, 2), ("V4", 2, 4), ("higher_vis", 4, length)):
+            at = np.arange(length)
+            file[f"{subject}/{name}"] = ((first <= at) & (at < end)).astype(dtype)
+        file[f"{subject}/V3"] = np.zeros(length, dtype)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
+def test_regions_of_the_release_become_rois(root, dtype):
+    assert open_it(root).subjects[0].space.rois == {}
+    assert any("brain_region_masks.hdf5" in found.missing and not found.required for found in open_it(root).found)
+    write_regions(root, dtype=dtype)
+    study = open_it(root)
+    rois = study.subjects[0].space.rois
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in rois.items()} == {
+        "V1": [0, 1],
+        "V4": [2, 3],
+        "higher_vis": [4, 5, 6],
+    }
+    assert any(root / "brain_region_masks.hdf5" in found.files for found in study.found)
+
+
+def test_regions_that_do_not_fit_are_said(root, tmp_path_factory):
+    write_regions(root, NUM_VOXELS + 1)
+    with pytest.raises(UserError, match=r"yes or no of each of 7 sites, got \[8\]"):
+        open_it(root)
+    write_regions(root, subject="subj02")
+    assert "brain_region_masks.hdf5 has no ROIs of subj01." in open_it(root).notices
+    with h5py.File(root / "brain_region_masks.hdf5", "w") as file:
+        file["subj01/V1"] = np.full(NUM_VOXELS, 2)
+    with pytest.raises(UserError, match="expected booleans in 'subj01/V1', got other numbers"):
+        open_it(root)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "secret.hdf5"
+    with h5py.File(elsewhere, "w") as file:
+        file["V1"] = np.ones(NUM_VOXELS, bool)
+    for place in ("subj01", "subj01/V1"):
+        with h5py.File(root / "brain_region_masks.hdf5", "w") as file:
+            file[place] = h5py.ExternalLink(str(elsewhere), "V1" if "/" in place else "/")
+        with pytest.raises(UserError, match="in the file itself"):
+            open_it(root)
 
 
 @pytest.mark.parametrize("option", [{"keys": ("a=b",)}])
@@ -275,14 +326,14 @@ def test_a_compressed_shard_is_refused(root):
         open_it(root)
 
 
-@pytest.mark.parametrize("name", ["../../escaped.behav.npy", "/tmp/w7c_escaped.behav.npy"])
+@pytest.mark.parametrize("name", ["../../escaped.behav.npy", "/tmp/bj_escaped.behav.npy"])
 def test_members_that_point_outside_are_refused_and_nothing_is_written(root, planted, name):
     write_tar(root / "wds/subj01/train/0.tar", {name: npy(behav(planted, 0))})
     before = sorted(root.rglob("*"))
     with pytest.raises(UserError, match="which points outside"):
         open_it(root)
     assert sorted(root.rglob("*")) == before
-    assert not Path("/tmp/w7c_escaped.behav.npy").exists()
+    assert not Path("/tmp/bj_escaped.behav.npy").exists()
 
 
 def test_links_are_refused(root):

@@ -132,6 +132,27 @@ def test_a_link_to_a_sample_elsewhere_is_refused(root, tmp_path_factory):
         open_it(root)
 
 
+@pytest.mark.parametrize("name", ["coco_id", "visual_voxels"])
+def test_links_inside_a_sample_are_refused(root, tmp_path_factory, name):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "secret.h5"
+    with h5py.File(elsewhere, "w") as file:
+        file["coco_id"], file["visual_voxels"] = 3, np.zeros(NUM_VOXELS, np.float32)
+    with h5py.File(root / "subject_1.h5", "r+") as file:
+        key = list(file["train"])[-1]
+        del file["train"][key][name]
+        file["train"][key][name] = h5py.ExternalLink(str(elsewhere), name)
+    with pytest.raises(UserError, match=rf"'train/{key}/{name}' in the file itself, got a link"):
+        read_all(open_it(root))
+
+
+def test_the_group_of_a_split_is_opened_once(root, monkeypatch):
+    opened = []
+    group_in = mindllm.group_in
+    monkeypatch.setattr(mindllm, "group_in", lambda *args: opened.append(args[2]) or group_in(*args))
+    open_it(root)
+    assert opened == ["train", "test"]
+
+
 def test_options_without_a_use_are_refused(root):
     with pytest.raises(UserError, match="--sessions: expected options that the layout mindllm has a use for"):
         open_it(root, sessions=2)

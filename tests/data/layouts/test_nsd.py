@@ -216,6 +216,53 @@ def test_rois_go_by_their_labels(nsd):
     assert {"V1v", "nsdgeneral"} <= set(by_prf.rois)
 
 
+@pytest.mark.parametrize(
+    ("asked", "labels"),
+    [("V1v", [1]), ("prf-visualrois.V1v", [1]), ("V1v+V1d", [1, 2]), ("V2v+prf-visualrois.V1v", [1, 3])],
+)
+def test_voxels_are_chosen_by_label(nsd, asked, labels):
+    study = opened(nsd, mask=asked, subjects=("subj01",))
+    path = nsd.root / "nsddata/ppdata/subj01/func1pt8mm/roi/prf-visualrois.nii.gz"
+    expected = np.isin(nibabel.load(path).get_fdata(), labels)
+    space = study.subjects[0].space
+    np.testing.assert_array_equal(space.index, np.flatnonzero(expected))
+    np.testing.assert_array_equal(
+        study.subjects[0].sessions[0].read(), nsd.betas["subj01", 1][expected].T / np.float32(300)
+    )
+    assert ("V1v" in space.rois) == (len(labels) > 1)  # of all voxels it says nothing
+    assert any(found.files == (path,) for found in study.found if found.what.startswith("mask"))
+
+
+def test_masks_of_several_volumes_are_joined(nsd):
+    folder = nsd.root / "nsddata/ppdata/subj01/func1pt8mm/roi"
+    joined = opened(nsd, mask="Kastner2015.V1v+nsdgeneral", subjects=("subj01",)).subjects[0].space
+    kastner = nibabel.load(folder / "Kastner2015.nii.gz").get_fdata() == 1
+    np.testing.assert_array_equal(joined.index, np.flatnonzero(kastner | nsd.mask["subj01"]))
+    by_number = opened(nsd, mask="prf-visualrois.2", subjects=("subj02",)).subjects[0].space  # it has no names
+    values = nibabel.load(nsd.root / "nsddata/ppdata/subj02/func1pt8mm/roi/prf-visualrois.nii.gz").get_fdata()
+    assert by_number.num_sites == (values == 2).sum()
+    left = opened(nsd, mask="lh.prf-visualrois.V1v", subjects=("subj01",)).subjects[0].space
+    values = nibabel.load(folder / "lh.prf-visualrois.nii.gz").get_fdata()
+    np.testing.assert_array_equal(left.index, np.flatnonzero(values == 1))
+
+
+def test_masks_that_are_none_are_refused_with_what_there_is(nsd):
+    with pytest.raises(UserError, match=r"\(Kastner2015.*V1v, V1d, V2v.*got 'V1'\. Correct") as caught:
+        opened(nsd, mask="V1v+V1")
+    assert "ownload" not in str(caught.value)
+    with pytest.raises(UserError, match=r"expected a file at nowhere/subj01\.nii\.gz, got none there\. Correct"):
+        opened(nsd, mask="nowhere/{subject}.nii.gz")
+    with pytest.raises(UserError, match=r"expected voxels with the label 7 \('prf-visualrois\.7'\).*got none"):
+        opened(nsd, mask="prf-visualrois.7")
+    folder = nsd.root / "nsddata/ppdata/subj01/func1pt8mm"
+    save_volume(folder / "brainmask.nii.gz", np.ones((2, 2, 2), np.uint8))
+    with pytest.raises(UserError, match=r"brainmask\.nii\.gz: expected the grid of nsdgeneral"):
+        opened(nsd, mask="nsdgeneral+brainmask")
+    (folder / "roi/nsdgeneral.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"roi/nsdgeneral\.nii\.gz, got none there\. Download it, or name another"):
+        opened(nsd)
+
+
 def test_one_hemisphere_is_read_only_where_there_is_no_volume_of_both(nsd):
     folder = nsd.root / "nsddata/ppdata/subj01/func1pt8mm/roi"
     (folder / "prf-visualrois.nii.gz").unlink()
@@ -462,8 +509,6 @@ def test_what_is_not_nsd_is_refused(tmp_path, nsd):
         opened(nsd, subjects=("subj07",))
     with pytest.raises(UserError, match=r"expected betas 'betas_fithrf' of each subject.*subj01 has betas_fithrf_GLM"):
         opened(nsd, betas="betas_fithrf")
-    with pytest.raises(UserError, match=r"expected the volume .*V1\.nii\.gz, got none there \(Kastner2015"):
-        opened(nsd, mask="V1")
     with pytest.raises(UserError, match="expected none for raw NSD"):
         opened(nsd, keys=("a=b",))
     for files, message in (

@@ -47,6 +47,38 @@ def test_nsd_layouts_hold_what_was_planted(tmp_path, planted, layout):
             np.testing.assert_array_equal(data.images([f"nsd-{image:05}"])[0], pixels)
 
 
+@pytest.mark.parametrize("layout", ["mindeye2", "mindeye1", "mindllm", "brainjanus"])
+def test_rois_lie_beside_the_mask_of_nsd(tmp_path, planted, layout):
+    module = {"mindeye2": test_mindeye2, "mindeye1": test_mindeye1, "mindllm": test_mindllm}
+    root = module.get(layout, test_brainjanus_release).build(tmp_path / "files", planted)
+    without = open_study(layout, root, StudyOptions())
+    assert any("no coordinates and no ROIs" in notice and "--mask" in notice for notice in without.notices)
+    roi = tmp_path / "nsd/nsddata/ppdata/subj01/func1pt8mm/roi"
+    where = np.array([1, 4, 5, 9, 17, 20, 23])
+    mask, labels = np.zeros(24, np.float32), np.zeros(24, np.float32)
+    mask[where], labels[where] = 1, [1, 1, 2, 0, -1, 2, 5]
+    test_nsd.save_volume(roi / "nsdgeneral.nii.gz", mask.reshape(3, 4, 2))
+    given = str(tmp_path / "nsd/nsddata/ppdata/{subject}/func1pt8mm/roi/nsdgeneral.nii.gz")
+    alone = open_study(layout, root, StudyOptions(mask=given))
+    assert not any("no coordinates" in notice for notice in alone.notices)
+    assert any(notice.startswith("Voxels have no ROIs") for notice in alone.notices)
+    test_nsd.save_volume(roi / "prf-visualrois.nii.gz", labels.reshape(3, 4, 2))
+    tables = tmp_path / "nsd/nsddata/freesurfer/subj01/label"
+    tables.mkdir(parents=True)
+    (tables / "prf-visualrois.mgz.ctab").write_text("0 Unknown\n1 V1v\n2 V1d\n5 V3v\n")
+    study = open_study(layout, root, StudyOptions(mask=given))
+    space = study.subjects[0].space
+    np.testing.assert_array_equal(space.index, where)
+    assert {name: np.flatnonzero(mask).tolist() for name, mask in space.rois.items()} == {
+        "V1v": [0, 1],
+        "V1d": [2, 5],
+        "V3v": [6],
+    }
+    assert not any("no ROIs" in notice for notice in study.notices)
+    files = {file for found in study.found for file in found.files}
+    assert {roi / "nsdgeneral.nii.gz", roi / "prf-visualrois.nii.gz"} <= files
+
+
 @pytest.mark.parametrize("layout", list(test_things.RELEASES))
 def test_things_hold_what_was_planted(tmp_path, layout, monkeypatch):
     monkeypatch.setattr("brainjanus.data.layouts.things.PART_BYTES", 500)

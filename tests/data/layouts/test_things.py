@@ -132,28 +132,93 @@ def test_times_before_the_picture_are_cut_as_the_epochs_were(root, layout):
     assert any("7 times for 5 samples" in notice for notice in study.notices)
 
 
+def by_concept(layout: str) -> dict[str, np.ndarray]:
+    """As ATM's code shapes them: [concepts, images of one, repeats, sensors, times]."""
+    data = epochs(layout)
+    return {"training": data["training"].reshape(3, 2, *data["training"].shape[1:]), "test": data["test"][:, None]}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_an_axis_of_concepts_is_folded(root, layout, monkeypatch, suffix, compressed):
+    monkeypatch.setattr(things, "PART_BYTES", 500)
+    for split, data in by_concept(layout).items():
+        file = root / f"sub-01/{RELEASES[layout][0]}_{split}.npz"
+        file.unlink()
+        write(file.with_suffix(suffix), layout, data, compressed)
+    names, _, _, responses = read_all(open_it(root, layout))
+    assert names == expected(layout)[0]
+    np.testing.assert_array_equal(responses, expected(layout)[1])
+
+
+def test_parts_of_compressed_files_are_inflated_once_where_they_come_in_order(tmp_path, layout, monkeypatch):
+    monkeypatch.setattr(things, "PART_BYTES", 200)
+    study = open_it(build(tmp_path, layout, compressed=True), layout)
+    skipped = []
+    seek = zipfile.ZipExtFile.seek
+
+    def counted(stream, offset, *args):
+        skipped.append(offset - stream.tell())
+        return seek(stream, offset, *args)
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "seek", counted)
+    sessions = study.subjects[0].sessions
+    parts = [session.read() for session in sessions]
+    np.testing.assert_array_equal(np.concatenate(parts), expected(layout)[1])
+    assert len(skipped) > 4 and sum(skip > 0 for skip in skipped) == 2  # the headers of two files
+    for k in (2, 0, 1, 1, len(sessions) - 1):  # whatever the order
+        np.testing.assert_array_equal(sessions[k].read(), parts[k])
+
+
+def test_a_wrong_byte_in_a_compressed_file_is_found(tmp_path, layout, monkeypatch):
+    monkeypatch.setattr(things, "PART_BYTES", 200)
+    study = open_it(build(tmp_path, layout, compressed=True), layout)
+    inflate = zipfile.ZipExtFile._update_crc
+    monkeypatch.setattr(zipfile.ZipExtFile, "_update_crc", lambda stream, data: inflate(stream, data[:-1] + b"x"))
+    with pytest.raises(UserError, match="npz file, got 'Bad CRC-32"):
+        read_all(study)
+
+
+def test_epochs_before_the_picture_are_kept_as_the_authors_of_eeg2_release_them(tmp_path):
+    root = build(tmp_path, "things-eeg2", place="preprocessed_data")
+    times = np.round(np.arange(5) / 5 - 0.2, 4)
+    for split, data in epochs("things-eeg2").items():
+        write(root / f"preprocessed_data/sub-01/preprocessed_eeg_{split}.npz", "things-eeg2", data, times=times)
+    study = open_it(root, "things-eeg2")
+    assert study.subjects[0].space.geometry["times_sec"] == times.tolist()
+    assert not any("samples" in notice for notice in study.notices)
+
+
 class Bomb:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
     def __reduce__(self):
-        return (Path("/tmp/w7c_unpickled").write_text, ("unpickled",))
+        return (self.file.write_text, ("unpickled",))
 
 
-@pytest.mark.parametrize("how", ["npy", "raw"])
-def test_pickles_are_refused_with_a_recipe_that_works(root, layout, how):
+@pytest.mark.parametrize("how", ["npy", "raw", "pkl by concept"])
+def test_pickles_are_refused_with_a_recipe_that_works(root, layout, how, tmp_path):
     stem = f"{RELEASES[layout][0]}_test"
     (root / f"sub-01/{stem}.npz").unlink()
     file = root / f"sub-01/{stem}.npy"
-    content = {RELEASES[layout][1]: epochs(layout)["test"], "ch_names": SENSORS, "times": TIMES, "evil": Bomb()}
+    data = epochs(layout)["test"]
+    if how == "pkl by concept":
+        name = "preprocessed_meg_zs_test" if layout == "things-meg" else stem
+        file, data = root / f"sub-01/{name}.pkl", by_concept(layout)["test"]
+    bomb = tmp_path / "unpickled"
+    content = {RELEASES[layout][1]: data, "ch_names": SENSORS, "times": TIMES, "evil": Bomb(bomb)}
     with open(file, "wb") as out:
-        if how == "raw" or layout == "things-meg":
+        if how != "npy" or layout == "things-meg":
             pickle.dump(content, out)
         else:
             np.save(out, content, allow_pickle=True)
     with pytest.raises(UserError, match="expected arrays, got a Python pickle") as caught:
         open_it(root, layout)
-    assert not Path("/tmp/w7c_unpickled").exists()
+    assert not bomb.exists()
     del content["evil"]
     with open(file, "wb") as out:
-        if how == "raw" or layout == "things-meg":
+        if how != "npy" or layout == "things-meg":
             pickle.dump(content, out)
         else:
             np.save(out, content, allow_pickle=True)
@@ -163,22 +228,23 @@ def test_pickles_are_refused_with_a_recipe_that_works(root, layout, how):
     np.testing.assert_array_equal(responses, expected(layout)[1])
 
 
-def test_objects_in_an_npz_are_not_unpickled(root, layout):
+def test_objects_in_an_npz_are_not_unpickled(root, layout, tmp_path):
+    bomb = tmp_path / "unpickled"
     stem, data = RELEASES[layout][:2]
     np.savez(
-        root / f"sub-01/{stem}_test.npz", **{data: np.array([Bomb()], dtype=object)}, ch_names=SENSORS, times=TIMES
+        root / f"sub-01/{stem}_test.npz", **{data: np.array([Bomb(bomb)], dtype=object)}, ch_names=SENSORS, times=TIMES
     )
     with pytest.raises(UserError, match="Python objects, which are never unpickled"):
         open_it(root, layout)
     np.savez(
         root / f"sub-01/{stem}_test.npz",
         **{data: epochs(layout)["test"]},
-        ch_names=np.array([Bomb()], dtype=object),
+        ch_names=np.array([Bomb(bomb)], dtype=object),
         times=TIMES,
     )
     with pytest.raises(UserError, match="Python objects, which are never unpickled"):
         open_it(root, layout)
-    assert not Path("/tmp/w7c_unpickled").exists()
+    assert not bomb.exists()
 
 
 def test_fif_is_refused_with_the_way_to_convert_it(tmp_path):
