@@ -343,7 +343,7 @@ def read_hdf5(folder: Path, out: Path) -> None:
             np.asarray(dataset[:4])
     with hdf5.open_hdf5(path) as file:
         hdf5.number_in(path, file, "n")
-        hdf5.names_in(path, file, "g")
+        list(hdf5.group_in(path, file, "g"))
         np.asarray(hdf5.dataset_in(path, file, "z", ndim=2)[()])
 
 

@@ -69,6 +69,7 @@ class Pictures:
     num_bytes: int = 0
 
 
+NUM_READERS = 2  # of compressed sessions
 Place = Literal["file", "folder", "path"]
 Layout = Literal["nsd", "mindeye2", "mindeye1", "mindllm", "brainjanus", "things-eeg2", "things-meg", "bids"]
 
@@ -80,7 +81,7 @@ class StudyOptions:
     subjects: tuple[str, ...] = ()
     """Which subjects ("subj01", ...). Default: all that are there."""
     mask: str = ""
-    """Name of the ROI volume that chooses voxels ("nsdgeneral"), or a path."""
+    """Which voxels: the name of a ROI volume ("nsdgeneral"), a label ("V1v"), several ("V1v+V1d"), or a path."""
     sessions: int = 0
     """The first so many sessions of each subject; 0: all."""
     captions: tuple[str, ...] = ()

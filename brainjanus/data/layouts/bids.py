@@ -30,7 +30,7 @@ from brainjanus.data.layouts.bids_sites import Context, Name, Part, check_count,
 from brainjanus.data.readers.arrays import check_not_empty, reading
 from brainjanus.data.readers.pictures import PICTURE_SUFFIXES, picture_names, read_pictures
 from brainjanus.data.readers.tables import read_json, read_table, whole_numbers
-from brainjanus.data.study import Found, Pictures, Recorded, Session, Study, StudyOptions, given_files
+from brainjanus.data.study import NUM_READERS, Found, Pictures, Recorded, Session, Study, StudyOptions, given_files
 
 COLUMNS = ("stim_file", "stimulus", "stimulus_id", "trial_type")
 _MISSING = ("n/a", "")
@@ -278,7 +278,7 @@ def _recorded(context: Context, subject: str, parts: Sequence[Part]) -> Recorded
         sessions.append(
             Session(number, ids, partial(_read_parts, placed.read, group, placed.space.num_sites), run, num_bytes)
         )
-    return Recorded(placed.space, sessions)
+    return Recorded(placed.space, sessions, NUM_READERS)
 
 
 def _read_parts(

@@ -52,12 +52,21 @@ from brainjanus.data.readers.arrays import check_not_empty, read_array, reading
 from brainjanus.data.readers.hdf5 import open_dataset
 from brainjanus.data.readers.nifti import Volume, betas_shape, stream_betas
 from brainjanus.data.readers.pictures import fit
-from brainjanus.data.study import Found, Pictures, Place, Recorded, Session, Study, StudyOptions, given_files
+from brainjanus.data.study import (
+    NUM_READERS,
+    Found,
+    Pictures,
+    Place,
+    Recorded,
+    Session,
+    Study,
+    StudyOptions,
+    given_files,
+)
 
 VERSIONS = ("betas_fithrf_GLMdenoise_RR", "betas_fithrf", "betas_assumehrf")
 SCALE = 300
 NUM_TRIALS, IMAGES_PER_SUBJECT = 30_000, 10_000
-NUM_READERS = 2  # of compressed sessions
 MOST_SESSIONS = NUM_TRIALS // TRIALS_PER_SESSION
 RUNS = np.tile(np.repeat(np.arange(1, 13), [63, 62] * 6), (MOST_SESSIONS, 1))  # odd runs have 63 trials, even ones 62
 EXPDESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"

@@ -412,7 +412,7 @@ def test_a_mask_that_would_fill_the_memory_is_refused(nsd):
         opened(nsd)
     bomb = gzip.compress(bytes(header)) + gzip.compress(bytes(10**6)) * 4000
     path.write_bytes(bomb)
-    with pytest.raises(UserError, match=r"expected a volume of at most 268435456 voxels, got \[1000, 1000, 1000\]"):
+    with pytest.raises(UserError, match="made to fill the memory"):
         opened(nsd)
 
 
