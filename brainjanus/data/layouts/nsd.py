@@ -318,8 +318,8 @@ def _without_data(subject: str, valid: Mapping[int, Path], volume: Volume) -> li
     if not num:
         return []
     return [
-        f"{num} of {len(volume.voxels)} voxels of {subject} have no data in some sessions ({listed(sessions, 8)}): they are "
-        "refused when such a session is read, unless --drop-constant-sites leaves them out."
+        f"{num} of {len(volume.voxels)} voxels of {subject} have no data in some sessions ({listed(sessions, 8)}): they "
+        "are refused when such a session is read, unless --drop-constant-sites leaves them out."
     ]
 
 
