@@ -51,7 +51,7 @@ from brainjanus.data.layouts.nsd_ids import (
 from brainjanus.data.layouts.nsd_rois import MASK, find_mask, rois_of
 from brainjanus.data.readers.arrays import check_not_empty, read_array, reading
 from brainjanus.data.readers.hdf5 import open_dataset
-from brainjanus.data.readers.nifti import Volume, betas_shape, stream_betas
+from brainjanus.data.readers.nifti import Volume, betas_shape, read_labels, stream_betas
 from brainjanus.data.readers.pictures import fit
 from brainjanus.data.study import (
     NUM_READERS,
@@ -318,7 +318,7 @@ def _without_data(subject: str, valid: Mapping[int, Path], volume: Volume) -> li
     if not num:
         return []
     return [
-        f"{num} of {len(volume.voxels)} voxels of {subject} have no data in some sessions ({listed(sessions, 8)}): they "
+        f"{num} of {len(volume.voxels)} voxels of {subject} have no data in some sessions ({listed(sessions)}): they "
         "are refused when such a session is read, unless --drop-constant-sites leaves them out."
     ]
 
