@@ -25,8 +25,8 @@ from PIL import Image
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.progress import progress
 from brainjanus.data.dataset import SPLITS, Dataset, Trials, listed
-from brainjanus.data.layouts.asked import NAMES
-from brainjanus.data.layouts.mindeye2 import IMAGE, ISOLD, NUM_COLUMNS, RUN, SESSION, SHARED, SUBJECT, TRIAL
+from brainjanus.data.layouts.asked import NAMES, SUBJECT_NAMES
+from brainjanus.data.layouts.mindeye2 import IMAGE, ISOLD, NUM_COLUMNS, REGIONS, RUN, SESSION, SHARED, SUBJECT, TRIAL
 from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, image_of
 from brainjanus.data.readers.pictures import fit
 from brainjanus.data.readers.tensors import as_bfloat16
@@ -177,7 +177,7 @@ def _peer_names(dataset: Dataset, subjects: Sequence[str], folder: Path, notices
         names = {subject: subject for subject in names}
     else:
         lines = ["name\tsubject", *(f"{name}\t{subject}" for subject, name in names.items())]
-        (folder / "subjects.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / SUBJECT_NAMES).write_text("\n".join(lines) + "\n", encoding="utf-8")
         notices.append("Subjects are called subj01, subj02, ..., as peers expect; subjects.tsv says who is who.")
     return {subject: name for subject, name in names.items() if not subjects or subject in subjects}
 
@@ -194,6 +194,7 @@ def _write_mindeye2_subject(dataset: Dataset, subject: str, name: str, folder: P
             for first in range(0, len(order), PART):
                 betas[first : first + PART] = dataset.responses(subject, order[first : first + PART])
                 advance(min(first + PART, len(order)), None)
+    _write_regions(dataset, subject, name, folder / REGIONS)
     behav = behaviour(trials, order, int(name[4:]), numbered.of)
     split = np.array(trials.split)[order]
     session = behav[:, SESSION]
@@ -210,6 +211,20 @@ def _write_mindeye2_subject(dataset: Dataset, subject: str, name: str, folder: P
         kind = place.split("/")[0]
         _write_shard(folder / "wds" / name / place, behav, rows, others, count[kind])
         count[kind] += len(rows)
+
+
+def _write_regions(dataset: Dataset, subject: str, name: str, path: Path) -> None:
+    """The subject's ROIs as MindEye2 has them, if it has some, beside those of others."""
+    import h5py
+
+    space = dataset.space(subject)
+    if not space.rois:
+        return
+    with h5py.File(path, "a") as file:
+        group = file.create_group(name)
+        group["nsd_general"] = np.ones(space.num_sites, bool)
+        for roi, inside in space.rois.items():
+            group[roi.replace("/", "_")] = np.asarray(inside, bool)
 
 
 def behaviour(

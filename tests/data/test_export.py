@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -176,10 +177,22 @@ def test_without_pictures_it_is_refused(recording, tmp_path, export):
         export(data, tmp_path / "out")
 
 
-def test_other_names_of_subjects_are_numbered(recording, tmp_path):
-    from dataclasses import replace
-
+@pytest.mark.parametrize(("export", "layout"), [(export_mindeye2, "mindeye2"), (export_brainjanus, "brainjanus")])
+def test_other_names_of_subjects_are_numbered_and_come_back(recording, tmp_path, export, layout):
     recording.space = replace(recording.space, subject="anna")
-    out = export_mindeye2(recording.write(tmp_path / "dataset"), tmp_path / "out").path
+    out = export(recording.write(tmp_path / "dataset"), tmp_path / "out").path
     assert (out / "subjects.tsv").read_text() == "name\tsubject\nsubj01\tanna\n"
-    assert open_study("mindeye2", out, StudyOptions()).subjects[0].space.subject == "subj01"
+    assert open_study(layout, out, StudyOptions()).subjects[0].space.subject == "anna"
+    (out / "subjects.tsv").write_text("name\tsubject\nsubj01\tanna\nsubj02\tanna\n")
+    with pytest.raises(UserError, match=r"subjects\.tsv: expected each name and each subject once"):
+        open_study(layout, out, StudyOptions())
+
+
+def test_rois_go_the_way_of_mindeye2s_own(recording, tmp_path):
+    inside = {"V1": np.arange(recording.space.num_sites) < 2, "a/b": np.arange(recording.space.num_sites) == 1}
+    recording.space = replace(recording.space, rois=inside)
+    out = export_mindeye2(recording.write(tmp_path / "dataset"), tmp_path / "out").path
+    rois = open_study("mindeye2", out, StudyOptions()).subjects[0].space.rois
+    assert {name: sites.tolist() for name, sites in rois.items()} == {
+        name.replace("/", "_"): sites.tolist() for name, sites in inside.items()
+    }

@@ -5,6 +5,7 @@ what a layout has no use for.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from brainjanus.data.readers.nifti import is_nifti, read_mask
 from brainjanus.data.readers.tables import read_table
 from brainjanus.data.study import Found, Recorded, Session, StudyOptions, given_files
 
+SUBJECT_NAMES = "subjects.tsv"  # beside an exported layout: who each subject is
 NAMES = "stimuli.tsv"  # beside an exported layout: which stimulus each number stands for
 
 
@@ -155,6 +157,19 @@ def named_numbers(folder: Path) -> dict[int, str] | None:
     if len(set(names.values())) < len(table["number"]):
         raise UserError(f"{file}: expected each number and each stimulus once, got one twice. Export it again.")
     return names
+
+
+def named_subjects(folder: Path, subjects: Sequence[Recorded]) -> list[Recorded]:
+    """The subjects by their own names, where an export says them."""
+    file = folder / SUBJECT_NAMES
+    if not file.is_file():
+        return list(subjects)
+    table = read_table(file, ["name", "subject"])
+    name_of = dict(zip(table["name"], table["subject"], strict=True))
+    if len(set(name_of.values())) < len(table["name"]):
+        raise UserError(f"{file}: expected each name and each subject once, got one twice. Export it again.")
+    spaces = (replace(one.space, subject=name_of.get(one.space.subject, one.space.subject)) for one in subjects)
+    return [replace(one, space=space) for one, space in zip(subjects, spaces, strict=True)]
 
 
 def given_file(options: StudyOptions, wanted: str) -> Path | None:

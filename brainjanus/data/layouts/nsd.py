@@ -7,6 +7,7 @@ Enters the folder that holds these; what is in brackets may be missing:
     [nsddata/freesurfer/{subjXX,fsaverage}/label/*.ctab]                              names of those labels
     nsddata/experiments/nsd/nsd_expdesign.mat           which image each trial showed; counts from 1
     [nsddata/ppdata/subjXX/behav/responses.tsv]         what each trial showed, once more: compared
+    [nsddata/ppdata/subjXX/func1pt8mm/valid_sessionNN.nii.gz]   which voxels have data in a session: others are said
     [nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5]      imgBrick [73000, 425, 425, 3] uint8
     [nsddata/experiments/nsd/nsd_stim_info_merged.csv]  nsdId (from 0), cocoId, cocoSplit
     [annotations/captions_{train,val}2017.json]         COCO's captions; other places: COCO_PLACES, or files coco=FOLDER
@@ -50,7 +51,7 @@ from brainjanus.data.layouts.nsd_ids import (
 from brainjanus.data.layouts.nsd_rois import MASK, find_mask, rois_of
 from brainjanus.data.readers.arrays import check_not_empty, read_array, reading
 from brainjanus.data.readers.hdf5 import open_dataset
-from brainjanus.data.readers.nifti import Volume, betas_shape, stream_betas
+from brainjanus.data.readers.nifti import Volume, betas_shape, read_labels, stream_betas
 from brainjanus.data.readers.pictures import fit
 from brainjanus.data.study import (
     NUM_READERS,
@@ -283,6 +284,11 @@ def _recorded(
     rois = rois_of(folder / "roi", labels, volume, notices, subject)
     found.append(Found(f"mask of {subject}", mask.files))
     found.append(Found(f"ROIs of {subject}", tuple(sorted((folder / "roi").glob("*.nii.gz"))), required=False))
+    valid = {number: folder / f"valid_session{number:02}.nii.gz" for number in files}
+    valid = {number: file for number, file in valid.items() if file.is_file()}
+    if valid:
+        found.append(Found(f"voxels of {subject} that have data", tuple(valid.values()), required=False))
+        notices += _without_data(subject, valid, volume)
     images = design.image[SUBJECTS.index(subject)].reshape(MOST_SESSIONS, TRIALS_PER_SESSION)
     behaviour = root / "nsddata/ppdata" / subject / "behav/responses.tsv"
     if behaviour.is_file():
@@ -302,6 +308,19 @@ def _recorded(
         index=volume.voxels,
     )
     return Recorded(space, sessions, NUM_READERS)
+
+
+def _without_data(subject: str, valid: Mapping[int, Path], volume: Volume) -> list[str]:
+    """What there is to say of voxels of the mask that some sessions have no data of: their betas are 0 there."""
+    lacking = {number: read_labels(str(file), volume, same_affine=False) <= 0 for number, file in valid.items()}
+    sessions = [str(number) for number, voxels in lacking.items() if voxels.any()]
+    num = int(np.any(list(lacking.values()), axis=0).sum())
+    if not num:
+        return []
+    return [
+        f"{num} of {len(volume.voxels)} voxels of {subject} have no data in some sessions ({listed(sessions)}): they "
+        "are refused when such a session is read, unless --drop-constant-sites leaves them out."
+    ]
 
 
 def _compare(behaviour: Path, images: Int[np.ndarray, "40 750"]) -> None:

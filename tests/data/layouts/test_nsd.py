@@ -523,6 +523,20 @@ def test_what_is_not_nsd_is_refused(tmp_path, nsd):
         StudyOptions(sessions=-1)
 
 
+def test_voxels_without_data_in_a_session_are_said_before_any_is_read(nsd):
+    folder = nsd.root / "nsddata/ppdata/subj01/func1pt8mm"
+    inside = np.argwhere(nsd.mask["subj01"])
+    for number in (1, 2):
+        save_volume(folder / f"valid_session{number:02}.nii.gz", np.ones(SHAPE, np.float32))
+    assert not any("have no data" in notice for notice in opened(nsd).notices)
+    valid = np.ones(SHAPE, np.float32)
+    valid[tuple(inside[3])] = 0
+    valid[tuple(np.argwhere(~nsd.mask["subj01"])[0])] = 0  # nobody asked for that one
+    save_volume(folder / "valid_session02.nii.gz", valid)
+    told = f"1 of {len(inside)} voxels of subj01 have no data in some sessions (2)"
+    assert any(told in notice for notice in opened(nsd).notices)
+
+
 def test_behaviour_is_compared_with_the_design(nsd):
     file = nsd.root / "nsddata/ppdata/subj01/behav/responses.tsv"
     file.parent.mkdir()
