@@ -159,4 +159,5 @@ def verified(file: Finished, advance: Callable[[int], None]) -> str:
                     f"{file.path}: expected rows {segment.first} to {last} as they were written, got others. "
                     "The disk lost or changed them: run the same command again."
                 )
+        os.fsync(raw.fileno())  # while what follows is made
     return digest.hexdigest()

@@ -404,7 +404,8 @@ def _read_pictures(path: Path, ids: Sequence[str], size: int) -> Iterator[tuple[
     """In the order of the file."""
     with open_dataset(path, "imgBrick") as brick:
         for name in sorted(ids):
-            yield name, fit(Image.fromarray(brick[image_of(name)]), size)
+            picture = brick[image_of(name)]
+            yield name, picture if picture.shape[:2] == (size, size) else fit(Image.fromarray(picture), size)
 
 
 def _captions(

@@ -76,6 +76,8 @@ def native_pictures(source: str, wanted: Collection[str]) -> Iterator[tuple[str,
 def fit(picture: Image.Image, size: int) -> UInt8[np.ndarray, "h w 3"]:
     """The square in the centre of an RGB picture, resized to `size` x `size`."""
     width, height = picture.size
+    if width == height == size:
+        return np.asarray(picture)
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     square = picture.crop((left, top, left + side, top + side))
