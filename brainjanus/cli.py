@@ -229,7 +229,8 @@ def prepare_from(argv: list[str]) -> str:
         if plan:
             return plan_study(study, out or Path.cwd() / study.name, options).text
         assert out is not None
-        print(plan_study(study, out, options, timed=False).text, file=sys.stderr)
+        told = plan_study(study, out, options, timed=False)._replace(notices=())  # which are told when it begins
+        print(told.text, file=sys.stderr)
         made_from = {"path": str(path.absolute()), "study": asdict(which)}
         return str(stream_study(study, out, options, overwrite=overwrite, provenance=made_from).path)
 

@@ -488,6 +488,8 @@ def build_layout(name: str, variant: str = "") -> Callable[[Path], object]:
                 made.Volumes(folder / "files")
             else:
                 surfaces(made, folder / "files/derivatives/glm")
+        elif name == "arrays":
+            miniature("test_arrays").build(folder / "files")
         elif name.startswith("things"):
             root = folder / "files"
             miniature("test_things").build(root, name, suffix=variant or ".npz")
@@ -571,6 +573,7 @@ READERS = {
     "things-meg": layout("things-meg", ".h5"),
     "bids": layout("bids"),
     "bids, surfaces": layout("bids", "surfaces"),
+    "plain arrays": layout("arrays"),
 }  # fmt: skip
 
 

@@ -71,7 +71,7 @@ class Pictures:
 
 NUM_READERS = 2  # of compressed sessions
 Place = Literal["file", "folder", "path"]
-Layout = Literal["nsd", "mindeye2", "mindeye1", "mindllm", "brainjanus", "things-eeg2", "things-meg", "bids"]
+Layout = Literal["nsd", "mindeye2", "mindeye1", "mindllm", "brainjanus", "things-eeg2", "things-meg", "bids", "arrays"]
 
 
 @dataclass(frozen=True)

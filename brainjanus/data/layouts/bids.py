@@ -16,19 +16,19 @@ Rows with n/a there are no trials. Differs from BIDS: entities are compared, nev
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.captions import caption_sources
 from brainjanus.data.dataset import SPLITS, listed
 from brainjanus.data.layouts.bids_sites import Context, Name, Part, check_count, place_sites
+from brainjanus.data.layouts.pictured import pictures_by_name
 from brainjanus.data.readers.arrays import check_not_empty, reading
-from brainjanus.data.readers.pictures import PICTURE_SUFFIXES, picture_names, read_pictures
 from brainjanus.data.readers.tables import read_json, read_table, whole_numbers
 from brainjanus.data.study import NUM_READERS, Found, Pictures, Recorded, Session, Study, StudyOptions, given_files
 
@@ -311,65 +311,11 @@ def _name(context: Context) -> str:
 
 
 def _pictures(context: Context, ids: Sequence[str]) -> Pictures | None:
-    """A picture is named as its stimulus is: by its path inside the folder, its name, or its name without suffix."""
     places = [context.files["stimuli"]] if "stimuli" in context.files else [r / "stimuli" for r in context.raw]
     source = next((place for place in places if place.exists()), None)
     if source is None:
         context.found.append(Found("pictures", (), (str(places[0]),), required=False))
         context.notices.append(f"There are no pictures: {listed((str(place) for place in places), 3)} is missing.")
         return None
-    names = picture_names(str(source))
-    called: dict[str, set[str]] = {}
-    for name in names:
-        path = PurePosixPath(name)
-        for alias in {name, path.name, path.stem, path.with_suffix("").as_posix()}:
-            called.setdefault(alias, set()).add(name)
-    shown: dict[str, list[str]] = {}
-    without: list[str] = []
-    unclear: list[str] = []
-    for stimulus in ids:
-        found = _called(stimulus, set(names), called)
-        if len(found) == 1:
-            shown.setdefault(next(iter(found)), []).append(stimulus)
-        else:
-            (unclear if found else without).append(stimulus)
-    if unclear:
-        raise UserError(
-            f"{source}: expected one picture for stimulus '{unclear[0]}', got "
-            f"{listed(sorted(_called(unclear[0], set(names), called)), 3)}. "
-            "Write its path inside the folder into the events."
-        )
-    if not shown:
-        raise UserError(
-            f"{source}: expected pictures named as the stimuli are ({listed(ids, 3)}), got {listed(names, 3)}. Rename "
-            "them, add a column stim_file to the events, or give another folder with --files stimuli=PATH."
-        )
-    if without:
-        context.notices.append(f"{len(without)} of {len(ids)} stimuli have no picture ({listed(without, 3)}).")
-    files = tuple(source / name for name in sorted(shown)) if source.is_dir() else (source,)
-    context.found.append(Found("pictures", files, tuple(without), required=False))
-    num_bytes = sum(file.stat().st_size for file in files) // len(shown)
-    having = sorted(stimulus for stimuli in shown.values() for stimulus in stimuli)
-    return Pictures(having, partial(_read_pictures, str(source), shown), num_bytes)
-
-
-def _called(stimulus: str, names: set[str], called: Mapping[str, set[str]]) -> set[str]:
-    path = stimulus.removeprefix("./").removeprefix("stimuli/")
-    if path in names:
-        return {path}
-    bare = PurePosixPath(path)
-    stem = bare.with_suffix("").as_posix() if bare.suffix.lower() in PICTURE_SUFFIXES else path
-    for alias in (path, stem, PurePosixPath(stem).name):
-        if alias in called:
-            return called[alias]
-    return set()
-
-
-def _read_pictures(
-    source: str, shown: Mapping[str, Sequence[str]], ids: Sequence[str], size: int
-) -> Iterator[tuple[str, UInt8[np.ndarray, "h w 3"]]]:
-    wanted = set(ids)
-    stimuli_of = {name: [s for s in stimuli if s in wanted] for name, stimuli in shown.items()}
-    for name, pixels in read_pictures(source, [name for name, stimuli in stimuli_of.items() if stimuli], size):
-        for stimulus in stimuli_of[name]:
-            yield stimulus, pixels
+    remedy = "add a column stim_file to the events, or give another folder with --files stimuli=PATH"
+    return pictures_by_name(source, ids, remedy, context.found, context.notices)

@@ -9,7 +9,16 @@ import numpy as np
 from brainjanus import cli
 from brainjanus.data.dataset import Dataset
 
-from . import test_bids, test_brainjanus_release, test_mindeye1, test_mindeye2, test_mindllm, test_nsd, test_things
+from . import (
+    test_arrays,
+    test_bids,
+    test_brainjanus_release,
+    test_mindeye1,
+    test_mindeye2,
+    test_mindllm,
+    test_nsd,
+    test_things,
+)
 
 FEWER_PIXELS = ("--image-size 384", "--image-size 8")
 
@@ -25,6 +34,7 @@ def test_every_command_of_the_page_on_layouts(planted, project_root, tmp_path, m
     test_things.build(home / "things-eeg2", "things-eeg2")
     test_things.build(home / "things-meg", "things-meg")
     test_bids.Volumes(home / "pets")
+    test_arrays.build(home / "mine")
     test_mindllm.write_table(tmp_path / "nsd_stim_info_merged.csv")
     (tmp_path / "nsd_expdesign.mat").symlink_to(nsd.expdesign)
     (tmp_path / "recaptions.json").write_text(json.dumps({str(image): f"number {image}" for image in nsd.seen}))
@@ -44,6 +54,7 @@ def test_every_command_of_the_page_on_layouts(planted, project_root, tmp_path, m
     np.testing.assert_array_equal(made["again"].responses("subj01"), made["mindeye2"].responses("subj01"))
     assert made["recaptioned"].caption_sources == ("vlm", "coco")
     assert made["meg"].modality == "MEG" and made["pets"].subjects == ("sub-01",)
+    assert made["arrays"].subjects == ("anna", "bert")
 
 
 def test_the_recipe_for_pickles(project_root, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.data.layouts import open_study
 from brainjanus.data.study import StudyOptions
 
-from . import test_bids, test_brainjanus_release, test_mindeye1, test_mindeye2, test_nsd, test_things
+from . import test_arrays, test_bids, test_brainjanus_release, test_mindeye1, test_mindeye2, test_nsd, test_things
 from .conftest import Planted
 
 CASES = 8
@@ -19,6 +19,7 @@ CASES = 8
 LAYOUTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "nsd": (test_nsd.Miniature, "*nsd_expdesign.mat"),
     "bids": (test_bids.Volumes, "*events.tsv"),
+    "arrays": (test_arrays.build, "*_trials.tsv"),
     "mindeye2": (lambda root: test_mindeye2.build(root, Planted()), "*.tar"),
     "mindeye1": (lambda root: test_mindeye1.build(root, Planted(), unpacked=True), "*.[cnt][our]*.npy"),
     "brainjanus": (lambda root: test_brainjanus_release.build(root, Planted()), "*/voxel/*"),
@@ -38,7 +39,8 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 def trials(layout: str, root: Path) -> list[tuple[str, int, list[str]]]:
     """Subject, session and stimuli; responses are read too, since a reader may find out only then."""
-    study = open_study(layout, root, StudyOptions(subjects=("sub-01" if layout[:2] in ("bi", "th") else "subj01",)))
+    who = "anna" if layout == "arrays" else "sub-01" if layout[:2] in ("bi", "th") else "subj01"
+    study = open_study(layout, root, StudyOptions(subjects=(who,)))
     found = []
     for who in study.subjects:
         for session in who.sessions:
