@@ -30,7 +30,8 @@ SLOW = {"nsd": 40, "info": 60}  # those that take seconds a case have fewer
 COMMANDS = 1  # of each reader that has a command
 BUILD_SEC, MOST_SEC = 120, 40  # for all of a reader's files to be written; for one case
 MOST_GB = 1.0
-BESIDES = r"Note: |(found|missing|writes|in all) +|[\w ]+: +\d+/\d+|$"  # what a command says before it refuses: what was left out, how far it came
+# what a command says before it refuses: what was found and left out, how far it came
+BESIDES = r"Note: |(found|missing|writes|in all) +|[\w ]+: +\d+/\d+|$"
 
 
 def fuzzing() -> Any:
