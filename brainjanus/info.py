@@ -179,8 +179,11 @@ def _dataset(path: Path) -> Described:
     source = (
         provenance.get("source")
         or provenance.get("layout")
+        or ("files of your own" if "config" in provenance else None)
         or ("a simulation" if "simulat" in str(provenance)[:2000].lower() else None)
     )
+    source = ", ".join(str(one) for one in (source, provenance.get("path")) if one)
+    left_out = [str(notice) for notice in provenance.get("notices") or ()]
     shown = {
         "name": facts["name"],
         "recording": facts["modality"],
@@ -191,7 +194,7 @@ def _dataset(path: Path) -> Described:
             str(facts.get("zscore")), "?"
         ),
         **({"from": source} if source else {}),
-        **({"provenance": ", ".join(sorted(provenance))} if provenance else {}),
+        **{f"note {number}": notice for number, notice in enumerate(left_out, start=1)},
         "version": version,
         "fingerprint": facts["fingerprint"],
         "size": f"{_bytes(sum(one['bytes'] for one in facts['files'].values()))} in {len(facts['files'])} files",
