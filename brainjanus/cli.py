@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
-from brainjanus.core.errors import Preempted, UserError
+from brainjanus.core.errors import Preempted, UserError, reported
 
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
 DatasetFolder = Positional[Annotated[Path, arg(metavar="DATASET")]]
@@ -213,6 +213,7 @@ def prepare_from(argv: list[str]) -> str:
     from brainjanus.data.plan import StreamOptions, plan_study
     from brainjanus.data.stream import stream_study
     from brainjanus.data.study import StudyOptions
+    from brainjanus.data.write import refuse_existing
 
     def run(
         source: Annotated[tuple[str, Path], arg(name="from", metavar="LAYOUT PATH")],
@@ -229,6 +230,8 @@ def prepare_from(argv: list[str]) -> str:
         if plan:
             return plan_study(study, out or Path.cwd() / study.name, options).text
         assert out is not None
+        with reported(out):
+            refuse_existing(out, overwrite)
         told = plan_study(study, out, options, timed=False)._replace(notices=())  # which are told when it begins
         print(told.text, file=sys.stderr)
         made_from = {"path": str(path.absolute()), "study": asdict(which)}

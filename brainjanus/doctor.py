@@ -12,6 +12,7 @@ stimuli of their ids.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,8 @@ from brainjanus.tokenizers.vision import ENCODERS
 from brainjanus.train.codes import features_of
 
 MOST_ROWS = 1200  # trials, or stimuli, whose order is looked at; its cost grows with their square
-ROWS_OF_SESSION = 60  # ... of each session, if there are more
+ROWS_OF_SESSION = 180  # ... of each session, in three stretches, if there are more
+STRETCHES, LEAST_OF_STRETCH = 3, 20  # of a session; a row that was left out moves those that follow it
 MOST_FEATURES = 4096  # numbers of a stimulus; of more, tokens are averaged
 MOST_SHIFT = 150  # places, where only stretches of the rows are looked at
 POWERFUL = 100  # rows from which it is an alarm that nothing fits
@@ -70,6 +72,7 @@ SESSION_LOST = 1.5  # ... and at most, of one that does not fit at all
 LEAST_SAID = 3  # stimuli whose captions have to hold a word
 FAR_OFF = 3.0  # z-scored predictions with a larger mean or standard deviation are in other units
 SILENT = 1e-3  # standard deviation over stimuli of predictions that are the same for all
+WRITTEN = "responses.safetensors"  # by `brainjanus generate`, in a folder
 ALERT = 1  # exit status where something is red
 
 
@@ -129,8 +132,11 @@ def doctor(
     checksums: bool = False,
 ) -> Checkup:
     """`diagnose`, and OUT/doctor.html and OUT/doctor.json. out: default: a folder beside the dataset."""
-    found = checkup(dataset, predictions, subject=subject, ids=ids, split=split, checksums=checksums)
     out = out_of(Path(dataset)) if out is None else Path(out)
+    place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if Path(dataset).exists() and not os.access(place, os.W_OK):  # before minutes are spent
+        raise UserError(f"{out}: expected a place that can be written to, got {place}, which cannot. Give --out.")
+    found = checkup(dataset, predictions, subject=subject, ids=ids, split=split, checksums=checksums)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for doctor.html and doctor.json, got a file. Choose another --out.")
     with written_beside(out / "doctor.json") as beside:
@@ -324,14 +330,22 @@ def _unfit_sessions(
     if known is None:
         parts = [np.flatnonzero(trials.session[usable] == session) for session in np.unique(trials.session[usable])]
         few = max(12, min(ROWS_OF_SESSION, 2 * MOST_ROWS // len(parts)))
-        rows = usable[np.concatenate([part[:few] for part in parts])]
+        rows = usable[np.concatenate([part[_spread(len(part), few)] for part in parts])]
         hat = hat_matrix(kernel(one.sample[rows]), cut(len(rows), trials.session[rows]))
         targets = _targets(features, [trials.stimulus_id[row] for row in rows], names)
     else:
         rows, hat, targets = known
-    fits = parts_fit(hat, targets, trials.session[rows])
+    session = trials.session[rows]
+    fits = parts_fit(hat, targets, session)
     if len(fits) < 2:
         return
+    stretch = np.empty(len(rows), np.int64)
+    for number in np.unique(session).tolist():
+        here = np.flatnonzero(session == number)
+        stretch[here] = np.arange(len(here)) * min(STRETCHES, max(1, len(here) // LEAST_OF_STRETCH)) // len(here)
+    places = {int(s): n for n, s in enumerate(np.unique(session).tolist())}
+    labels = np.array([places[int(s)] for s in session]) * STRETCHES + stretch
+    of_stretches = parts_fit(hat, targets, labels)
     evidence = {"sessions": [fit._asdict() for fit in fits]}
     moved, lost = [], []
     for fit in fits:
@@ -342,10 +356,29 @@ def _unfit_sessions(
             moved.append(fit)
         elif fit.own < SESSION_LOST and usual > 4 * SESSION_LOST:
             lost.append(fit)
+    named = {fit.part for fit in (*moved, *lost)}
+    numbers = np.unique(session).tolist()
+    for fit in of_stretches:
+        number, part = numbers[fit.part // STRETCHES], fit.part % STRETCHES
+        usual = float(np.median([other.own for other in of_stretches if other is not fit]))
+        if number in named or not (usual >= SESSION_FITS and fit.best > SESSION_FOUND and fit.own < fit.best / 2):
+            continue
+        if fit.shift and not fit.reversed:
+            named.add(number)
+            first = int(np.flatnonzero(labels == fit.part)[0])
+            yield Finding(
+                "red",
+                "stimulus order",
+                "part of a session shifted",
+                who,
+                f"{who}: in session {number}, trials around row {int(rows[first])} of the table fit the "
+                f"stimulus that it names {_way(fit.shift)} ({fit.best:.1f} standard deviations above chance; "
+                f"{fit.own:.1f} as ids are given), where other trials fit as they are.",
+                "Was a trial left out of the responses or of the table before these? Compare the onsets.",
+                evidence | {"session": number, "shift": fit.shift, "stretch": part},
+            )
     for fit in moved:
-        way = (
-            f"{abs(fit.shift)} {'place' if abs(fit.shift) == 1 else 'places'} {'later' if fit.shift > 0 else 'earlier'}"
-        )
+        way = _way(fit.shift)
         way = "at the same place counted from its end" if fit.reversed else way
         yield Finding(
             "red",
@@ -359,7 +392,7 @@ def _unfit_sessions(
         )
     for fit in lost:
         yield Finding(
-            "yellow",
+            "red" if fit.num_rows >= POWERFUL else "yellow",
             "stimulus order",
             "session permuted",
             who,
@@ -368,6 +401,19 @@ def _unfit_sessions(
             "Are ids of that session those of another one, or are its responses bad?",
             evidence | {"session": fit.part},
         )
+
+
+def _way(shift: int) -> str:
+    return f"{abs(shift)} {'place' if abs(shift) == 1 else 'places'} {'later' if shift > 0 else 'earlier'}"
+
+
+def _spread(num: int, few: int) -> Int[np.ndarray, "n"]:
+    """At most `few` of so many rows: equal stretches from their beginning, their middle and their end."""
+    if num <= few:
+        return np.arange(num)
+    long = few // STRETCHES
+    starts = [part * (num - long) // (STRETCHES - 1) for part in range(STRETCHES)]
+    return np.concatenate([np.arange(start, start + long) for start in starts])
 
 
 def described(dataset: Dataset, stimuli: Sequence[str]) -> tuple[list[str], set[str]]:
@@ -547,6 +593,7 @@ def check_predictions(
         names, values = read_picture_predictions(str(source), ids)
     else:
         who = subject or next(iter(dataset.subjects))
+        source = path / WRITTEN if path.is_dir() else source
         names, values = read_response_predictions(str(source), ids, dataset.space(who))
         fitting = [name for name in dataset.subjects if dataset.space(name).num_sites == values.shape[1]]
         if subject is None and len(fitting) > 1:
@@ -611,6 +658,8 @@ def kind_of(path: Path) -> str:
         raise UserError(f"{path}: expected a file or folder of predictions, got nothing there. Check the path.")
     if path.suffix.lower() in (".json", ".tsv", ".csv"):
         return "captions"
+    if (path / WRITTEN).is_file():  # by `brainjanus generate`
+        return "responses"
     if path.is_dir() or path.suffix.lower() in (".zip", ".tar"):
         return "pictures"
     if is_nifti(str(path)):

@@ -63,6 +63,15 @@ def test_the_tables_of_defects_has_twenty(project_root):
     assert len(planted.DEFECTS) == 20
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_row_that_is_missing_within_a_session_is_found(seed, tmp_path):
+    """Where its later stretches tell: of small sessions like these, not in every recording."""
+    study = planted.clean(seed)
+    planted.part_of_a_session_shifted(study)
+    (found,) = [one for one in alarms(diagnose(study.write(tmp_path / "data"))) if one.check == "stimulus order"]
+    assert (found.kind, found.evidence["session"], found.evidence["shift"]) == ("part of a session shifted", 2, -1)
+
+
 # ---------------------------------------------------------------------------------------------------- files
 
 

@@ -265,6 +265,17 @@ def check_stimuli(dataset: Dataset) -> Iterator[Finding]:
         told_of = f"{len(known):,} stimuli: {' and '.join(have)}" + (
             f"; {shared:,} were shown to more than one subject." if shared else "."
         )
+        if not any(counts.values()) and not dataset.feature_names:
+            yield Finding(
+                "red",
+                "stimuli",
+                "nothing shown",
+                None,
+                told_of,
+                "Nothing but brains can be predicted from these data: give captions, pictures or features.",
+                counts | {"shared": shared},
+            )
+            return
         yield Finding("green", "stimuli", "", None, told_of, "", counts | {"shared": shared})
 
 
@@ -334,6 +345,8 @@ def check_leaks(dataset: Dataset, audits: Sequence[Leak], subjects: Sequence[str
     found = [*stimulus_leaks(dataset), *audits]
     for leak in found:
         check, kind = names[leak.kind]
+        if ", got others (" in leak.sentence:  # not those of all trials either
+            kind = "statistics of other trials"
         sentence, _, remedy = leak.sentence.partition("). ")
         sentence, remedy = (f"{sentence}).", remedy) if remedy else (leak.sentence, "")
         yield Finding("red" if leak.certain else "yellow", check, kind, leak.subject, sentence, remedy, leak.evidence)

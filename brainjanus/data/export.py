@@ -25,7 +25,7 @@ from PIL import Image
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.progress import progress
 from brainjanus.data.dataset import SPLITS, Dataset, Trials, listed
-from brainjanus.data.layouts.asked import NAMES, SUBJECT_NAMES
+from brainjanus.data.layouts.asked import NAMES, RECORDING, SUBJECT_NAMES
 from brainjanus.data.layouts.mindeye2 import IMAGE, ISOLD, NUM_COLUMNS, REGIONS, RUN, SESSION, SHARED, SUBJECT, TRIAL
 from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, image_of
 from brainjanus.data.readers.pictures import fit
@@ -81,10 +81,11 @@ def export_mindeye2(dataset: Dataset, out: Path | str, subjects: Sequence[str] =
     with written_beside(out) as folder:
         folder.mkdir()
         _write_names(folder, numbered)
+        _write_recording(dataset, folder)
         for subject, name in _peer_names(dataset, subjects, folder, notices).items():
             _write_mindeye2_subject(dataset, subject, name, folder, numbered)
         _write_images_hdf5(dataset, folder / f"coco_images_{MINDEYE2_SIZE}_float16.hdf5", numbered)
-    return Exported(out, notices)
+    return Exported(out, [*notices, *_lost(dataset, subjects, "mindeye2")])
 
 
 def export_brainjanus(dataset: Dataset, out: Path | str, subjects: Sequence[str] = ()) -> Exported:
@@ -100,6 +101,7 @@ def export_brainjanus(dataset: Dataset, out: Path | str, subjects: Sequence[str]
         for part in ("voxel", "image", "captions"):
             (folder / part).mkdir(parents=True)
         _write_names(folder, numbered)
+        _write_recording(dataset, folder)
         for subject, name in _peer_names(dataset, subjects, folder, notices).items():
             for split in SPLITS:
                 _write_bfloat16(dataset, subject, split, folder / "voxel" / f"{name}_{split}", numbered)
@@ -110,7 +112,7 @@ def export_brainjanus(dataset: Dataset, out: Path | str, subjects: Sequence[str]
                 texts[str(numbered.of[stimulus]) if numbered.nsd else stimulus] = list(captions)
         if texts:
             (folder / "captions/captions.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
-    return Exported(out, notices)
+    return Exported(out, [*notices, *_lost(dataset, subjects, "brainjanus")])
 
 
 def _checked(dataset: Dataset, out: Path, subjects: Sequence[str]) -> tuple[Numbered, list[str]]:
@@ -155,6 +157,29 @@ def _checked(dataset: Dataset, out: Path, subjects: Sequence[str]) -> tuple[Numb
             "Trials of val are in files of their own, which the peer does not read: it does not train on them."
         )
     return Numbered(of, NUM_IMAGES if nsd else len(of), nsd, frozenset(shown)), notices
+
+
+def _write_recording(dataset: Dataset, folder: Path) -> None:
+    """What is recorded, which no file of a peer says."""
+    facts = {"name": dataset.name, "modality": dataset.modality}
+    (folder / RECORDING).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+
+
+def _lost(dataset: Dataset, subjects: Sequence[str], layout: str) -> list[str]:
+    """What the dataset has and the peer's layout has no place for."""
+    spaces = [dataset.space(who) for who in subjects or dataset.subjects]
+    lost = {
+        "captions": layout == "mindeye2" and any(dataset.captions(name) for name in dataset.stimulus_ids),
+        "ROIs": layout == "brainjanus" and any(space.rois for space in spaces),
+        "coordinates": any(space.coordinates_mm is not None for space in spaces),
+        "features": bool(dataset.feature_names),
+    }
+    notices = []
+    if named := [what for what, there in lost.items() if there]:
+        notices.append(f"The layout has no place for {listed(named)}: they stay behind.")
+    if any(space.kind == "sensors" for space in spaces):
+        notices.append("A peer takes each sensor at each time for a voxel: which is which is not written.")
+    return notices
 
 
 def _has_picture(dataset: Dataset, stimulus: str) -> bool:

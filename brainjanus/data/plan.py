@@ -82,7 +82,8 @@ class Plan(NamedTuple):
         lines = []
         for found in self.found:
             size = sum(path.stat().st_size for path in found.files if path.is_file())
-            lines.append(f"found    {found.what}: {len(found.files)} files, {_bytes(size)}")
+            if found.files:
+                lines.append(f"found    {found.what}: {len(found.files)} files, {_bytes(size)}")
             if found.missing:
                 needed = "needed" if found.required and not found.files else "it goes without"
                 lines.append(f"missing  {found.what}: {listed(found.missing, 4)} ({len(found.missing)}; {needed})")

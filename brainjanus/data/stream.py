@@ -80,6 +80,10 @@ from brainjanus.data.write import (
 PICTURES_A_RECORD = 256
 CHUNK_BYTES = 32 << 20
 MOST_READ_BYTES = 256 << 20  # of a session that is read beside another
+NOTHING_SHOWN = (
+    "There is neither a picture nor a caption: nothing can be decoded from these data, and only brains predicted. "
+    "Add captions (--captions NAME=FILE.json) or pictures."
+)
 _JOURNAL = 2  # its version; and of the numbers in records
 
 
@@ -114,9 +118,11 @@ def stream_study(
                 _put(folder, out)
             except KeyboardInterrupt as interrupt:
                 raise type(interrupt)(f"what was finished is kept in {folder}") from interrupt
-            except UserError:
+            except (UserError, OSError):
                 if any(folder.rglob("*.npz")):
                     print(f"Note: what was finished is kept in {folder}, for when it is run again.", file=sys.stderr)
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
                 raise
     return Dataset.open(out)
 
@@ -138,7 +144,8 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
             moves.append(pictures)
         splits = _splits(study, shown, options)
         captions, left_out = _captions(study, shown, options)
-        notices = [*study.notices, *shown.notices, *_in_two_splits(study, shown), *left_out]
+        bare = [NOTHING_SHOWN] if study.pictures is None and not captions else []
+        notices = [*study.notices, *bare, *shown.notices, *_in_two_splits(study, shown), *left_out]
         for notice in notices:
             print(f"Note: {notice}", file=sys.stderr)
         for who in study.subjects:

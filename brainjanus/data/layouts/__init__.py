@@ -16,6 +16,10 @@ def open_study(layout: str, path: Path, options: StudyOptions) -> Study:
     """Look through a folder. Raises UserError for an unknown layout, and for what keeps a study from being prepared."""
     if layout not in FILES:
         raise UserError(f"--from: expected one of {', '.join(FILES)}, got '{layout}'. Name one of these.")
+    if not path.exists():
+        raise UserError(
+            f"{path}: expected the folder that holds the files of the layout {layout}, got none there. Correct the path."
+        )
     module = import_module(f"brainjanus.data.layouts.{FILES[layout]}")
     opened: Callable[[Path, StudyOptions], Study] = module.open_study
     return replace(opened(path, options), asked=options)

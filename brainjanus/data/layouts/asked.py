@@ -20,9 +20,10 @@ from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, image_of
 from brainjanus.data.layouts.nsd_rois import labels_near, rois_of
 from brainjanus.data.readers.arrays import reading
 from brainjanus.data.readers.nifti import is_nifti, read_mask
-from brainjanus.data.readers.tables import read_table
+from brainjanus.data.readers.tables import read_json, read_table
 from brainjanus.data.study import Found, Recorded, Session, StudyOptions, given_files
 
+RECORDING = "recording.json"  # beside an exported layout: its name and what was recorded
 SUBJECT_NAMES = "subjects.tsv"  # beside an exported layout: who each subject is
 NAMES = "stimuli.tsv"  # beside an exported layout: which stimulus each number stands for
 
@@ -157,6 +158,17 @@ def named_numbers(folder: Path) -> dict[int, str] | None:
     if len(set(names.values())) < len(table["number"]):
         raise UserError(f"{file}: expected each number and each stimulus once, got one twice. Export it again.")
     return names
+
+
+def recording_of(folder: Path, name: str) -> tuple[str, str]:
+    """The name of a dataset, and what was recorded, as an export says them; otherwise `name`, of fMRI."""
+    file = folder / RECORDING
+    if not file.is_file():
+        return name, "fMRI"
+    facts = read_json(file)
+    if not isinstance(facts.get("name"), str) or not isinstance(facts.get("modality"), str):
+        raise UserError(f"{file}: expected a name and a modality, got {listed(facts)}. Export it again.")
+    return facts["name"], facts["modality"]
 
 
 def named_subjects(folder: Path, subjects: Sequence[Recorded]) -> list[Recorded]:

@@ -34,6 +34,7 @@ from brainjanus.data.layouts.asked import (
     named_keys,
     named_numbers,
     named_subjects,
+    recording_of,
     refuse_unused,
     shown_in,
     space_of,
@@ -119,10 +120,11 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     pictures = _pictures(path, {name: number_of[name] for name in shown}, keys, found)
     captions = _captions(path, shown, {number: name for name, number in number_of.items()}, found, notices)
     captions |= captions_of(path, options, shown, found, notices, names, taken=list(captions))
+    called, modality = recording_of(path, "nsd-brainjanus")
     return Study(
         "brainjanus",
-        "nsd-brainjanus" if names is None else "exported",
-        "fMRI",
+        called,
+        modality,
         named_subjects(path, subjects),
         pictures,
         captions,

@@ -36,6 +36,7 @@ from brainjanus.data.layouts.asked import (
     folder_of,
     named_numbers,
     named_subjects,
+    recording_of,
     refuse_unused,
     shown_in,
     space_of,
@@ -94,10 +95,11 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     pictures = _pictures(path, shown, names)
     images = () if pictures is None else tuple(file for file in path.iterdir() if _IMAGES.fullmatch(file.name))
     found.append(Found("images", images, () if images else ("coco_images_224_float16.hdf5",), required=False))
+    called, modality = recording_of(path, "nsd-mindeye2")
     return Study(
         "mindeye2",
-        "nsd-mindeye2" if names is None else "exported",
-        "fMRI",
+        called,
+        modality,
         named_subjects(path, subjects),
         pictures,
         captions_of(path, options, shown, found, notices, names),

@@ -215,6 +215,8 @@ def test_a_table_named_as_the_betas_comes_first(volumes):
 
 def test_what_does_not_fit_is_refused(volumes, tmp_path):
     with pytest.raises(UserError, match="expected BIDS derivatives with betas"):
+        open_study("bids", tmp_path, StudyOptions())
+    with pytest.raises(UserError, match="nothing: expected the folder that holds the files of the layout bids"):
         open_study("bids", tmp_path / "nothing", StudyOptions())
     with pytest.raises(UserError, match=r"expected subjects with betas \(sub-01\), got sub-07"):
         volumes.open(subjects=("07",))

@@ -8,6 +8,7 @@ from scipy.io import savemat
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.layouts import mindeye1, open_study
+from brainjanus.data.readers.shards import shard_samples
 from brainjanus.data.study import StudyOptions
 
 from .conftest import FAR, NUM_VOXELS, Planted, jpg, npy, read_all, read_all_pictures, write_tar
@@ -305,3 +306,12 @@ def test_an_old_header_that_ends_in_the_middle_is_one_sentence(root, planted):
     write_tar(root / "train/train_subj01_3.tar", {f"sample9.{name}": data for name, data in parts.items()})
     with pytest.raises(UserError, match=r"expected an npy array in sample9.coco73k.npy"):
         open_it(root)
+
+
+def test_no_more_rows_of_an_image_are_read_than_num_uniques_says(root):
+    """Though the rows beyond it have numbers of their own."""
+    piece = next(iter(shard_samples(next(root.rglob("train_subj01_0.tar")), ("trial.npy",)).values()))["trial.npy"]
+    assert mindeye1._own_rows(piece, np.array([5, 3, 9]), 2) == [0, 1]
+    assert mindeye1._own_rows(piece, np.array([5, 5, 9]), 2) == [0, 2]
+    with pytest.raises(UserError, match="expected 3 trial numbers that differ"):
+        mindeye1._own_rows(piece, np.array([5, 5, 9]), 3)

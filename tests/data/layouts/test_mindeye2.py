@@ -436,3 +436,19 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         open_it(tmp_path)
     with pytest.raises(UserError, match="expected the folder that holds the files of the layout mindeye2"):
         open_it(tmp_path / "none")
+
+
+def test_a_session_ends_with_trial_749(tmp_path, monkeypatch):
+    """Where behav.npy has no session (-1), the trial's number says it."""
+    planted = Planted(trial=np.concatenate([np.arange(710, 750), np.arange(750, 790)]))
+    whole = behav
+
+    def without_session(planted: Planted, row: int) -> np.ndarray:
+        columns = whole(planted, row)
+        columns[..., 2] = -1
+        return columns
+
+    monkeypatch.setitem(globals(), "behav", without_session)
+    names, session, _, responses = read_all(open_it(build(tmp_path, planted)))
+    assert names == planted.names and session.tolist() == [1] * 40 + [2] * 40
+    np.testing.assert_array_equal(responses, planted.responses())
