@@ -18,7 +18,7 @@ def open_study(layout: str, path: Path, options: StudyOptions) -> Study:
         raise UserError(f"--from: expected one of {', '.join(FILES)}, got '{layout}'. Name one of these.")
     if not path.exists():
         raise UserError(
-            f"{path}: expected the folder that holds the files of the layout {layout}, got none there. Correct the path."
+            f"{path}: expected the folder that holds the files of the layout {layout}, got none there. Correct it."
         )
     module = import_module(f"brainjanus.data.layouts.{FILES[layout]}")
     opened: Callable[[Path, StudyOptions], Study] = module.open_study
