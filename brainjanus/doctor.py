@@ -133,12 +133,12 @@ def doctor(
 ) -> Checkup:
     """`diagnose`, and OUT/doctor.html and OUT/doctor.json. out: default: a folder beside the dataset."""
     out = out_of(Path(dataset)) if out is None else Path(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: expected a folder for doctor.html and doctor.json, got a file. Choose another --out.")
     place = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     if Path(dataset).exists() and not os.access(place, os.W_OK):  # before minutes are spent
         raise UserError(f"{out}: expected a place that can be written to, got {place}, which cannot. Give --out.")
     found = checkup(dataset, predictions, subject=subject, ids=ids, split=split, checksums=checksums)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: expected a folder for doctor.html and doctor.json, got a file. Choose another --out.")
     with written_beside(out / "doctor.json") as beside:
         beside.write_text(told(found) + "\n", encoding="utf-8")
     write_checkup(out / "doctor.html", found.opened, found.findings, found.dataset, found.fingerprint)

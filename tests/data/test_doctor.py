@@ -24,6 +24,14 @@ def fit(responses, features, order=None, **groups):
     return best_order(hat_matrix(kernel(responses), cut(len(responses))), kernel(features[order]), groups)
 
 
+@pytest.mark.parametrize(("weight", "kind"), [(1.2, "own"), (1.5, "shift")])
+def test_another_order_has_to_fit_twice_as_well(weight, kind):
+    """What was shown five places before lingers: its fit grows with the square of its weight."""
+    responses = np.random.default_rng(0).standard_normal((300, 12))
+    found = fit(responses, responses + weight * np.roll(responses, 5, axis=0))
+    assert (found.kind, found.shift) == (kind, 5 if kind == "shift" else 0)
+
+
 def test_all_shifts_are_those_of_moved_matrices(recording):
     """The Fourier transform along diagonals against plain sums."""
     from brainjanus.data.order import _all_shifts, _turned

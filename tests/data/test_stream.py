@@ -534,6 +534,23 @@ def test_killed_again_and_again_it_comes_to_its_end(tmp_path):
     assert contents(tmp_path / "ds") == whole
 
 
+def test_all_files_are_on_the_disk_before_the_dataset_appears(source, tmp_path, monkeypatch):
+    """A power cut after the rename must not find one of them half written."""
+    synced: set[int] = set()
+    fsync, rename, out = os.fsync, os.replace, tmp_path / "ds"
+
+    def replaced(old: Any, new: Any) -> None:
+        if Path(new) == out:
+            assert {file.stat().st_ino for file in Path(old).rglob("*") if file.is_file()} <= synced
+            synced.clear()
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.add(os.fstat(descriptor).st_ino), fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", replaced)
+    stream_study(source.study(), out, SMALL)
+    assert out.exists() and not synced
+
+
 def test_a_dataset_to_be_replaced_is_never_lost(source, tmp_path):
     """Killed between the two renames: the old one comes back."""
     old = stream_study(source.study(), tmp_path / "ds", SMALL).fingerprint

@@ -13,10 +13,10 @@ from jaxtyping import Bool
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
-from brainjanus.data.captions import COCO_PREFIX, Numbers, caption_sources, coco_captions
+from brainjanus.data.captions import Numbers, caption_sources
 from brainjanus.data.dataset import listed
-from brainjanus.data.layouts.nsd import COCO_FILES, COCO_PLACES, FILES, STIM_INFO, check_coco, read_stim_info
-from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, image_of
+from brainjanus.data.layouts.nsd import FILES, STIM_INFO, check_coco
+from brainjanus.data.layouts.nsd_captions import COCO_PLACES, captions_of_images
 from brainjanus.data.layouts.nsd_rois import labels_near, rois_of
 from brainjanus.data.readers.arrays import reading
 from brainjanus.data.readers.nifti import is_nifti, read_mask
@@ -209,34 +209,9 @@ def nsd_captions(
 
     taken: names of sources that the layout has itself. Fills `found` and `notices`.
     """
-    table = stim_info(root, options)
-    coco = read_stim_info(table) if table is not None else None
-    if table is not None:
-        found.append(Found("cocoIds of NSD", (table,), required=False))
-    captions: dict[str, dict[str, list[str]]] = {}
-    numbers = [Numbers("73k id, from 0", {image_of(name): [name] for name in ids}, range(NUM_IMAGES), "nsd[-_:]?")]
-    if coco is not None:
-        stimuli_of: dict[int, list[str]] = {}
-        for name in sorted(ids):
-            stimuli_of.setdefault(coco[image_of(name)], []).append(name)
-        numbers.append(Numbers("cocoId", stimuli_of, frozenset(coco), COCO_PREFIX))
-        given = given_file(options, "coco")
-        folders = [given] if given is not None else [root / place for place in COCO_PLACES]
-        files = [
-            file for name in COCO_FILES for file in [next((f / name for f in folders if (f / name).is_file()), None)]
-        ]
-        there = [file for file in files if file is not None]
-        if there and "coco" not in taken:
-            captions["coco"] = coco_captions(there, stimuli_of)
-            found.append(Found("captions of COCO", tuple(there), required=False))
-    if "coco" not in captions and "coco" not in taken:
-        notices.append(
-            "There are no captions of COCO: they need nsd_stim_info_merged.csv of NSD and "
-            "captions_{train,val}2017.json (--files stim-info=PATH coco=FOLDER)."
-        )
-    more = caption_sources(options.captions, ids, numbers, taken=[*taken, *captions])
-    notices += more.notices
-    return captions | more.captions
+    given = given_file(options, "coco")
+    folders = [given] if given is not None else [root / place for place in COCO_PLACES]
+    return captions_of_images(stim_info(root, options), folders, options, ids, found, notices, taken)
 
 
 def captions_of(

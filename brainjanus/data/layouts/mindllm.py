@@ -30,7 +30,7 @@ from brainjanus.data.layouts.asked import (
     space_of,
     stim_info,
 )
-from brainjanus.data.layouts.nsd import read_stim_info
+from brainjanus.data.layouts.nsd_captions import read_stim_info
 from brainjanus.data.layouts.nsd_ids import stimulus_id, voxel_notice
 from brainjanus.data.readers.hdf5 import dataset_in, group_in, number_in, open_hdf5
 from brainjanus.data.study import Found, Recorded, Session, Study, StudyOptions

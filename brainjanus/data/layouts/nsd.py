@@ -34,8 +34,8 @@ from PIL import Image
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
-from brainjanus.data.captions import COCO_PREFIX, Numbers, caption_sources, coco_captions
 from brainjanus.data.dataset import listed
+from brainjanus.data.layouts.nsd_captions import COCO_FILES, COCO_PLACES, captions_of_images
 from brainjanus.data.layouts.nsd_ids import (
     NUM_IMAGES,
     NUM_SESSIONS,
@@ -49,7 +49,7 @@ from brainjanus.data.layouts.nsd_ids import (
     voxel_notice,
 )
 from brainjanus.data.layouts.nsd_rois import MASK, find_mask, rois_of
-from brainjanus.data.readers.arrays import check_not_empty, read_array, reading
+from brainjanus.data.readers.arrays import read_array, reading
 from brainjanus.data.readers.hdf5 import open_dataset
 from brainjanus.data.readers.nifti import Volume, betas_shape, read_labels, stream_betas
 from brainjanus.data.readers.pictures import fit
@@ -73,17 +73,7 @@ RUNS = np.tile(np.repeat(np.arange(1, 13), [63, 62] * 6), (MOST_SESSIONS, 1))  #
 EXPDESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
 STIM_INFO = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
 STIMULI = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
-COCO_FILES = ("captions_train2017.json", "captions_val2017.json")
 FILES: dict[str, Place] = {"expdesign": "file", "stim-info": "file", "coco": "folder"}  # for --files
-COCO_PLACES = (
-    "annotations",
-    "coco/annotations",
-    "coco",
-    "nsddata_stimuli/stimuli/nsd/annotations",
-    "nsddata_stimuli/stimuli/nsd",
-    "nsddata/experiments/nsd",
-    ".",
-)
 _SESSION = re.compile(r"betas_session(\d{2})\.(hdf5|nii|nii\.gz)", re.ASCII)
 
 
@@ -114,13 +104,15 @@ def open_study(path: Path, options: StudyOptions) -> Study:
     else:
         found.append(Found("pictures", (places["stimuli"],), required=False))
         pictures = _pictures(places["stimuli"], ids)
+    table = places["stim-info"] if places["stim-info"].is_file() else None
+    folders = [places["coco"]] if "coco" in places else [path / place for place in COCO_PLACES]
     return Study(
         layout="nsd",
         name="nsd",
         modality="fMRI",
         subjects=recorded,
         pictures=pictures,
-        captions=_captions(path, places, options, ids, found, notices),
+        captions=captions_of_images(table, folders, options, ids, found, notices),
         split=split_of(ids, {stimulus_id(image) for image in design.shared}),
         zscore="session",
         found=found,
@@ -406,75 +398,3 @@ def _read_pictures(path: Path, ids: Sequence[str], size: int) -> Iterator[tuple[
         for name in sorted(ids):
             picture = brick[image_of(name)]
             yield name, picture if picture.shape[:2] == (size, size) else fit(Image.fromarray(picture), size)
-
-
-def _captions(
-    root: Path,
-    places: Mapping[str, Path],
-    options: StudyOptions,
-    ids: Sequence[str],
-    found: list[Found],
-    notices: list[str],
-) -> dict[str, dict[str, list[str]]]:
-    """COCO's captions, if its files are there, and those of further sources."""
-    info = places["stim-info"]
-    coco = read_stim_info(info) if info.is_file() else None
-    found.append(Found("COCO ids", (info,) if coco else (), () if coco else (str(info),), required=False))
-    stimuli_of: dict[int, list[str]] = {}
-    captions: dict[str, dict[str, list[str]]] = {}
-    if coco is None:
-        notices.append(f"There are no captions of COCO: {info}, which says which image is which, is missing.")
-    else:
-        for name in ids:
-            stimuli_of.setdefault(coco[image_of(name)], []).append(name)
-        folders = [places["coco"]] if "coco" in places else [root / place for place in COCO_PLACES]
-        files = [next((f / name for f in folders if (f / name).is_file()), None) for name in COCO_FILES]
-        there = [file for file in files if file is not None]
-        absent = [name for name, file in zip(COCO_FILES, files, strict=True) if file is None]
-        found.append(Found("captions of COCO", tuple(there), tuple(absent), required=False))
-        if texts := coco_captions(there, stimuli_of):
-            captions["coco"] = texts
-        without = len(ids) - len(captions.get("coco", ()))
-        if without:
-            why = f"{listed(absent)} {'is' if len(absent) == 1 else 'are'} in none of " if absent else "not in "
-            notices.append(
-                f"{without} of {len(ids)} stimuli have no captions of COCO: {why}"
-                f"{listed([str(folder) for folder in folders] if absent else [file.name for file in there], 8)}."
-            )
-    numbers = [Numbers("73k id, from 0", {image_of(name): [name] for name in ids}, range(NUM_IMAGES), "nsd[-_:]?")]
-    if coco is not None:
-        numbers.append(Numbers("cocoId", stimuli_of, frozenset(coco), COCO_PREFIX))
-    more = caption_sources(options.captions, ids, numbers, taken=["coco"])
-    notices += more.notices
-    return captions | more.captions
-
-
-def read_stim_info(path: Path) -> list[int]:
-    """The cocoId of each 73k id, from nsd_stim_info_merged.csv. Raises UserError if it has not each 73k id once."""
-    check_not_empty(path)
-    coco = [-1] * NUM_IMAGES
-    with reading(path, "NSD's table of images"), open(path, newline="", encoding="utf-8") as file:
-        table = csv.reader(file)
-        columns = next(table, [])
-        missing = [name for name in ("nsdId", "cocoId") if name not in columns]
-        if missing:
-            raise UserError(
-                f"{path}: expected the columns nsdId and cocoId, got {listed(columns)}. "
-                "Is it another table? NSD has it as nsd_stim_info_merged.csv."
-            )
-        of_image, of_coco = columns.index("nsdId"), columns.index("cocoId")
-        for row in table:
-            image = int(row[of_image])
-            if not 0 <= image < NUM_IMAGES or coco[image] != -1:
-                raise UserError(
-                    f"{path}: expected each nsdId from 0 to {NUM_IMAGES - 1} once, got {image}"
-                    f"{' again' if 0 <= image < NUM_IMAGES else ''}. "
-                    "Was it edited so that it counts from 1? Download it again."
-                )
-            coco[image] = int(row[of_coco])
-    if -1 in coco:
-        raise UserError(
-            f"{path}: expected each of {NUM_IMAGES} images, got {NUM_IMAGES - coco.count(-1)}, without nsdId "
-            f"{coco.index(-1)}. The file was cut short: download it again."
-        )
-    return coco
