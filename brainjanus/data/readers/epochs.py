@@ -21,7 +21,7 @@ from brainjanus.data.readers.arrays import check_not_empty, reading
 from brainjanus.data.readers.hdf5 import dataset_in, open_hdf5
 from brainjanus.data.readers.shards import Npy, Piece, npy_header, npy_of, parse_npy, read_pieces
 
-NPZ, HDF5 = (".npz",), (".h5", ".hdf5")
+HDF5 = (".h5", ".hdf5")
 _LONGEST_HEADER = 10_240
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # PKZIP's: signature, then the lengths of name and extra field at 26
 _MOST_WORDS = 64 << 20  # bytes that names and times may take
