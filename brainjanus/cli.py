@@ -5,8 +5,6 @@ wants the machine back) with one sentence and status 75: run the same command ag
 traceback. A command imports what it needs when it runs, so that `brainjanus --help` answers at once.
 """
 
-import argparse
-import inspect
 import os
 import signal
 import sys
@@ -19,11 +17,10 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional, arg
 
+from brainjanus import arguments, science
+from brainjanus.arguments import DatasetFolder, RunFolder, early, gathered
 from brainjanus.core.errors import Preempted, UserError, reported
 
-RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
-DatasetFolder = Positional[Annotated[Path, arg(metavar="DATASET")]]
-T = TypeVar("T")
 C = TypeVar("C")
 RESUMABLE = ("demo", "train", "tune", "ablate")  # the others write their result at the very end, or not at all
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
@@ -124,7 +121,7 @@ def demo(argv: list[str]) -> Path:
 
         return show(out, seed=seed, quick=quick)
 
-    return parse(demo, run, argv)
+    return arguments.parse(demo, run, argv)
 
 
 def simulate(argv: list[str]) -> Path:
@@ -157,7 +154,7 @@ def simulate(argv: list[str]) -> Path:
         return simulate_sensors(out, options, overwrite=overwrite).path
 
     run.__annotations__["options"] = Annotated[type(base), arg(name="")]
-    return parse(simulate, run, argv)
+    return arguments.parse(simulate, run, argv)
 
 
 def prepare(argv: list[str]) -> Path | str:
@@ -192,7 +189,7 @@ def prepare(argv: list[str]) -> Path | str:
     ) -> Path:
         return make(options, out, overwrite).path
 
-    return parse(prepare, run, argv)
+    return arguments.parse(prepare, run, argv)
 
 
 def prepare_from(argv: list[str]) -> str:
@@ -238,7 +235,7 @@ def prepare_from(argv: list[str]) -> str:
         return str(stream_study(study, out, options, overwrite=overwrite, provenance=made_from).path)
 
     prepare_from.__doc__ = str(prepare_from.__doc__).replace("LAYOUTS", ", ".join(FILES))
-    return parse(prepare_from, run, argv, "prepare --from LAYOUT PATH")
+    return arguments.parse(prepare_from, run, argv, "prepare --from LAYOUT PATH")
 
 
 def export(argv: list[str]) -> Path:
@@ -269,7 +266,7 @@ def export(argv: list[str]) -> Path:
             print(f"Note: {notice}", file=sys.stderr)
         return exported.path
 
-    return parse(export, run, argv)
+    return arguments.parse(export, run, argv)
 
 
 def train(argv: list[str]) -> Path | str:
@@ -323,7 +320,7 @@ def train(argv: list[str]) -> Path | str:
         fit(dataset, out, options, tokenizer=tokenizer, hardware=hardware, sinks=log_to)
         return str(out) if is_first_of_all() else ""
 
-    return parse(train, run, argv)
+    return arguments.parse(train, run, argv)
 
 
 def train_tokenizer(argv: list[str]) -> Path:
@@ -375,7 +372,7 @@ def train_tokenizer(argv: list[str]) -> Path:
         report_tokenizer(out, dataset)
         return out / "report.html"
 
-    return parse(train_tokenizer, run, argv, "train tokenizer")
+    return arguments.parse(train_tokenizer, run, argv, "train tokenizer")
 
 
 def tune(argv: list[str]) -> Path:
@@ -424,7 +421,7 @@ def tune(argv: list[str]) -> Path:
         print_rates(found)
         return out / "config.json"
 
-    return parse(tune, run, argv)
+    return arguments.parse(tune, run, argv)
 
 
 def tokenize(argv: list[str]) -> Path:
@@ -450,7 +447,7 @@ def tokenize(argv: list[str]) -> Path:
 
         return tokenize_files(tokenizer, dataset, out, split)
 
-    return parse(tokenize, run, argv)
+    return arguments.parse(tokenize, run, argv)
 
 
 def ablate(argv: list[str]) -> Path:
@@ -485,7 +482,7 @@ def ablate(argv: list[str]) -> Path:
     ) -> Path:
         return ablate_tokenizer(dataset, out, options, truth)
 
-    return parse(ablate, run, argv, "ablate tokenizer")
+    return arguments.parse(ablate, run, argv, "ablate tokenizer")
 
 
 def generate(argv: list[str]) -> str:
@@ -596,7 +593,7 @@ def generate(argv: list[str]) -> str:
     argv = gathered(argv, ("--brain", "--image", "--text", "--candidates", "--format"))
     if any(word.partition("=")[0] == "--request" for word in argv):
         check_only_out(argv)
-    return parse(generate, run, argv)
+    return arguments.parse(generate, run, argv)
 
 
 def default_run(run: Path | None) -> Path:
@@ -622,24 +619,6 @@ def check_only_out(argv: Sequence[str]) -> None:
             f"--request: expected nothing but --out and RUN beside it, got {', '.join(others)}. A request is repeated "
             "as it was asked: leave these out, or ask anew without --request."
         )
-
-
-def gathered(argv: Sequence[str], options: Sequence[str]) -> list[str]:
-    """The arguments with all values of an option that is given several times behind its first place."""
-    current: list[str] = []
-    parts, first = [current], {option: [option] for option in options}
-    for word in argv:
-        name, equals, value = word.partition("=")
-        if name in first:
-            current = first[name]
-            if not any(part is current for part in parts):
-                parts.append(current)
-            current += [value] if equals else []
-        elif word.startswith("--"):
-            parts.append(current := [word])
-        else:
-            current.append(word)
-    return [word for part in parts for word in part]
 
 
 def memory(argv: list[str]) -> str:
@@ -678,7 +657,7 @@ def memory(argv: list[str]) -> str:
         print_memory(janus_table(options, study, samples, rows_at_once), f"{recipe}, computed, GB at the peak")
         return ""
 
-    return parse(memory, run, argv)
+    return arguments.parse(memory, run, argv)
 
 
 def evaluate(argv: list[str]) -> Path:
@@ -717,7 +696,7 @@ def evaluate(argv: list[str]) -> Path:
         print_remarks(scored.skipped, scored.warnings)
         return (out or run / "scores") / "report.html"
 
-    return parse(evaluate, run, argv)
+    return arguments.parse(evaluate, run, argv)
 
 
 def score(argv: list[str]) -> Path:
@@ -822,7 +801,7 @@ def score(argv: list[str]) -> Path:
         print_remarks(scored.skipped, scored.warnings)
         return out / "scores.json"
 
-    return parse(score, run, argv)
+    return arguments.parse(score, run, argv)
 
 
 def compare(argv: list[str]) -> str:
@@ -855,7 +834,7 @@ def compare(argv: list[str]) -> str:
         print_comparison(comparison)
         return "" if out is None else str(out)
 
-    return parse(compare, run, argv)
+    return arguments.parse(compare, run, argv)
 
 
 def analyse(argv: list[str]) -> Path:
@@ -903,7 +882,7 @@ def analyse(argv: list[str]) -> Path:
             return analyse_repeats(dataset, out, subject, stimulus)
         return analyse_consistency(dataset, out, subject, seed)
 
-    return parse(analyse, run, argv)
+    return arguments.parse(analyse, run, argv)
 
 
 def doctor(argv: list[str]) -> str:
@@ -954,7 +933,7 @@ def doctor(argv: list[str]) -> str:
             raise SystemExit(found.status)
         return ""
 
-    return parse(doctor, run, argv)
+    return arguments.parse(doctor, run, argv)
 
 
 def info(argv: list[str]) -> str:
@@ -977,7 +956,7 @@ def info(argv: list[str]) -> str:
         print(found.json() if json else found.text())
         return ""
 
-    return parse(info, run, argv)
+    return arguments.parse(info, run, argv)
 
 
 COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
@@ -997,15 +976,8 @@ COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "ablate": ablate,
     "doctor": doctor,
     "info": info,
+    **science.COMMANDS,
 }
-
-
-def parse(command: Callable[[list[str]], T], run: Callable[..., T], argv: list[str], name: str = "") -> T:
-    """Call `run` with the arguments in argv; the docstring of `command` is the help text, its Args included."""
-    run.__doc__ = inspect.cleandoc(str(command.__doc__))
-    description = run.__doc__.partition("\nArgs:")[0]
-    prog = f"brainjanus {name or command.__name__}"
-    return tyro.cli(run, prog=prog, description=description, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def config_file(argv: list[str]) -> Path | None:
@@ -1032,10 +1004,3 @@ def fitted(argv: list[str], fit: Callable[[Any], C], otherwise: C) -> C:
 
     found = [word for word in argv if (Path(word) / "dataset.json").is_file()]
     return fit(Dataset.open(found[0])) if found else otherwise
-
-
-def early(argv: list[str], option: str) -> str | None:
-    """The value of an option that has to be read first, because it sets the defaults of the others."""
-    parser = argparse.ArgumentParser(prog="brainjanus", add_help=False, allow_abbrev=False)
-    parser.add_argument(option, dest="found")
-    return parser.parse_known_args(argv)[0].found

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from brainjanus import cli
+from brainjanus import arguments, cli
 from brainjanus.core.config import from_dict
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
@@ -182,7 +182,7 @@ def test_every_command_of_the_guide_is_understood(blocks, project_root, monkeypa
     monkeypatch.chdir(project_root)  # where the examples are
     for variable in ("BRAINJANUS_REAL_DATA", "BRAINJANUS_WORK"):  # which the examples name
         monkeypatch.setenv(variable, "somewhere")
-    real, parsed = cli.parse, []
+    real, parsed = arguments.parse, []
 
     def without_running(command, run, argv, name=""):
         @functools.wraps(run)
@@ -192,7 +192,7 @@ def test_every_command_of_the_guide_is_understood(blocks, project_root, monkeypa
 
         return real(command, nothing, argv, name)
 
-    monkeypatch.setattr(cli, "parse", without_running)
+    monkeypatch.setattr(arguments, "parse", without_running)
     commands = [line for _, block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [line for line in commands if line.startswith("brainjanus ")]
     for line in commands:
