@@ -20,7 +20,7 @@ from brainjanus.core.fused import nats
 from brainjanus.core.processes import gathered, share
 from brainjanus.core.progress import progress
 from brainjanus.model.checkpoint import Checkpoint
-from brainjanus.model.draft import Drafts, beyond_codes, draft_block, draft_of
+from brainjanus.model.draft import Drafts, beyond_codes, draft_block, draft_of, lean_of
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Block, brain_block, modality_of, subject_of, total_length
 from brainjanus.model.steps import Steps
@@ -28,7 +28,7 @@ from brainjanus.model.steps import Steps
 ROWS_AT_ONCE = 256  # sequences in one batch, samples and guidance counted
 WORK_BYTES = 4 * 2**30  # that their keys and values, or their logits, may take on a CPU; on a GPU half of what is free
 PICTURES_AT_ONCE = 64  # that are decoded from their codes in one batch
-BY_ROW = ("codes", "vectors", "dropped", "seen", "unmeasured")  # what a block has for each of its rows
+BY_ROW = ("codes", "vectors", "dropped", "seen", "unmeasured", "lean")  # what a block has for each of its rows
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def marginal_logits(
     hidden = torch.ones(target.content.shape[:2], dtype=torch.bool, device=target.content.device)
     logits = model(conditions, target, hidden).float()
     if guidance != 1:
-        without = model([block.withheld() for block in conditions], target, hidden).float()
+        without = model([block.withheld() for block in conditions], replace(target, lean=None), hidden).float()
         logits = without + guidance * (logits - without)
     return logits
 
@@ -249,7 +249,11 @@ def sample(
         conditions = [stack(block, block.withheld()) for block in conditions]
     many = rows * (2 if guided else 1)
     room = total_length(conditions, length)
-    prefix = model.start(conditions, many, room if samples == 1 else total_length(conditions, 0))
+    if target.lean is not None:
+        each = target.lean.repeat_interleave(samples, dim=0)
+        each = torch.cat([each, torch.zeros_like(each)]) if guided else each
+        target = replace(target, codes=each.new_zeros(each.shape[:2], dtype=torch.long), lean=each)
+    prefix = model.start(conditions, many, room if samples == 1 else total_length(conditions, 0), target)
     steps = Steps(model, prefix.repeat(samples, room), target)
     device = prefix.tensors.device
     draws = uniform.flatten(0, 1).to(device)
@@ -340,6 +344,8 @@ def score_candidates(
             else:
                 parts = [rows_of(options, slice(start, start + many)) for start in range(0, options.batch, many)]
                 shown = [[repeated(block, part.batch) for block in one.conditions] for part in parts]
+                if one.target.lean is not None:
+                    parts = [replace(part, lean=one.target.lean.expand(part.batch, -1, -1)) for part in parts]
                 nats = [nats_of(checkpoint.model, *both) for both in zip(shown, parts, strict=True)]
                 table.append(torch.cat(nats))
             advance(len(table), None)
@@ -391,19 +397,21 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
     if goal is None:
         goal = target_block(checkpoint, target, next(iter(blocks.values())).batch if blocks else 1)
     subject = str(subject_of(target))
-    draft = None
-    if goal.modality == "brain" and given and checkpoint.drafts is not None:
-        draft = draft_of(checkpoint.drafts, given, subject)
-    if draft is None:
+    drafted = None
+    if goal.modality == "brain" and checkpoint.drafts is not None:
+        drafted = draft_of(checkpoint.drafts, given, subject, blocks)
+    if drafted is None:
         return Asked(list(blocks.values()), goal)
+    draft = drafted.values
     known = given.get(f"part:{subject}")
     shown = list(blocks.values())
     if known is None:
         shown.append(draft_block(tokenizer, draft, subject, brain_input, fold))
     assert checkpoint.drafts is not None
     trust = checkpoint.drafts.trust(subject)
-    believed = float(trust.brain if known is None else trust.part)
-    return Asked(shown, goal, draft, beyond_codes(tokenizer, draft, subject), believed, known)
+    believed, lean = float(trust.of(drafted.kind)), lean_of(tokenizer, draft, subject, trust.near(drafted.kind))
+    goal = replace(goal, lean=lean)
+    return Asked(shown, goal, draft, beyond_codes(tokenizer, draft, subject, lean), believed, known)
 
 
 def drafts_of(checkpoint: Checkpoint, name: str) -> Drafts:

@@ -52,7 +52,7 @@ from brainjanus.tokenizers.text import TextTokenizer
 from brainjanus.tokenizers.vision import ENCODERS, can_encode
 from brainjanus.train.codes import Codes, captions_of_each, encode_split, features_of, pictures_of_each
 from brainjanus.train.draft import solve_drafts
-from brainjanus.train.omni import expand_tasks, fit_omni, weigh_drafts
+from brainjanus.train.omni import expand_tasks, fit_omni, measure_drafts, weigh_drafts
 from brainjanus.train.optim import autocast_dtype
 from brainjanus.train.parallel import ANY, Hardware
 from brainjanus.train.state import WATCHED, generator_of
@@ -192,8 +192,8 @@ def train_model(dataset: Dataset, out: Path, begun: "Settled", hardware: Hardwar
     if is_first():
         with by_itself():
             weigh_drafts(
-                model, made.tokenizers, made.codes, drafts, config.seed, at_once=at_once, device=device,
-                dtype=autocast_dtype(optim.precision, device),
+                model, made.tokenizers, made.codes, drafts, config.seed, validation=made.validation,
+                at_once=at_once, device=device, dtype=autocast_dtype(optim.precision, device),
             )  # fmt: skip
             provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
             provenance["brain_tokenizer"] = fingerprint(made.tokenizers.brain)
@@ -317,10 +317,12 @@ def tokenized(dataset: Dataset, begun: Settled, out: Path, hardware: Hardware, s
     where = own_device(hardware.device)
     codes = encode_split(dataset, used, "train", features, out / "codes", where)
     codes = replace(codes, shown=config.training.shown)
-    solved = solve_drafts(dataset, codes.descriptions(), config.seed)
+    pieces = codes.pieces() if codes.caption_codes is not None else None
+    solved = solve_drafts(dataset, codes.descriptions(), config.seed, codes.described(config.omni), pieces)
     for subject in solved.whole.drafts.ranks:
         solved.whole.drafts.scatter(subject).solve(codes.residuals(subject).numpy())
     codes = replace(codes, solved=solved)
+    measure_drafts(codes, solved.whole.drafts, config.omni, config.seed)
     training, validation = held_out(dataset, used, codes, config, features, out / "codes", where)
     return Tokenized(tokenizers, used, codes, solved.whole.drafts, training, validation, janus, precision)
 

@@ -10,7 +10,7 @@ import torch
 from brainjanus import generate as module
 from brainjanus.core.errors import UserError
 from brainjanus.generate import GenerationConfig, draw, estimate, generate, marginal, sample, score, score_candidates
-from brainjanus.model.draft import Drafts
+from brainjanus.model.draft import Drafts, lean_of
 from brainjanus.model.sequence import Block, brain_block
 
 TARGETS = ("text", "image", "brain:a")
@@ -602,10 +602,11 @@ def test_a_part_is_completed_and_stays_as_it_was(drafted, config):
 def test_what_codes_cannot_hold_of_the_draft_is_added(drafted):
     given, brain = part(), drafted.tokenizers.brain
     filled = drafted.drafts.complete(given, "a")
-    beyond = filled - brain.decode_latents(brain.latents(filled, "a"), "a")
+    lean = lean_of(brain, filled, "a", 1.0)
     block = brain_block(brain, filled, "a", "sites", unmeasured=given.isnan())
-    p = marginal(drafted.model, [block], module.target_block(drafted, "brain:a", 4))
-    wanted = brain.decode_probabilities(p, "a") + beyond
+    goal = replace(module.target_block(drafted, "brain:a", 4), lean=lean)
+    p = marginal(drafted.model, [block], goal)
+    wanted = filled + brain.decode_probabilities(p, "a") - brain.decode_probabilities(lean.softmax(dim=-1), "a")
     torch.testing.assert_close(generate(drafted, {"part:a": given}, "brain:a")[:, 4:], wanted[:, 4:])
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from brainjanus.core.errors import UserError
 
 PENALTIES = np.logspace(-4, 4, 25)  # in units of the mean eigenvalue of the features' scatter matrix
+AMONG = np.logspace(-2, 3, 16)  # the same where priors are chosen, too: small ones profit from pictures that are alike
 
 
 # N training samples, P features, T targets, R rank
@@ -90,3 +91,88 @@ def eigen(scatter: Float[Tensor, "m m"]) -> tuple[Float[Tensor, "m"], Float[Tens
     except torch.linalg.LinAlgError:
         values, vectors = torch.linalg.eigh(scatter.double())
         return values.to(scatter.dtype), vectors.to(scatter.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Ridge regression under the best of several priors for each target; see `fit_among`.
+
+    prior, penalty: which of them each target has. weights act on features minus `feature_mean`. own: what each training
+    sample says of its own prediction (its leverage), for each prior and penalty. r2: by generalised cross-validation.
+    """
+
+    feature_mean: Float[Tensor, "p"]
+    weights: Float[Tensor, "p t"]
+    target_mean: Float[Tensor, "t"]
+    prior: Int[Tensor, "t"]
+    penalty: Int[Tensor, "t"]
+    own: Float[Tensor, "a g n"]
+    r2: Float[Tensor, "t"]
+    penalties: Float[Tensor, "a g"]
+
+    def left_out(
+        self, predicted: Float[Tensor, "b t"], measured: Float[Tensor, "b t"], rows: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b t"]:
+        """What would have been predicted for training samples, had each been left out itself (exact)."""
+        own = self.own[self.prior, self.penalty].T[rows]
+        return (predicted - own * measured) / (1 - own)
+
+
+def fit_among(
+    features: Float[Tensor, "n p"],
+    targets: Float[Tensor, "n t"],
+    priors: Float[Tensor, "a p"],
+    penalties: Float[np.ndarray, "g"] = AMONG,
+) -> Chosen:
+    """Ridge regression with a penalty, and one of several priors, chosen for each target by generalised
+    cross-validation.
+
+    priors: the standard deviation that each prior gives the weight of each feature, up to the penalty; 0 leaves a
+    feature out. One decomposition a prior, on the smaller of the two scatter matrices. Raises UserError with fewer
+    than three samples.
+    """
+    if len(features) < 3 or len(features) != len(targets):
+        raise UserError(
+            f"linear draft: expected at least 3 training samples, as many features as targets, got {len(features)} "
+            f"and {len(targets)}. Is the training split almost empty?"
+        )
+    feature_mean, target_mean = features.mean(dim=0), targets.mean(dim=0)
+    centred, y = features - feature_mean, targets - target_mean
+    num, variance = len(y), y.square().sum(dim=0)
+    best = torch.full((y.shape[1],), torch.inf)
+    prior, penalty = (torch.zeros(y.shape[1], dtype=torch.long) for _ in range(2))
+    weights, owns, grids = y.new_zeros(features.shape[1], y.shape[1]), [], []
+    for number, scale in enumerate(priors):
+        used = scale > 0
+        x = centred[:, used] * scale[used]
+        eigenvalues, vectors, axes = decomposed(x)
+        grid = torch.from_numpy(np.sort(penalties)[::-1].copy()).to(x) * eigenvalues.mean()
+        kept = eigenvalues / (eigenvalues + grid[:, None])  # of each component; g x r
+        projected = vectors.T @ y
+        residual = (1 - kept).square() @ projected.square() + (variance - projected.square().sum(dim=0)).clamp_min(0)
+        degrees = num - 1 - kept.sum(dim=1)
+        error = num * residual / degrees.square()[:, None].clamp_min(1e-12)
+        least, which = error.min(dim=0)  # at a tie the largest penalty
+        owns.append(kept @ vectors.square().T + 1 / num)
+        grids.append(grid)
+        better = least < best
+        if better.any():
+            best, prior[better], penalty[better] = torch.minimum(best, least), number, which[better]
+            shrunk = kept[which[better]].T / eigenvalues.sqrt()[:, None]
+            weights[:, better] = 0
+            weights[used.nonzero(), better.nonzero()[:, 0]] = scale[used, None] * (
+                axes @ (shrunk * projected[:, better])
+            )
+    r2 = torch.where(variance > 0, 1 - best / (variance / num).clamp_min(1e-30), 0.0)
+    own = torch.stack(owns).clamp_max(1 - 1e-4)
+    return Chosen(feature_mean, weights, target_mean, prior, penalty, own, r2, torch.stack(grids))
+
+
+def decomposed(x: Float[Tensor, "n p"]) -> tuple[Float[Tensor, "r"], Float[Tensor, "n r"], Float[Tensor, "p r"]]:
+    """x = vectors diag(sqrt(eigenvalues)) axes.T, by the smaller of its two scatter matrices; nothing that is noise."""
+    wide = x.shape[0] <= x.shape[1]
+    eigenvalues, found = eigen(x @ x.T if wide else x.T @ x)
+    kept = eigenvalues > eigenvalues[-1].clamp(min=0) * len(found) * torch.finfo(x.dtype).eps
+    eigenvalues, found = eigenvalues[kept], found[:, kept]
+    other = (x.T if wide else x) @ found / eigenvalues.sqrt()
+    return eigenvalues, (found if wide else other), (other if wide else found)

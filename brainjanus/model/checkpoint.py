@@ -121,7 +121,7 @@ class Checkpoint:
             "vision": to_dict(self.tokenizers.vision.config) if self.tokenizers.vision else None,
             "omni": to_dict(self.model.config),
             "interface": to_dict(self.model.interface),
-            "drafts": {"ranks": self.drafts.ranks, "pairs": self.drafts.pairs} if self.drafts else None,
+            "drafts": self.drafts.facts() if self.drafts else None,
             "spaces": list(self.spaces),
             "provenance": self.provenance | {"torch": torch.__version__, "python": platform.python_version()},
         }
@@ -196,7 +196,7 @@ class Checkpoint:
         check_one_run(tokenizers, model, folder)
         drafts = None
         if facts["drafts"] is not None:
-            drafts = Drafts(facts["drafts"]["ranks"], facts["drafts"]["pairs"])
+            drafts = Drafts(**facts["drafts"])
             load_module(drafts, folder / "drafts.safetensors")
             drafts = drafts.to(device)
             if {subject: rank[0] for subject, rank in drafts.ranks.items()} != facts["num_sites"]:

@@ -71,6 +71,7 @@ class Cache:
         self.seen: Tensor | None = None  # [b, length]; None: all that is filled
         self.next: Tensor | None = None  # [b], the rotary position of what comes next; None: `filled`
         self.column: Tensor | None = None  # [1], what is filled of a static cache
+        self.sighted: Tensor | None = None  # [b, k, d], what is added to each place of the target as it enters
 
     @property
     def batch(self) -> int:
@@ -133,6 +134,7 @@ class Cache:
         if self.seen is not None:
             copy.hide(self.seen[:, : self.filled].repeat_interleave(times, dim=0))
         copy.filled = self.filled
+        copy.sighted = None if self.sighted is None else self.sighted.repeat_interleave(times, dim=0)
         return copy
 
     def make_static(self) -> None:

@@ -1,18 +1,20 @@
-"""Draft: a linear estimate of a response, from a part of the same brain or from another brain; solved, not trained.
+"""Draft: a linear estimate of a response, from a part of the same brain, another brain, a picture or words; solved, not
+trained.
 
-Enters: responses with NaN where a site was not measured. Leaves: the response to be expected at all sites of the same
-subject (what is known stays), or of another subject.
+Enters: responses with NaN where a site was not measured, or conditions as blocks. Leaves: the response to be expected
+at all sites of the same subject (what is known stays), or of another subject.
 
 Each subject has a Gaussian of few dimensions, x = mean + z axes + noise with z ~ N(0, I): what is known of a response
 tells z, and z tells the rest. From one subject to another z is carried over by a linear map. And each subject has a
 scatter: what a single trial has beside what the codes of its stimulus say, again of few dimensions and noise by site.
+A reading is the linear encoding model from a picture's features or from words; of both, the two are stacked.
 Source: Tipping & Bishop 1999 (probabilistic principal components; the rest given a part is its conditional mean).
 Differs: the rank and the noise are chosen by hiding a part of left-out responses.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from brainjanus.tokenizers.brain import BrainTokenizer
 
 RANKS = (4, 8, 16, 32, 64, 128, 256)
 NOISES = (1.0, 2.0, 4.0, 8.0)  # in units of the variance of a site that the axes leave over
+KINDS = ("part", "brain", "image", "text", "image+text")  # what a draft of a response comes from
 SCATTERED = 32  # dimensions in which single trials scatter together
 SPARE, ROUNDS = 32, 4  # of the randomised decomposition (Halko et al. 2011): more axes than asked for, power iterations
 
@@ -112,27 +115,79 @@ class Scatter(nn.Module):
         return torch.stack(rows)
 
 
-class Trust(nn.Module):
-    """How much of what the model adds to a draft of one subject's response is to be believed, from 0 to 1: of a draft
-    from a part of the same brain, and of one from other brains."""
+# P numbers that describe a stimulus
+class Reading(nn.Module):
+    """One subject's response as a linear function of a description: of a picture's features, or of words."""
 
-    part: Tensor
-    brain: Tensor
+    described: Tensor
+    read: Tensor
+    write: Tensor
+    offset: Tensor
+
+    def __init__(self, width: int, rank: int, num_sites: int):
+        super().__init__()
+        self.register_buffer("described", torch.zeros(width))  # the mean description
+        self.register_buffer("read", torch.zeros(width, rank))
+        self.register_buffer("write", torch.zeros(rank, num_sites))
+        self.register_buffer("offset", torch.zeros(num_sites))
+
+    def forward(self, description: Float[Tensor, "b p"]) -> Float[Tensor, "b v"]:
+        return (description - self.described) @ self.read @ self.write + self.offset
+
+
+class Stack(nn.Module):
+    """What is expected of a picture and its words together: at each site, so much of what either tells."""
+
+    weights: Tensor
+    offset: Tensor
+
+    def __init__(self, num_sites: int):
+        super().__init__()
+        self.register_buffer("weights", torch.full((2, num_sites), 0.5))
+        self.register_buffer("offset", torch.zeros(num_sites))
+
+    def forward(self, seen: Float[Tensor, "b v"], said: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        return seen * self.weights[0] + said * self.weights[1] + self.offset
+
+
+class Trust(nn.Module):
+    """Of each kind of draft of one subject's response: how much of what the model adds to it is to be believed, from 0
+    to 1, and how near to it the measured latents lie (the inverse of their mean squared distance, a dimension)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("part", torch.ones(()))
-        self.register_buffer("brain", torch.ones(()))
+        for kind in KINDS:
+            self.register_buffer(kind.replace("+", "_"), torch.ones(()))
+            self.register_buffer("near_" + kind.replace("+", "_"), torch.ones(()))
+
+    def of(self, kind: str) -> Tensor:
+        """kind: one of KINDS."""
+        return self.get_buffer(kind.replace("+", "_"))
+
+    def near(self, kind: str) -> Tensor:
+        return self.get_buffer("near_" + kind.replace("+", "_"))
 
 
 class Drafts(nn.Module):
     """All linear estimates between the subjects of a model, and how their trials scatter.
 
-    ranks: subject -> (sites, dimensions). pairs: (from, to) that there is a map for.
+    ranks: subject -> (sites, dimensions). pairs: (from, to) that there is a map for. readings: "image" or "text" ->
+    (numbers of a description, dimensions of the map); every subject has those that there are. pieces: how many of the
+    text's codes are counted.
     """
 
-    def __init__(self, ranks: Mapping[str, Sequence[int]], pairs: Iterable[Sequence[str]]):
+    pieces: Tensor
+
+    def __init__(
+        self,
+        ranks: Mapping[str, Sequence[int]],
+        pairs: Iterable[Sequence[str]],
+        readings: Mapping[str, Sequence[int]] | None = None,
+        pieces: int = 0,
+    ):
         super().__init__()
+        self.reads = {kind: tuple(size) for kind, size in (readings or {}).items()}
+        self.register_buffer("pieces", torch.zeros(pieces, dtype=torch.long))  # codes of a text that are counted
         self.ranks, self.pairs = {s: tuple(rank) for s, rank in ranks.items()}, tuple(tuple(pair) for pair in pairs)
         self.gaussians = nn.ModuleDict({f"brain:{s}": Gaussian(*rank) for s, rank in self.ranks.items()})
         self.trusts = nn.ModuleDict({f"brain:{s}": Trust() for s in self.ranks})
@@ -140,6 +195,20 @@ class Drafts(nn.Module):
         self.carries = nn.ModuleDict(
             {f"brain:{a}->{b}": Carry(self.ranks[a][1], self.ranks[b][1]) for a, b in self.pairs}
         )
+
+        self.readings = nn.ModuleDict(
+            {
+                f"{kind}->brain:{s}": Reading(width, min(rank, sizes[0]), sizes[0])
+                for kind, (width, rank) in self.reads.items()
+                for s, sizes in self.ranks.items()
+            }
+        )
+        both = self.ranks if len(self.reads) > 1 else {}
+        self.stacks = nn.ModuleDict({f"brain:{s}": Stack(sizes[0]) for s, sizes in both.items()})
+
+    def facts(self) -> dict[str, Any]:
+        """What they are made with."""
+        return {"ranks": self.ranks, "pairs": self.pairs, "readings": self.reads, "pieces": len(self.pieces)}
 
     def gaussian(self, subject: str) -> Gaussian:
         if subject not in self.ranks:
@@ -174,6 +243,38 @@ class Drafts(nn.Module):
         z = self.gaussian(subject).latents(values)
         return self.gaussian(other).expected(self.carries[f"brain:{subject}->{other}"](z))
 
+    def described(self, block: Block) -> Float[Tensor, "b p"] | None:
+        """A picture or a text as readings read it; None for what they do not read."""
+        if block.modality not in self.reads:
+            return None
+        if block.features is not None:
+            return block.content.float().flatten(1)
+        if block.modality == "image":
+            return None
+        codes = block.content if block.seen is None else block.content.masked_fill(~block.seen, -1)
+        return (codes[:, :, None] == self.pieces).any(dim=1).float()
+
+    def told(self, blocks: Mapping[str, Block], subject: str) -> Float[Tensor, "b v"] | None:
+        """What a picture, words or both let expect of a subject's response; None without them."""
+        return self.combined({kind: self.reading(kind, subject)(x) for kind, x in self.descriptions(blocks)}, subject)
+
+    def descriptions(self, blocks: Mapping[str, Block]) -> list[tuple[str, Float[Tensor, "b p"]]]:
+        """Those of the picture and of the text, as far as they are given and read."""
+        found = [(kind, self.described(blocks[kind])) for kind in ("image", "text") if kind in blocks]
+        return [(kind, description) for kind, description in found if description is not None]
+
+    def combined(self, parts: Mapping[str, Float[Tensor, "b v"]], subject: str) -> Float[Tensor, "b v"] | None:
+        """Of what a picture and what words tell, both together, or the one there is."""
+        if len(parts) < 2:
+            return next(iter(parts.values()), None)
+        return self.stacks[f"brain:{subject}"](parts["image"], parts["text"])
+
+    def reading(self, kind: str, subject: str) -> Reading:
+        self.gaussian(subject)
+        found = self.readings[f"{kind}->brain:{subject}"]
+        assert isinstance(found, Reading)
+        return found
+
 
 @runtime_checkable
 class Drafting(Protocol):
@@ -183,17 +284,35 @@ class Drafting(Protocol):
 
     def carried(self, values: Tensor, subject: str, other: str) -> Tensor | None: ...
 
+    def told(self, blocks: Mapping[str, Block], subject: str) -> Tensor | None: ...
 
-def draft_of(drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]], subject: str) -> Float[Tensor, "b v"] | None:
-    """The draft of a subject's response, from what is given of it, or else the mean of what other brains tell.
 
-    given: brain:SUBJECT or part:SUBJECT -> responses, NaN where they are not known. None if there is no map.
+class Draft(NamedTuple):
+    """An estimate of a response, and which of KINDS it comes from."""
+
+    values: Float[Tensor, "b v"]
+    kind: str
+
+
+def draft_of(
+    drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]], subject: str, blocks: Mapping[str, Block] | None = None
+) -> Draft | None:
+    """The draft of a subject's response, from what is given of it, or else the mean of what other brains tell, or else
+    what the picture and the words tell.
+
+    given: brain:SUBJECT or part:SUBJECT -> responses, NaN where they are not known. blocks: all conditions by name.
+    None if there is no map.
     """
     if f"part:{subject}" in given:
-        return drafts.complete(given[f"part:{subject}"], subject)
+        return Draft(drafts.complete(given[f"part:{subject}"], subject), "part")
     carried = [drafts.carried(values, name.partition(":")[2], subject) for name, values in given.items()]
     found = [values for values in carried if values is not None]
-    return torch.stack(found).mean(dim=0) if found else None
+    if found:
+        return Draft(torch.stack(found).mean(dim=0), "brain")
+    told = drafts.told(blocks or {}, subject)
+    if told is None:
+        return None
+    return Draft(told, "+".join(kind for kind in ("image", "text") if kind in (blocks or {})))
 
 
 def draft_block(
@@ -203,9 +322,30 @@ def draft_block(
     return brain_block(tokenizer, draft, subject, brain_input, fold, torch.ones_like(draft, dtype=torch.bool))
 
 
-def beyond_codes(tokenizer: BrainTokenizer, draft: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b v"]:
-    """What latents cannot hold of a draft. Added to what is decoded, a model that agrees with the draft returns it."""
-    return draft - tokenizer.decode_latents(tokenizer.latents(draft, subject), subject)
+def lean_of(
+    tokenizer: BrainTokenizer, draft: Float[Tensor, "b v"], subject: str, near: float | Tensor
+) -> Float[Tensor, "b k n"]:
+    """What a draft says of the codes of a response, as logits: measured latents lie around those of the draft, normally
+    distributed, with the inverse variance `near`. Of further stages of a quantizer it says that they are small."""
+    latents, stages = tokenizer.latents(draft, subject), tokenizer.config.quantizer.stages
+    around = torch.zeros_like(latents).repeat_interleave(stages, dim=1)
+    around[:, ::stages] = latents
+    codebook = tokenizer.quantizer.codebook
+    logits = near * (around @ codebook.T - 0.5 * codebook.square().sum(dim=1))
+    if stages > 1:
+        size = len(codebook) // stages
+        own = torch.arange(len(codebook), device=logits.device) // size
+        stage = torch.arange(around.shape[1], device=logits.device) % stages
+        logits = logits.masked_fill(stage[:, None] != own, -1e9)
+    return logits
+
+
+def beyond_codes(
+    tokenizer: BrainTokenizer, draft: Float[Tensor, "b v"], subject: str, lean: Float[Tensor, "b k n"]
+) -> Float[Tensor, "b v"]:
+    """What the codes that a draft leans to do not hold of it. Added to what is decoded, a model that adds nothing to
+    the draft returns it."""
+    return draft - tokenizer.decode_probabilities(lean.softmax(dim=-1), subject)
 
 
 # N responses

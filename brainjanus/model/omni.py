@@ -41,7 +41,8 @@ class OmniConfig:
     image_head: what predicts the codes of a picture: "linear", or "mlp", Janus's two layers. image_places: whether
     every place of a picture has embeddings and a pointer of its own; Janus has none. text_opening: whether a text that
     is a condition begins with a token of its own; Janus's prompts do not. entry_scale: standard deviation of what
-    enters the decoder, before training.
+    enters the decoder, before training. sight: each place of a brain that is predicted looks at the picture's features
+    by itself: through a window of its own, what is there is added to what it enters as.
     """
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -53,6 +54,7 @@ class OmniConfig:
     text_opening: bool = True
     entry_scale: float = ENTRY_SCALE
     brain_fold: int = 1
+    sight: bool = False
 
     def __post_init__(self) -> None:
         if self.brain_input not in ("sites", "latents", "codes"):
@@ -138,6 +140,14 @@ class OmniModel(nn.Module):
             shape = (config.brain_fold * interface.brain_patch, width)
             patches = {n: -(-k // (interface.brain_stages * config.brain_fold)) for n, k in brains.items()}
             self.read_sites = nn.ParameterDict({n: torch.zeros(k, *shape) for n, k in patches.items()})
+        if config.sight:
+            if config.image_input not in interface.features:
+                raise UserError(
+                    f"omni config: sight: expected pictures that are read as features, got '{config.image_input}'. "
+                    "Name a vision encoder, or turn sight off."
+                )
+            tokens = interface.features[config.image_input][0]
+            self.sight = nn.ParameterDict({n: torch.zeros(k, tokens) for n, k in brains.items()})
         self.point = nn.ParameterDict({n: torch.zeros(k, width, interface.brain_dim) for n, k in brains.items()})
         self.initialise()
 
@@ -160,6 +170,8 @@ class OmniModel(nn.Module):
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
             elif name.startswith(("heads.", "pointers.")):
                 nn.init.zeros_(parameter)
+            elif name.startswith("sight."):  # all of the picture alike
+                nn.init.constant_(parameter, 1 / parameter.shape[1])
             elif parameter.dim() == 2 or name.startswith("read_sites."):
                 last = name.startswith("read_sites.") or re.fullmatch(r"aligners\.(.*)\.[23]\.weight", name)
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 * (relative if last else 1))
@@ -191,7 +203,7 @@ class OmniModel(nn.Module):
         N is the size of the target's own codebook: prediction is restricted to its range of the vocabulary.
         """
         prefix = self.embed_conditions(conditions, target.batch)
-        x = torch.cat([prefix.x, self.embed_target(target, hidden)], dim=1)
+        x = torch.cat([prefix.x, self.embed_target(target, hidden, self.sighted(prefix, target))], dim=1)
         seen = None if prefix.seen is None else F.pad(prefix.seen, (0, target.length), value=True)
         states = self.decoder(x, seen=seen)
         return self.logits(states[:, prefix.x.shape[1] :], target, slice(0, target.length))
@@ -211,6 +223,8 @@ class OmniModel(nn.Module):
         if target.modality == "brain":
             vectors = vectors + torch.einsum("bkd,kde->bke", states, self.point[place_of(target)][places])
         logits = logits + vectors @ getattr(self, f"{target.modality}_codebook").T
+        if target.lean is not None:
+            logits = logits + target.lean[:, places]
         if target.modality == "brain" and self.interface.brain_stages > 1:
             logits = logits.masked_fill(self.other_stages(places, logits.device), NEVER)
         return logits
@@ -225,20 +239,31 @@ class OmniModel(nn.Module):
         """begin, and each condition behind its opening token."""
         parts = [self.embed_control("begin", batch)]
         seen = [torch.ones(batch, 1, dtype=torch.bool, device=parts[0].device)]
+        looked_at = None
         for block in conditions:
             if block.modality != "text" or block.codes is None or self.config.text_opening:
                 parts, seen = [*parts, self.embed_control(opening(block), batch)], [*seen, seen[0]]
-            parts.append(self.embed_content(block))
+            content = self.embed_vectors(block, slice(0, block.length))
+            if self.config.sight and block.features == self.config.image_input and block.modality == "image":
+                looked_at = content if block.dropped is None else content * ~block.dropped[:, None, None]
+            parts.append(self.embed_content(block, content))
             exists = seen[0].expand(batch, block.length) if block.seen is None else block.seen
             if block.seen is not None and block.dropped is not None and self.config.text_opening:
                 exists = exists & ~block.dropped[:, None]  # not even how long it is; Janus pads what it withholds
             seen.append(exists)
         filled_up = any(block.seen is not None for block in conditions)
-        return Prefix(torch.cat(parts, dim=1), torch.cat(seen, dim=1) if filled_up else None)
+        return Prefix(torch.cat(parts, dim=1), torch.cat(seen, dim=1) if filled_up else None, looked_at)
 
-    def embed_content(self, block: Block) -> Float[Tensor, "b k d"]:
-        """The content of a condition; rows that are dropped show only where they would be."""
-        x = self.embed_vectors(block, slice(0, block.length))
+    def sighted(self, prefix: "Prefix", target: Block) -> Float[Tensor, "b k d"] | None:
+        """What each place of a brain sees of the picture through its own window; None where there is no picture."""
+        if prefix.looked_at is None or target.modality != "brain":
+            return None
+        return torch.einsum("btd,kt->bkd", prefix.looked_at, self.sight[place_of(target)])
+
+    def embed_content(self, block: Block, x: Float[Tensor, "b k d"] | None = None) -> Float[Tensor, "b k d"]:
+        """The content of a condition; rows that are dropped show only where they would be. x: what it is embedded as,
+        if that is known."""
+        x = self.embed_vectors(block, slice(0, block.length)) if x is None else x
         if block.unmeasured is not None:
             x = x + block.unmeasured[..., None].to(x.dtype) * self.embed_control("hidden", 1)
         if block.dropped is not None:
@@ -274,14 +299,21 @@ class OmniModel(nn.Module):
             x = x + torch.einsum("bke,ked->bkd", vectors, read)
         return x
 
-    def embed_target(self, target: Block, hidden: Bool[Tensor, "b k"] | None = None) -> Float[Tensor, "b k d"]:
-        """The target as it enters: its opening token, then all codes but the last, each told what comes next."""
+    def embed_target(
+        self,
+        target: Block,
+        hidden: Bool[Tensor, "b k"] | None = None,
+        sighted: Float[Tensor, "b k d"] | None = None,
+    ) -> Float[Tensor, "b k d"]:
+        """The target as it enters: its opening token, then all codes but the last, each told what comes next, and what
+        its place sees."""
         x = self.embed_vectors(target, slice(0, target.length))[:, :-1]
         if hidden is not None:
             x = torch.where(hidden[:, :-1, None], self.embed_control("hidden", 1), x)
         x = torch.cat([self.embed_control(opening(target), target.batch), x], dim=1)
         place = place_of(target)
-        return x + self.targets[place] if place in self.targets else x
+        x = x + self.targets[place] if place in self.targets else x
+        return x if sighted is None else x + sighted
 
     def embed_control(self, name: str, batch: int) -> Float[Tensor, "b 1 d"]:
         alias = self.interface.controls.get(name)  # of Janus: its own pieces
@@ -289,11 +321,13 @@ class OmniModel(nn.Module):
         token = torch.tensor(row, device=self.embed_tokens.weight.device)
         return self.embed_tokens(token).expand(batch, 1, -1)
 
-    def start(self, conditions: Sequence[Block], batch: int, length: int) -> Cache:
-        """A cache that holds the conditions and has room for `length` positions in all."""
+    def start(self, conditions: Sequence[Block], batch: int, length: int, target: Block | None = None) -> Cache:
+        """A cache that holds the conditions and has room for `length` positions in all, and what the places of a target
+        see."""
         prefix = self.embed_conditions(conditions, batch)
         cache = Cache(self.config.decoder, batch, length, like=self.decoder.norm.weight)
         self.decoder(prefix.x, cache, prefix.seen)
+        cache.sighted = None if target is None else self.sighted(prefix, target)
         return cache
 
     def step(
@@ -315,6 +349,8 @@ class OmniModel(nn.Module):
             x = self.embed_vectors(Block(target.modality, codes=previous[:, None], subject=target.subject), before)
         if place in self.targets:
             x = x + self.targets[place][places]
+        if cache.sighted is not None:
+            x = x + cache.sighted[:, places]
         return self.logits(self.decoder(x, cache), target, places)[:, 0]
 
     def prepare(self, precision: str = "auto") -> None:
@@ -342,10 +378,12 @@ class OmniModel(nn.Module):
 
 
 class Prefix(NamedTuple):
-    """The conditions as they enter the decoder. seen: which positions exist; None: all."""
+    """The conditions as they enter the decoder. seen: which positions exist; None: all. looked_at: the features of the
+    picture that places of a brain look at."""
 
     x: Float[Tensor, "b l d"]
     seen: Bool[Tensor, "b l"] | None
+    looked_at: Float[Tensor, "b t d"] | None = None
 
 
 class Standardise(nn.Module):

@@ -13,6 +13,7 @@ Responses, pixels and features stay on disk (store.py); captions, and codes that
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,7 +31,7 @@ from brainjanus.core.progress import progress
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
 from brainjanus.model.checkpoint import Tokenizers
-from brainjanus.model.draft import beyond_codes, draft_block, draft_of
+from brainjanus.model.draft import beyond_codes, draft_block, draft_of, lean_of
 from brainjanus.model.omni import OmniConfig
 from brainjanus.model.sequence import Block, Task, brain_block, modality_of, subject_of
 from brainjanus.tokenizers.brain import BrainTokenizer
@@ -38,7 +39,7 @@ from brainjanus.tokenizers.image import ImageTokenizer
 from brainjanus.tokenizers.janus import JanusImageTokenizer
 from brainjanus.tokenizers.text import END, Prompt, up_to_end
 from brainjanus.tokenizers.vision import can_encode, vision_encoder
-from brainjanus.train.draft import Solved, descriptions_of
+from brainjanus.train.draft import Described, Solved, descriptions_of
 from brainjanus.train.store import Rows, Stored, held, in_chunks, stored
 
 ENCODE_BATCH = 32
@@ -48,6 +49,7 @@ REGIONS = 0.5  # how often a part of a brain is some of its regions; otherwise s
 STRETCHES = 64  # that a brain is cut into
 MOST_PIECES = 2000  # codes of captions that encoding models read
 MOST_RESIDUALS = 6000  # trials that tell how trials scatter
+MOST_FLAT = 8192  # numbers of a picture's features that encoding models read
 WIDEST, SMALL_PICTURE = 8192, 16  # numbers of a stimulus's features above which places are averaged; pixels a side
 MOST_SAMPLED = 2**26  # numbers of features that tell how their channels spread; 256 MB
 AVERAGES = 0.8  # how often a repeated stimulus is shown by its average; otherwise by one of its single trials
@@ -181,16 +183,47 @@ class Codes:
             shown = unit_pixels(self.pixels[picked]) if pixels and self.pixels is not None else None
             return Batch(conditions, self._picture(picked), shown)
         goal = Block("brain", codes=drawn[target].codes, subject=target)
-        draft = draft_of(self.solved.at(stimuli), given, target) if self.solved and given else None
-        if draft is None:
+        blocks = dict(zip(task.conditions, conditions, strict=True))
+        drafted = draft_of(self.solved.at(stimuli, self._means), given, target, blocks) if self.solved else None
+        if drafted is None:
             return Batch(conditions, goal, drawn[target].expected)
-        judged = None
+        draft, judged = drafted.values, None
         if f"part:{target}" in given:
             judged = given[f"part:{target}"].isnan()
         else:
             conditions.append(draft_block(self.tokenizer, draft, target, config.brain_input, config.brain_fold))
-        beyond = beyond_codes(self.tokenizer, draft, target)
-        return Batch(conditions, goal, drawn[target].expected, draft, beyond, judged)
+        assert self.solved is not None
+        near = self.solved.whole.drafts.trust(target).near(drafted.kind)
+        lean = lean_of(self.tokenizer, draft, target, near)
+        beyond = beyond_codes(self.tokenizer, draft, target, lean)
+        return Batch(conditions, replace(goal, lean=lean), drawn[target].expected, draft, beyond, judged)
+
+    def described(self, config: OmniConfig) -> dict[str, Described]:
+        """What linear encoding models read of a picture and of a text, as the model reads them: features, or the pieces
+        of words; pictures that are read as codes are not described."""
+        found = {}
+        for kind, encoder in (("image", config.image_input), ("text", config.text_input)):
+            if encoder in self.features and self.features[encoder][0].numel() <= MOST_FLAT:
+                table = torch.cat([x.float() for x in chunks(self.features[encoder])])
+                side = math.isqrt(table.shape[1]) if kind == "image" else 0
+                found[kind] = Described(table.flatten(1), side=side if side**2 == table.shape[1] else 0)
+        if config.text_input == "codes" and self.caption_codes is not None:
+            found["text"] = Described(self._said(), varies=True)
+        return found
+
+    def pieces(self) -> Int[Tensor, "p"]:
+        """The codes of captions that are counted, the most frequent first."""
+        assert self.caption_codes is not None
+        known, count = self.caption_codes.unique(return_counts=True)
+        return known[count.argsort(descending=True, stable=True)[:MOST_PIECES]].long()
+
+    def _means(self, subject: str, stimuli: Int[Tensor, "b"]) -> Float[Tensor, "b v"]:
+        """The mean responses of a subject to stimuli that it saw; to others anything."""
+        brain, rows = self.brains[subject], self._rows_of_stimuli[subject]
+        average = rows.average[stimuli]
+        seen = rows.num_trials[stimuli] > 0
+        single = rows.trials[torch.where(seen, rows.first[stimuli], 0)]
+        return brain.values[torch.where(average >= 0, average, single)].float()
 
     def descriptions(self) -> Float[Tensor, "n f"] | None:
         """What linear encoding models read of each stimulus: its features (or a small picture) and the codes it is
@@ -215,9 +248,7 @@ class Codes:
     def _said(self) -> Float[Tensor, "n p"]:
         """The share of each stimulus's captions that have each of the MOST_PIECES most frequent codes."""
         assert self.caption_codes is not None
-        codes = self.caption_codes.long()
-        known, count = codes.unique(return_counts=True)
-        known = known[count.argsort(descending=True, stable=True)[:MOST_PIECES]]
+        codes, known = self.caption_codes.long(), self.pieces()
         column = torch.full((int(codes.max()) + 1,), len(known))
         column[known] = torch.arange(len(known))
         said = torch.zeros(len(self.captions_of), len(known) + 1)  # the last column holds the others

@@ -3,11 +3,17 @@
 Two subjects rarely saw the same training pictures. So where one did not see a picture, the other's linear encoding
 model says what its response would have been, and the map between them is fitted to measured and expected pairs alike.
 What a training row is shown as its draft comes from a solution that did not see its stimulus (out of fold): a draft
-that was fitted to the row itself would be trusted too much.
+that was fitted to the row itself would be trusted too much. For what pictures and words tell, leaving a stimulus out
+needs no further solution: its leverage says what it did to its own prediction.
+
+A site that looks at a part of the picture is better predicted by a model that does so, too: of several priors, which
+weigh the places of the picture's features by a Gaussian window, each site gets the one that generalises best.
+Source: St-Yves & Naselaris 2018 (feature-weighted receptive fields), Breiman 1996 (stacking). Differs: the weights of
+channels may vary within the window, shrunk by ridge.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +22,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from brainjanus.core.progress import progress
-from brainjanus.core.ridge import Ridge, fit_ridge
+from brainjanus.core.ridge import Chosen, Ridge, decomposed, fit_among, fit_ridge
 from brainjanus.data.dataset import Dataset
-from brainjanus.model.draft import Carry, Drafts, chosen, fit_gaussian, own_randomness
+from brainjanus.model.draft import Carry, Drafts, Reading, Stack, chosen, fit_gaussian, own_randomness
+from brainjanus.model.sequence import Block
 
 FOLDS = 4
 LEAST, LEAST_PAIRS = 3, 12  # stimuli that a linear map is fitted to; that two subjects have to share without encoders
+MOST_READ, NARROW = 256, 2048  # dimensions of a reading; width of descriptions when there are more stimuli than that
+ENOUGH = 300  # stimuli that tell which part of a picture a site looks at
+CENTRES, WIDTHS = 4, (0.17, 0.31)  # windows along a side, and their standard deviations in sides
 MOST_DESCRIBED = 512  # principal components of the stimuli's features that an encoding model reads
+
+
+# (subject, stimuli [b]) -> mean measured responses [b, v]; anything for a stimulus that the subject did not see
+Means = Callable[[str, Int[Tensor, "b"]], Float[Tensor, "b v"]]
 
 
 # N stimuli of the training split, F features
@@ -44,10 +58,12 @@ class Solved:
     folds: list[Solution]
     fold: Int[Tensor, "n"]
     descriptions: Float[Tensor, "n f"] | None
+    told: Mapping[tuple[str, str], "LeftOut"] = field(default_factory=dict)
 
-    def at(self, stimuli: Int[Tensor, "b"]) -> "OutOfFold":
-        """Drafts of responses to these stimuli, row by row."""
-        return OutOfFold(self, self.fold[stimuli])
+    def at(self, stimuli: Int[Tensor, "b"], means: "Means | None" = None) -> "OutOfFold":
+        """Drafts of responses to these stimuli, row by row. means: the measured ones, of which each is left out of what
+        pictures and words tell; None: none was there."""
+        return OutOfFold(self, self.fold[stimuli], stimuli, means)
 
     def for_others(self, count: int) -> "Solved":
         """Drafts of so many stimuli that none of this was solved on; responses that were not measured are not
@@ -72,6 +88,18 @@ class OutOfFold(NamedTuple):
 
     solved: Solved
     fold: Int[Tensor, "b"]
+    stimuli: Int[Tensor, "b"]
+    means: "Means | None" = None
+
+    def told(self, blocks: Mapping[str, Block], subject: str) -> Float[Tensor, "b v"] | None:
+        drafts, parts = self.solved.whole.drafts, {}
+        for kind, description in drafts.descriptions(blocks):
+            left_out = self.solved.told.get((kind, subject))
+            if left_out is None or self.means is None:
+                parts[kind] = drafts.reading(kind, subject)(description)
+            else:
+                parts[kind] = left_out.predict(description, self.stimuli, self.means(subject, self.stimuli))
+        return drafts.combined(parts, subject)
 
     def complete(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b v"]:
         out = torch.empty_like(values)
@@ -93,11 +121,138 @@ class OutOfFold(NamedTuple):
         return out
 
 
-def solve_drafts(dataset: Dataset, descriptions: Float[Tensor, "n f"] | None, seed: int = 0) -> Solved:
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """What a picture or words tell of one subject's response to a training stimulus, without that stimulus.
+
+    row: of each stimulus of the split among those that the subject saw; -1 for others. described: of these, as the fit
+    read them. axes, spread: of the fit, where a stimulus may be described in other words than the fit read; without
+    them it is the same description.
+    """
+
+    reading: Reading
+    fit: Chosen
+    row: Int[Tensor, "n"]
+    described: Float[Tensor, "s p"]
+    axes: Float[Tensor, "p r"] | None = None
+    spread: Float[Tensor, "r"] | None = None
+
+    def predict(
+        self, description: Float[Tensor, "b p"], stimuli: Int[Tensor, "b"], measured: Float[Tensor, "b v"]
+    ) -> Float[Tensor, "b v"]:
+        """measured: the mean responses to these stimuli, which the fit saw."""
+        rows = self.row[stimuli]
+        shown, seen = self.described[rows], (rows >= 0)[:, None]
+        own = self.fit.own[self.fit.prior, self.fit.penalty].T[rows]
+        missed = (measured - self.reading(shown)) / (1 - own)
+        if self.axes is not None and self.spread is not None:
+            both = ((description - self.reading.described) @ self.axes) * ((shown - self.reading.described) @ self.axes)
+            cross = both @ (1 / (self.spread[:, None] + self.fit.penalties[0])) + 1 / len(self.described)
+            own = cross[:, self.fit.penalty]
+        return self.reading(description) - own * missed * seen
+
+
+class Described(NamedTuple):
+    """What readings read of each stimulus of the split. varies: whether one stimulus may be described in several ways
+    (its captions), of which this is the mean. side: places along a side of the picture, if it is a grid of them."""
+
+    table: Float[Tensor, "n p"]
+    varies: bool = False
+    side: int = 0
+
+
+def windows(width: int, side: int, num_stimuli: int) -> Float[Tensor, "a p"]:
+    """Which places of a picture may tell of a site: all alike, or a Gaussian window. Few stimuli cannot tell which."""
+    flat = torch.ones(1, width)
+    if side < 3 or num_stimuli < ENOUGH:
+        return flat
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    centres = (torch.arange(CENTRES) + 0.5) / CENTRES * side - 0.5
+    made = [
+        torch.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * (share * side) ** 2)).flatten()
+        for cy in centres
+        for cx in centres
+        for share in WIDTHS
+    ]
+    return torch.cat([flat, torch.stack(made).repeat_interleave(width // side**2, dim=1)])
+
+
+def solve_readings(
+    drafts: Drafts,
+    seen: Mapping[str, Int[np.ndarray, "s"]],
+    means: Mapping[str, Float[np.ndarray, "s v"]],
+    described: Mapping[str, Described],
+) -> dict[tuple[str, str], LeftOut]:
+    """Linear encoding models of every subject, into `drafts`, and what leaves out each of their stimuli."""
+    told = {}
+    num_stimuli = {len(one.table) for one in described.values()}
+    with progress("linear encoding models", len(seen)) as advance:
+        for number, (subject, rows) in enumerate(seen.items()):
+            y, here = torch.from_numpy(means[subject]).float(), torch.from_numpy(rows)
+            row = torch.full((max(num_stimuli),), -1)
+            row[here] = torch.arange(len(here))
+            apart = {}
+            for kind, (table, varies, side) in described.items():
+                x = table[here]
+                fit = fit_among(x, y, windows(x.shape[1], side, len(x)))
+                reading = drafts.reading(kind, subject)
+                load_reading(reading, fit)
+                axes = spread = None
+                if varies:
+                    spread, _, axes = decomposed(x - fit.feature_mean)
+                told[kind, subject] = LeftOut(reading, fit, row, x, axes, spread)
+                apart[kind] = told[kind, subject].predict(x, here, y)
+            if len(apart) > 1:
+                stack(drafts.stacks[f"brain:{subject}"], apart["image"], apart["text"], y)
+            advance(number + 1, None)
+    return told
+
+
+def load_reading(reading: Reading, fit: Chosen) -> None:
+    """Of a fit's weights as many dimensions as a reading has."""
+    width, num_sites = fit.weights.shape
+    rank = reading.read.shape[1]
+    reading.described.copy_(fit.feature_mean)
+    reading.offset.copy_(fit.target_mean)
+    if rank == num_sites:
+        read, write = fit.weights, torch.eye(num_sites)
+    elif rank == width:
+        read, write = torch.eye(width), fit.weights
+    else:
+        with own_randomness():
+            left, singular, right = torch.svd_lowrank(fit.weights, q=min(rank + 32, width, num_sites), niter=4)
+        read, write = left[:, :rank] * singular[:rank], right[:, :rank].T
+    reading.read.copy_(read)
+    reading.write.copy_(write)
+
+
+def stack(
+    made: torch.nn.Module, seen: Float[Tensor, "n v"], said: Float[Tensor, "n v"], y: Float[Tensor, "n v"]
+) -> None:
+    """At each site the weights of two predictions that left each stimulus out, by least squares, drawn to one half."""
+    assert isinstance(made, Stack)
+    centre = [x - x.mean(dim=0) for x in (seen, said, y)]
+    a, b, missing = centre[0], centre[1], centre[2] - 0.5 * (centre[0] + centre[1])
+    few = 0.1 * 0.5 * (a.square().sum(dim=0) + b.square().sum(dim=0)) + 1e-9
+    aa, bb, ab = a.square().sum(dim=0) + few, b.square().sum(dim=0) + few, (a * b).sum(dim=0)
+    am, bm = (a * missing).sum(dim=0), (b * missing).sum(dim=0)
+    found = torch.stack([bb * am - ab * bm, aa * bm - ab * am]) / (aa * bb - ab.square())
+    made.weights.copy_((0.5 + found).clamp(0, 1.5))
+    made.offset.copy_(y.mean(dim=0) - made.weights[0] * seen.mean(dim=0) - made.weights[1] * said.mean(dim=0))
+
+
+def solve_drafts(
+    dataset: Dataset,
+    descriptions: Float[Tensor, "n f"] | None,
+    seed: int = 0,
+    described: Mapping[str, Described] | None = None,
+    pieces: Int[Tensor, "m"] | None = None,
+) -> Solved:
     """All drafts of a dataset's training split.
 
     descriptions: features of the stimuli, rows as in `dataset.split_ids("train")`, by which responses to stimuli that
-    a subject did not see are expected; None leaves pairs of subjects to the stimuli that both saw.
+    a subject did not see are expected; None leaves pairs of subjects to the stimuli that both saw. described: "image"
+    or "text" -> what their linear encoding models read; none are made without. pieces: the codes that are counted.
     """
     row_of = {stimulus: row for row, stimulus in enumerate(dataset.split_ids("train"))}
     seen, means = {}, {}
@@ -114,7 +269,22 @@ def solve_drafts(dataset: Dataset, descriptions: Float[Tensor, "n f"] | None, se
             solutions.append(solve(seen, means, choices, table, fold != number))
             advance(number + 1, None)
     whole, folds = solutions[-1], solutions[:-1]
-    return Solved(whole, folds, torch.from_numpy(fold), descriptions)
+    told = {}
+    if described:
+        drafts = with_readings(whole.drafts, described, pieces)
+        told = solve_readings(drafts, seen, means, described)
+        whole = Solution(drafts, whole.encoders)
+    return Solved(whole, folds, torch.from_numpy(fold), descriptions, told)
+
+
+def with_readings(drafts: Drafts, described: Mapping[str, Described], pieces: Int[Tensor, "m"] | None) -> Drafts:
+    """The same with room for encoding models."""
+    sizes = {kind: (one.table.shape[1], min(one.table.shape[1], MOST_READ)) for kind, one in described.items()}
+    made = Drafts(drafts.ranks, drafts.pairs, sizes, 0 if pieces is None else len(pieces))
+    made.load_state_dict(drafts.state_dict(), strict=False)
+    if pieces is not None:
+        made.pieces.copy_(pieces)
+    return made
 
 
 def solve(

@@ -40,6 +40,7 @@ from brainjanus.train.trained import Trained, keep, prepare, recompute, release
 from brainjanus.train.watch import Sink, Work, moved
 
 VALIDATION_ROWS, VALIDATION_SEED = 96, 17  # of each direction
+LEAST_WEIGHED = 8  # stimuli of validation that drafts are weighed on
 
 
 def default_tasks() -> dict[str, float]:
@@ -244,6 +245,8 @@ def step_losses(
     (conditions, target, continuous, _, beyond, judged), hidden = drawn.batch, drawn.hidden
     modality, direction = target.modality, drawn.task.direction
     conditions = [replace(block, dropped=drawn.dropped) for block in conditions]
+    if target.lean is not None:
+        target = replace(target, lean=target.lean * ~drawn.dropped[:, None, None])
     logits = model(conditions, target, hidden[:, None].expand(-1, target.length)).float()
     assert target.codes is not None
     of_codes = nats(logits, target.codes)
@@ -283,12 +286,13 @@ def weigh_drafts(
     batches: int = 6,
     size: int = 128,
     *,
+    validation: Codes | None = None,
     at_once: int = 0,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Solve for how much of what the model adds to its drafts is to be believed: least squares on training rows, whose
-    drafts are out of fold. Into `drafts`.
+    """Solve for how much of what the model adds to its drafts is to be believed: least squares on rows whose drafts are
+    out of fold, of validation where a task has enough stimuli there, otherwise of training. Into `drafts`.
 
     A kind of draft that no task was trained with is weighed as well: that it is believed little has to be found, too.
     at_once: rows of a batch that are computed at a time; 0: all. device, dtype: where and in what the model computes;
@@ -298,14 +302,13 @@ def weigh_drafts(
     model.to(device)
     there, parts = tokenizers.on(device).brain, parts_of(size, at_once or size)
     for subject in codes.brains:
-        others = [other for other, target in drafts.pairs if target == subject]
-        tasks = {"part": [Task((f"part:{subject}",), f"brain:{subject}")]}
-        tasks["brain"] = [Task((f"brain:{other}",), f"brain:{subject}") for other in others]
-        for kind, some in tasks.items():
-            some = [task for task in some if len(codes.stimuli_of(task))]
+        for kind, some in drafted_tasks(codes, drafts, subject).items():
             products = torch.zeros(2, dtype=torch.float64)
             for number, rows in product(range(batches if some else 0), parts):
-                batch = codes.batch(some[number % len(some)], size, generator_of(seed, number), model.config, rows)
+                task = some[number % len(some)]
+                enough = validation is not None and len(validation.stimuli_of(task)) >= LEAST_WEIGHED
+                source = validation if validation is not None and enough else codes
+                batch = source.batch(task, size, generator_of(seed, number), model.config, rows)
                 if batch.draft is None:  # so few shared stimuli that a fold has none left
                     continue
                 batch = moved(batch, device)
@@ -319,8 +322,35 @@ def weigh_drafts(
                 judged = torch.ones_like(missing, dtype=torch.bool) if batch.judged is None else batch.judged
                 products += torch.stack([(added * missing)[judged].sum(), added[judged].square().sum()]).double().cpu()
             if products[1] > 0:
-                getattr(drafts.trust(subject), kind).fill_((products[0] / products[1]).clamp(0, 1))
+                drafts.trust(subject).of(kind).fill_((products[0] / products[1]).clamp(0, 1))
     model.to("cpu")
+
+
+@torch.no_grad()
+def measure_drafts(codes: Codes, drafts: Drafts, model: OmniConfig, seed: int, size: int = 256) -> None:
+    """Solve for how near measured latents lie to those of drafts that did not see them. Into `drafts`."""
+    for subject in codes.brains:
+        for number, (kind, tasks) in enumerate(drafted_tasks(codes, drafts, subject).items()):
+            for task in tasks[:1]:
+                batch = codes.batch(task, size, generator_of(seed, number), model)
+                if batch.draft is None or batch.continuous is None:
+                    continue
+                apart = [codes.tokenizer.latents(x, subject) for x in (batch.draft, batch.continuous)]
+                distance = (apart[0] - apart[1]).square().mean()
+                drafts.trust(subject).near(kind).copy_(1 / distance.clamp_min(0.01))
+
+
+def drafted_tasks(codes: Codes, drafts: Drafts, subject: str) -> dict[str, list[Task]]:
+    """For each kind of draft of a subject's response the tasks that come with one and have stimuli."""
+    others = [other for other, target in drafts.pairs if target == subject]
+    reads = tuple(drafts.reads)
+    tasks = {
+        "part": [Task((f"part:{subject}",), f"brain:{subject}")],
+        "brain": [Task((f"brain:{other}",), f"brain:{subject}") for other in others],
+    } | {kind: [Task((kind,), f"brain:{subject}")] for kind in reads}
+    if len(reads) > 1:
+        tasks["image+text"] = [Task(("image", "text"), f"brain:{subject}")]
+    return {kind: [task for task in some if len(codes.stimuli_of(task))] for kind, some in tasks.items()}
 
 
 def parts_of(size: int, at_once: int) -> list[slice]:

@@ -14,10 +14,12 @@ from brainjanus.model.draft import (
     chosen,
     draft_of,
     fit_gaussian,
+    lean_of,
     principal,
 )
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.patch import PatchConfig
+from brainjanus.tokenizers.quantizer import QuantizerConfig
 
 NAN = float("nan")
 
@@ -121,11 +123,13 @@ def test_a_response_is_carried_over_through_both_gaussians(drafts):
 def test_the_draft_is_the_part_or_the_mean_of_other_brains(drafts):
     a, c, part = torch.randn(2, 8), torch.randn(2, 4), torch.randn(2, 5).masked_fill(torch.arange(5) < 2, NAN)
     both = (drafts.carried(a, "a", "b") + drafts.carried(c, "c", "b")) / 2
-    torch.testing.assert_close(draft_of(drafts, {"brain:a": a, "brain:c": c}, "b"), both)
-    torch.testing.assert_close(draft_of(drafts, {"brain:a": a, "part:b": part}, "b"), drafts.complete(part, "b"))
+    torch.testing.assert_close(draft_of(drafts, {"brain:a": a, "brain:c": c}, "b").values, both)
+    found = draft_of(drafts, {"brain:a": a, "part:b": part}, "b")
+    torch.testing.assert_close(found.values, drafts.complete(part, "b"))
+    assert found.kind == "part"
     assert draft_of(drafts, {"brain:b": torch.randn(2, 5)}, "a") is None
     hidden = a.masked_fill(torch.arange(8) < 3, NAN)
-    assert draft_of(drafts, {"part:a": hidden}, "b").isfinite().all(), "a part of one brain tells of another"
+    assert draft_of(drafts, {"part:a": hidden}, "b").values.isfinite().all(), "a part of one brain tells of another"
 
 
 def test_an_unknown_subject_is_named(drafts):
@@ -140,8 +144,29 @@ def test_a_model_that_agrees_with_the_draft_returns_it():
     x = torch.randn(50, 10)
     tokenizer.solve("a", x, x[:0])
     with torch.no_grad():
-        decoded = tokenizer.decode_latents(tokenizer.latents(x, "a"), "a")
-        torch.testing.assert_close(decoded + beyond_codes(tokenizer, x, "a"), x)
+        lean = lean_of(tokenizer, x, "a", 2.0)
+        decoded = tokenizer.decode_probabilities(lean.softmax(dim=-1), "a")
+        torch.testing.assert_close(decoded + beyond_codes(tokenizer, x, "a", lean), x)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        QuantizerConfig(similarity="euclidean", num_codes=16, dim=3),
+        QuantizerConfig("residual", num_codes=16, dim=3, stages=2),
+    ],
+)
+def test_a_draft_leans_to_the_codes_that_are_near_it(quantizer):
+    torch.manual_seed(0)
+    config = BrainTokenizerConfig(patch_size=4, patch=PatchConfig(8, 1, 1), quantizer=quantizer)
+    tokenizer = BrainTokenizer(config, {"a": torch.arange(10)}).eval()
+    x = torch.randn(6, 10)
+    with torch.no_grad():
+        first = lean_of(tokenizer, x, "a", 1e4)[:, :: quantizer.stages]
+        near = torch.cdist(tokenizer.latents(x, "a"), tokenizer.quantizer.codebook[: quantizer.num_codes])
+        assert torch.equal(first.argmax(dim=-1), near.argmin(dim=-1))
+        flat = lean_of(tokenizer, x, "a", 0.0)[:, :: quantizer.stages]
+        assert (flat[..., : quantizer.num_codes] == 0).all()
 
 
 def test_scatter_has_the_covariance_that_it_was_solved_from():

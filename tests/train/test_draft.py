@@ -7,7 +7,9 @@ import torch
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
 from brainjanus.data.write import write_dataset
-from brainjanus.train.draft import FOLDS, descriptions_of, solve_drafts
+from brainjanus.model.draft import draft_of
+from brainjanus.model.sequence import Block
+from brainjanus.train.draft import FOLDS, Described, descriptions_of, solve_drafts, windows
 
 
 def r(a, b):
@@ -145,3 +147,109 @@ def test_a_few_stimuli_are_enough(tmp_path, count):
         assert solved.at(stimuli).complete(values, "a").isfinite().all()
         carried = solved.at(stimuli).carried(values, "a", "b")
         assert carried is None or carried.isfinite().all()
+
+
+# --- what pictures and words tell
+
+
+@pytest.fixture(scope="module")
+def facts_of(planted):
+    dataset, _ = planted
+    return {s: torch.from_numpy(dataset.features("facts", dataset.split_ids(s)))[:, 0] for s in ("train", "test")}
+
+
+@pytest.fixture(scope="module")
+def told(planted, facts_of):
+    """Pictures tell the first three facts, words the others."""
+    facts = facts_of["train"]
+    described = {"image": Described(facts[:, :3]), "text": Described(facts[:, 3:], varies=True)}
+    return solve_drafts(*planted, described=described)
+
+
+def blocks_of(facts):
+    """Features by name, as the model is given them."""
+    image = Block("image", vectors=facts[:, None, :3], features="seen")
+    return {"image": image, "text": Block("text", vectors=facts[:, None, 3:], features="said")}
+
+
+def test_pictures_and_words_tell_a_response_and_both_tell_more(planted, told, facts_of):
+    dataset, _ = planted
+    averages = dataset.averages("a", "test")
+    row = {stimulus: number for number, stimulus in enumerate(dataset.split_ids("test"))}
+    blocks = blocks_of(facts_of["test"][[row[i] for i in averages.stimulus_ids]])
+    found = {
+        kinds: draft_of(told.whole.drafts, {}, "a", {kind: blocks[kind] for kind in kinds.split("+")})
+        for kinds in ("image", "text", "image+text")
+    }
+    assert all(draft.kind == kinds for kinds, draft in found.items())
+    score = {kinds: r(draft.values, averages.responses) for kinds, draft in found.items()}
+    assert score["image"] > 0.4 and score["text"] > 0.4
+    assert score["image+text"] > 0.8
+    assert draft_of(told.whole.drafts, {}, "a", {}) is None
+
+
+def test_a_training_stimulus_is_told_without_its_own_response(planted, facts_of):
+    """The response is changed: what is told of its stimulus stays, what is told of others does not."""
+    dataset, descriptions = planted
+    described = {"image": Described(facts_of["train"])}
+    averages = dataset.averages("a", "train")
+    changed = averages.responses.copy()
+    changed[3] += 3
+
+    class Changed(Dataset):
+        def averages(self, subject, split):
+            found = super().averages(subject, split)
+            return found._replace(responses=changed) if (subject, split) == ("a", "train") else found
+
+    rows = torch.tensor([dataset.split_ids("train").index(i) for i in averages.stimulus_ids])
+    blocks = {"image": Block("image", vectors=facts_of["train"][rows][:, None], features="seen")}
+    made, penalties = [], []
+    for data, means in ((dataset, averages.responses), (Changed(dataset.path, dataset.manifest), changed)):
+        solved = solve_drafts(data, descriptions, described=described)
+        fit = solved.told["image", "a"].fit
+        assert len(fit.prior) == 40
+        shown = solved.at(rows, lambda subject, stimuli, means=means: torch.from_numpy(means))
+        made.append(shown.told(blocks, "a"))
+        penalties.append(fit.penalties[0, fit.penalty])
+    same = penalties[0] == penalties[1]  # a penalty is chosen with all responses
+    assert same.any()
+    apart = (made[0] - made[1]).abs()
+    assert float(apart[3, same].max()) < 1e-3
+    assert float(apart[:, same].max()) > 0.05
+
+
+def test_words_that_the_fit_did_not_read_are_left_out_exactly(planted, told, facts_of):
+    """One caption of several: as if the model had been fitted without its stimulus."""
+    dataset, _ = planted
+    averages = dataset.averages("a", "train")
+    rows = torch.tensor([dataset.split_ids("train").index(i) for i in averages.stimulus_ids])
+    y, facts, left_out = torch.from_numpy(averages.responses), facts_of["train"][:, 3:], told.told["text", "a"]
+    other = facts[rows[:1]] + 0.7
+    made = left_out.predict(other, rows[:1], y[:1])[0]
+    x, kept = facts[rows][1:], y[1:]
+    penalty = left_out.fit.penalties[0, left_out.fit.penalty]
+    for site in (0, 11):
+        a = x - x.mean(0)
+        weights = torch.linalg.solve(
+            a.T @ a + penalty[site] * torch.eye(2), a.T @ (kept[:, site] - kept[:, site].mean())
+        )
+        torch.testing.assert_close(
+            made[site], ((other - x.mean(0)) @ weights)[0] + kept[:, site].mean(), atol=2e-3, rtol=1e-3
+        )
+
+
+def test_a_stimulus_that_nobody_saw_is_told_as_at_test(planted, told, facts_of):
+    dataset, _ = planted
+    unseen = torch.tensor([dataset.split_ids("train").index("b000")])
+    block = {"image": blocks_of(facts_of["train"][unseen])["image"]}
+    shown = told.at(unseen, lambda subject, stimuli: torch.full((1, 40), 99.0)).told(block, "a")
+    torch.testing.assert_close(shown, told.whole.drafts.told(block, "a"))
+
+
+def test_windows_are_places_of_the_picture():
+    made = windows(7 * 7 * 3, 7, 1000)
+    assert torch.equal(made[0], torch.ones(147)) and len(made) == 33
+    for window in made[1:]:
+        places = window.reshape(49, 3)
+        assert (places == places[:, :1]).all() and places.max() > 0.9 > 0.5 > places.min()
+    assert len(windows(147, 7, 100)) == len(windows(147, 0, 1000)) == 1

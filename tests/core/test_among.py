@@ -1,0 +1,70 @@
+"""Ridge regression under one of several priors, with leave-one-out by leverage."""
+
+import numpy as np
+import pytest
+import torch
+
+from brainjanus.core.errors import UserError
+from brainjanus.core.ridge import fit_among, fit_ridge
+
+
+@pytest.fixture
+def planted():
+    """The first target reads features 0 to 4, the second features 5 to 9."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 40, generator=generator)
+    weights = torch.zeros(40, 2)
+    weights[:5, 0] = weights[5:10, 1] = 0.5
+    return x, x @ weights + torch.randn(120, 2, generator=generator)
+
+
+def windows():
+    flat, first, second = torch.ones(40), torch.full((40,), 0.1), torch.full((40,), 0.1)
+    first[:5] = second[5:10] = 1
+    return torch.stack([flat, first, second])
+
+
+def test_each_target_gets_the_prior_that_generalises(planted):
+    x, y = planted
+    fit = fit_among(x[:80], y[:80], windows())
+    assert fit.prior.tolist() == [1, 2]
+    flat = fit_among(x[:80], y[:80], windows()[:1])
+    error = [(((x[80:] - f.feature_mean) @ f.weights + f.target_mean) - y[80:]).square().mean() for f in (fit, flat)]
+    assert error[0] < 0.9 * error[1]
+
+
+def test_with_one_flat_prior_it_is_ridge(planted):
+    x, y = planted
+    penalties = np.logspace(-1, 1, 5)
+    fit = fit_among(x, y, torch.ones(1, 40), penalties)
+    scale = float(torch.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0))).mean())
+    ridge = fit_ridge(x.numpy(), y.numpy(), penalties * scale)
+    made = (x - fit.feature_mean) @ fit.weights + fit.target_mean
+    np.testing.assert_allclose(made, ridge.predict(x.numpy()), atol=1e-4)
+    np.testing.assert_allclose(fit.r2, ridge.r2, atol=1e-4)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_leaving_a_sample_out_is_exact(planted, wide):
+    """Against fits without the sample, at the same penalty, its centring included."""
+    x, y = planted
+    x, y = (x[:25], y[:25]) if wide else (x, y)
+    fit = fit_among(x, y, windows())
+    fitted = (x - fit.feature_mean) @ fit.weights
+    made = fit.left_out(fitted, y - fit.target_mean, torch.arange(len(x))) + fit.target_mean
+    for row in (0, 7):
+        others = torch.arange(len(x)) != row
+        for target in range(2):
+            scale = windows()[fit.prior[target]]
+            penalty = fit.penalties[fit.prior[target], fit.penalty[target]]
+            mean, offset = x[others].mean(0), y[others, target].mean()
+            a = (x[others] - mean) * scale
+            weights = torch.linalg.solve(a.T @ a + penalty * torch.eye(40), a.T @ (y[others, target] - offset))
+            torch.testing.assert_close(
+                made[row, target], ((x[row] - mean) * scale) @ weights + offset, atol=2e-3, rtol=1e-3
+            )
+
+
+def test_too_few_samples_are_named():
+    with pytest.raises(UserError, match="expected at least 3 training samples"):
+        fit_among(torch.zeros(2, 3), torch.zeros(2, 1), torch.ones(1, 3))
