@@ -20,7 +20,7 @@ from brainjanus.core.fused import nats
 from brainjanus.core.processes import gathered, share
 from brainjanus.core.progress import progress
 from brainjanus.model.checkpoint import Checkpoint
-from brainjanus.model.draft import Drafts, beyond_codes, draft_block, draft_of, lean_of
+from brainjanus.model.draft import Drafts, beyond_codes, draft_block, draft_of, guess_of, lean_of
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Block, brain_block, modality_of, subject_of, total_length
 from brainjanus.model.steps import Steps
@@ -401,7 +401,10 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
     if goal.modality == "brain" and checkpoint.drafts is not None:
         drafted = draft_of(checkpoint.drafts, given, subject, blocks)
     if drafted is None:
-        return Asked(list(blocks.values()), goal)
+        guess = None
+        if goal.modality != "brain" and checkpoint.drafts is not None and given:
+            guess = guess_of(checkpoint.drafts, given)
+        return Asked([*blocks.values()] if guess is None else [*blocks.values(), guess], goal)
     draft = drafted.values
     known = given.get(f"part:{subject}")
     shown = list(blocks.values())

@@ -39,7 +39,7 @@ from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, 
 from brainjanus.generate import Generated, GenerationConfig, estimate, generate, score_candidates
 from brainjanus.generate import score as log_p
 from brainjanus.model.checkpoint import JANUS, Checkpoint, Tokenizers, interface_of
-from brainjanus.model.draft import Drafts
+from brainjanus.model.draft import GUESS, Drafts, channels_of
 from brainjanus.model.janus import JanusFolder, janus_model, janus_tokenizers, omni_config, open_janus
 from brainjanus.model.omni import OmniModel
 from brainjanus.recipes import RunConfig, fitting
@@ -332,15 +332,18 @@ def new_model(made: Tokenized, config: RunConfig, seed: int) -> OmniModel:
     codes, janus = made.codes, made.janus
     brain, image = made.tokenizers.brain, made.tokenizers.image
     sizes = {name: (values.shape[1], values.shape[2]) for name, values in codes.features.items()}
+    if made.drafts.guessed:
+        channels = channels_of(made.drafts.guessed)
+        sizes[GUESS] = made.drafts.guessed // channels, channels  # of mean 0 and spread 1, as they are
     torch.manual_seed(seed)
     if janus is not None:
         sizes = {name: size for name, size in sizes.items() if name != JANUS}
         model = janus_model(janus, made.tokenizers, config.omni, sizes, precision=made.precision)
-        model.load_feature_statistics({name: codes.sample_of_features(name) for name in sizes})
+        model.load_feature_statistics({name: codes.sample_of_features(name) for name in sizes if name != GUESS})
     else:
         model = OmniModel(config.omni, interface_of(made.tokenizers, sizes))
         model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
-        model.load_feature_statistics({name: codes.sample_of_features(name) for name in sizes})
+        model.load_feature_statistics({name: codes.sample_of_features(name) for name in sizes if name != GUESS})
     return model
 
 

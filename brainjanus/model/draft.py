@@ -7,7 +7,8 @@ at all sites of the same subject (what is known stays), or of another subject.
 Each subject has a Gaussian of few dimensions, x = mean + z axes + noise with z ~ N(0, I): what is known of a response
 tells z, and z tells the rest. From one subject to another z is carried over by a linear map. And each subject has a
 scatter: what a single trial has beside what the codes of its stimulus say, again of few dimensions and noise by site.
-A reading is the linear encoding model from a picture's features or from words; of both, the two are stacked.
+A reading is the linear encoding model from a picture's features or from words; of both, the two are stacked. A guess
+is the way back: what a response tells of its stimulus, by a linear decoding model, to start pictures and captions from.
 Source: Tipping & Bishop 1999 (probabilistic principal components; the rest given a part is its conditional mean).
 Differs: the rank and the noise are chosen by hiding a part of left-out responses.
 """
@@ -27,6 +28,7 @@ from brainjanus.tokenizers.brain import BrainTokenizer
 
 RANKS = (4, 8, 16, 32, 64, 128, 256)
 NOISES = (1.0, 2.0, 4.0, 8.0)  # in units of the variance of a site that the axes leave over
+GUESS, GUESS_CHANNELS = "guess", 32  # how the model knows the features that a guess is; numbers that a token of it has
 KINDS = ("part", "brain", "image", "text", "image+text")  # what a draft of a response comes from
 SCATTERED = 32  # dimensions in which single trials scatter together
 SPARE, ROUNDS = 32, 4  # of the randomised decomposition (Halko et al. 2011): more axes than asked for, power iterations
@@ -173,7 +175,7 @@ class Drafts(nn.Module):
 
     ranks: subject -> (sites, dimensions). pairs: (from, to) that there is a map for. readings: "image" or "text" ->
     (numbers of a description, dimensions of the map); every subject has those that there are. pieces: how many of the
-    text's codes are counted.
+    text's codes are counted. guessed: how many numbers of a stimulus are guessed from a response.
     """
 
     pieces: Tensor
@@ -184,6 +186,7 @@ class Drafts(nn.Module):
         pairs: Iterable[Sequence[str]],
         readings: Mapping[str, Sequence[int]] | None = None,
         pieces: int = 0,
+        guessed: int = 0,
     ):
         super().__init__()
         self.reads = {kind: tuple(size) for kind, size in (readings or {}).items()}
@@ -203,12 +206,21 @@ class Drafts(nn.Module):
                 for s, sizes in self.ranks.items()
             }
         )
+        self.guessed = guessed
+        backwards = {s: (sizes[0], min(sizes[0], guessed), guessed) for s, sizes in self.ranks.items() if guessed}
+        self.guesses = nn.ModuleDict({f"brain:{s}": Reading(*sizes) for s, sizes in backwards.items()})
         both = self.ranks if len(self.reads) > 1 else {}
         self.stacks = nn.ModuleDict({f"brain:{s}": Stack(sizes[0]) for s, sizes in both.items()})
 
     def facts(self) -> dict[str, Any]:
         """What they are made with."""
-        return {"ranks": self.ranks, "pairs": self.pairs, "readings": self.reads, "pieces": len(self.pieces)}
+        return {
+            "ranks": self.ranks,
+            "pairs": self.pairs,
+            "readings": self.reads,
+            "pieces": len(self.pieces),
+            "guessed": self.guessed,
+        }
 
     def gaussian(self, subject: str) -> Gaussian:
         if subject not in self.ranks:
@@ -269,6 +281,12 @@ class Drafts(nn.Module):
             return next(iter(parts.values()), None)
         return self.stacks[f"brain:{subject}"](parts["image"], parts["text"])
 
+    def guess(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b g"] | None:
+        """What a response, filled in where it is not known, tells of its stimulus; None without a decoding model."""
+        if not self.guessed:
+            return None
+        return self.guesses[f"brain:{subject}"](self.complete(values, subject))
+
     def reading(self, kind: str, subject: str) -> Reading:
         self.gaussian(subject)
         found = self.readings[f"{kind}->brain:{subject}"]
@@ -285,6 +303,8 @@ class Drafting(Protocol):
     def carried(self, values: Tensor, subject: str, other: str) -> Tensor | None: ...
 
     def told(self, blocks: Mapping[str, Block], subject: str) -> Tensor | None: ...
+
+    def guess(self, values: Tensor, subject: str) -> Tensor | None: ...
 
 
 class Draft(NamedTuple):
@@ -313,6 +333,21 @@ def draft_of(
     if told is None:
         return None
     return Draft(told, "+".join(kind for kind in ("image", "text") if kind in (blocks or {})))
+
+
+def guess_of(drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]]) -> Block | None:
+    """What the given responses tell of their stimulus, the mean over brains, as a condition; None without any."""
+    guesses = [drafts.guess(values, name.partition(":")[2]) for name, values in given.items()]
+    found = [guess for guess in guesses if guess is not None]
+    if not found:
+        return None
+    vectors = torch.stack(found).mean(dim=0)
+    return Block("text", vectors=vectors.unflatten(1, (-1, channels_of(vectors.shape[1]))), features=GUESS)
+
+
+def channels_of(guessed: int) -> int:
+    """How many numbers of a guess make a token."""
+    return min(guessed, GUESS_CHANNELS)
 
 
 def draft_block(

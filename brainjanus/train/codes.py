@@ -31,7 +31,7 @@ from brainjanus.core.progress import progress
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
 from brainjanus.model.checkpoint import Tokenizers
-from brainjanus.model.draft import beyond_codes, draft_block, draft_of, lean_of
+from brainjanus.model.draft import beyond_codes, draft_block, draft_of, guess_of, lean_of
 from brainjanus.model.omni import OmniConfig
 from brainjanus.model.sequence import Block, Task, brain_block, modality_of, subject_of
 from brainjanus.tokenizers.brain import BrainTokenizer
@@ -176,6 +176,10 @@ class Codes:
             else:
                 conditions.append(self._seen_or_said(name, drawn_stimuli, generator, config, part))
         target = str(subject_of(task.target))
+        drafting = self.solved.at(stimuli, self._means) if self.solved else None
+        if subject_of(task.target) is None and drafting is not None and given:
+            guess = guess_of(drafting, given)
+            conditions += [] if guess is None else [guess]
         if task.target == "text":
             return Batch(conditions, self._text(drawn_stimuli, generator, part), None)
         if task.target == "image":
@@ -184,7 +188,7 @@ class Codes:
             return Batch(conditions, self._picture(picked), shown)
         goal = Block("brain", codes=drawn[target].codes, subject=target)
         blocks = dict(zip(task.conditions, conditions, strict=True))
-        drafted = draft_of(self.solved.at(stimuli, self._means), given, target, blocks) if self.solved else None
+        drafted = draft_of(drafting, given, target, blocks) if drafting else None
         if drafted is None:
             return Batch(conditions, goal, drawn[target].expected)
         draft, judged = drafted.values, None

@@ -24,7 +24,7 @@ from torch import Tensor
 from brainjanus.core.progress import progress
 from brainjanus.core.ridge import Chosen, Ridge, decomposed, fit_among, fit_ridge
 from brainjanus.data.dataset import Dataset
-from brainjanus.model.draft import Carry, Drafts, Reading, Stack, chosen, fit_gaussian, own_randomness
+from brainjanus.model.draft import Carry, Drafts, Reading, Stack, channels_of, chosen, fit_gaussian, own_randomness
 from brainjanus.model.sequence import Block
 
 FOLDS = 4
@@ -32,6 +32,7 @@ LEAST, LEAST_PAIRS = 3, 12  # stimuli that a linear map is fitted to; that two s
 MOST_READ, NARROW = 256, 2048  # dimensions of a reading; width of descriptions when there are more stimuli than that
 ENOUGH = 300  # stimuli that tell which part of a picture a site looks at
 CENTRES, WIDTHS = 4, (0.17, 0.31)  # windows along a side, and their standard deviations in sides
+MOST_GUESSED = 256  # of them are guessed from a response
 MOST_DESCRIBED = 512  # principal components of the stimuli's features that an encoding model reads
 
 
@@ -59,6 +60,8 @@ class Solved:
     fold: Int[Tensor, "n"]
     descriptions: Float[Tensor, "n f"] | None
     told: Mapping[tuple[str, str], "LeftOut"] = field(default_factory=dict)
+    guesses: Mapping[str, "LeftOut"] = field(default_factory=dict)
+    facts: Float[Tensor, "n g"] | None = None  # what is guessed
 
     def at(self, stimuli: Int[Tensor, "b"], means: "Means | None" = None) -> "OutOfFold":
         """Drafts of responses to these stimuli, row by row. means: the measured ones, of which each is left out of what
@@ -100,6 +103,12 @@ class OutOfFold(NamedTuple):
             else:
                 parts[kind] = left_out.predict(description, self.stimuli, self.means(subject, self.stimuli))
         return drafts.combined(parts, subject)
+
+    def guess(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b g"] | None:
+        left_out, facts = self.solved.guesses.get(subject), self.solved.facts
+        if left_out is None or facts is None:
+            return self.solved.whole.drafts.guess(values, subject)
+        return left_out.predict(self.complete(values, subject), self.stimuli, facts[self.stimuli])
 
     def complete(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b v"]:
         out = torch.empty_like(values)
@@ -269,19 +278,50 @@ def solve_drafts(
             solutions.append(solve(seen, means, choices, table, fold != number))
             advance(number + 1, None)
     whole, folds = solutions[-1], solutions[:-1]
-    told = {}
-    if described:
-        drafts = with_readings(whole.drafts, described, pieces)
-        told = solve_readings(drafts, seen, means, described)
-        whole = Solution(drafts, whole.encoders)
-    return Solved(whole, folds, torch.from_numpy(fold), descriptions, told)
+    facts = None if descriptions is None else facts_of(descriptions)
+    drafts = with_readings(whole.drafts, described or {}, pieces, 0 if facts is None else facts.shape[1])
+    told = solve_readings(drafts, seen, means, described) if described else {}
+    guesses = {} if facts is None else solve_guesses(drafts, seen, means, facts)
+    whole = Solution(drafts, whole.encoders)
+    return Solved(whole, folds, torch.from_numpy(fold), descriptions, told, guesses, facts)
 
 
-def with_readings(drafts: Drafts, described: Mapping[str, Described], pieces: Int[Tensor, "m"] | None) -> Drafts:
-    """The same with room for encoding models."""
+def facts_of(descriptions: Float[Tensor, "n f"]) -> Float[Tensor, "n g"]:
+    """Of a description what is guessed: its first numbers, each with a spread of 1."""
+    count = min(MOST_GUESSED, descriptions.shape[1])
+    count -= count % channels_of(count)
+    return descriptions[:, :count] / descriptions[:, :count].std(dim=0, correction=0).clamp_min(1e-6)
+
+
+def solve_guesses(
+    drafts: Drafts,
+    seen: Mapping[str, Int[np.ndarray, "s"]],
+    means: Mapping[str, Float[np.ndarray, "s v"]],
+    facts: Float[Tensor, "n g"],
+) -> dict[str, LeftOut]:
+    """Linear decoding models of every subject, into `drafts`, and what leaves out each of their stimuli."""
+    found = {}
+    for subject, rows in seen.items():
+        x, here = torch.from_numpy(means[subject]).float(), torch.from_numpy(rows)
+        fit = fit_among(x, facts[here], torch.ones(1, x.shape[1]))
+        reading = drafts.guesses[f"brain:{subject}"]
+        assert isinstance(reading, Reading)
+        load_reading(reading, fit)
+        row = torch.full((len(facts),), -1)
+        row[here] = torch.arange(len(here))
+        spread, _, axes = decomposed(x - fit.feature_mean)
+        found[subject] = LeftOut(reading, fit, row, x, axes, spread)
+    return found
+
+
+def with_readings(
+    drafts: Drafts, described: Mapping[str, Described], pieces: Int[Tensor, "m"] | None, guessed: int
+) -> Drafts:
+    """The same with room for encoding and decoding models."""
     sizes = {kind: (one.table.shape[1], min(one.table.shape[1], MOST_READ)) for kind, one in described.items()}
-    made = Drafts(drafts.ranks, drafts.pairs, sizes, 0 if pieces is None else len(pieces))
-    made.load_state_dict(drafts.state_dict(), strict=False)
+    made = Drafts(drafts.ranks, drafts.pairs, sizes, 0 if pieces is None else len(pieces), guessed)
+    state = {name: values for name, values in drafts.state_dict().items() if name != "pieces"}
+    made.load_state_dict(state, strict=False)
     if pieces is not None:
         made.pieces.copy_(pieces)
     return made
