@@ -2,5 +2,71 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Literal
 
-COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {}
+from tyro.conf import Positional, arg
+
+from brainjanus import arguments
+from brainjanus.arguments import RunFolder, gathered
+
+
+def prefer(argv: list[str]) -> Path:
+    """Rank stimuli, sentences and generated pictures by how much a region answers to them.
+
+    Examples:
+        brainjanus prefer runs/demo/run FFA --out ffa
+        brainjanus prefer runs/demo/run FFA+OFA --less-others --prompts "a face" "a house" "a dog" --out faces
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        region: A ROI, several joined by +, sites:0-9,12, or of sensors a name or a window such as 100-200ms.
+        out: Folder for figure.png, results.json, generated pictures and maps.
+        subjects: Whose brains; the answer is the mean over them. Default: all.
+        less_others: Rank by what the region answers more than the mean of all other ROIs.
+        split: Of the stimuli that are ranked: test, val or train.
+        prompts: Sentences to be ranked. Default: the captions of the split.
+        prompts_file: A text file with one sentence a line instead.
+        top: How many stimuli count as preferred.
+        samples: Pictures that are generated from a synthetic brain; 0 is none.
+        level: Standard deviations that the region is raised by in it.
+        seed: Of what is drawn at random.
+        dataset: Folder of the dataset. Default: where it was when the run was trained.
+        device: cpu or cuda.
+    """
+
+    def run(
+        run: RunFolder,
+        region: Positional[Annotated[str, arg(metavar="REGION")]],
+        out: Path,
+        subjects: tuple[str, ...] = (),
+        less_others: bool = False,
+        split: Literal["test", "val", "train"] = "test",
+        prompts: tuple[str, ...] = (),
+        prompts_file: Path | None = None,
+        top: int = 8,
+        samples: int = 48,
+        level: float = 3.0,
+        seed: int = 0,
+        dataset: Path | None = None,
+        device: str = "cpu",
+    ) -> Path:
+        from brainjanus.insilico.experiment import check_new, lines_of
+        from brainjanus.insilico.prefer import prefer as ask
+        from brainjanus.run import Run
+
+        check_new(out)
+        sentences = (*prompts, *(lines_of(prompts_file) if prompts_file else ()))
+        found = ask(
+            Run.open(run, device=device), region, out=out, dataset=dataset, subjects=subjects, less_others=less_others,
+            split=split, prompts=sentences, top=top, samples=samples, level=level, seed=seed,
+        )  # fmt: skip
+        r = found.results["prediction"]
+        print(f"{found.region}: predicted and measured answers to {r['n']} stimuli: r {r['r']:.2f} (p {r['p']:.3g})")
+        for one in found.stimuli[:5]:
+            print(f"  {one.predicted:+.2f} / {one.measured:+.2f}  {one.name}  {one.caption}")
+        return out
+
+    return arguments.parse(prefer, run, gathered(argv, ("--subjects", "--prompts")))
+
+
+COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {"prefer": prefer}
