@@ -69,4 +69,65 @@ def prefer(argv: list[str]) -> Path:
     return arguments.parse(prefer, run, gathered(argv, ("--subjects", "--prompts")))
 
 
-COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {"prefer": prefer}
+def lesion(argv: list[str]) -> Path:
+    """Measure what each region contributes to each attribute that can be decoded, by taking it away.
+
+    Examples:
+        brainjanus lesion runs/demo/run --out lesions
+        brainjanus lesion runs/demo/run FFA OFA FFA+OFA --only --attributes face animal=dog,bird,fish --out faces
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        regions: ROIs, several joined by +, sites:0-9,12, or of sensors names or windows such as 100-200ms. Default:
+            all ROIs, one by one; without ROIs, windows of time or stretches of cortex.
+        out: Folder for figure.png, results.json and maps.
+        kind: A region that is gone answers as it does on average ("mean"), or was not measured ("hidden").
+        only: Keep nothing but the region instead.
+        attributes: Words, or NAME=WORD,WORD. Default: those of a simulated study, else words that captions share.
+        pictures: Measure the decoded picture, too.
+        captions: Of each test stimulus, at most.
+        controls: Lesions of the same size elsewhere, for each region and subject.
+        subjects: Whose brains. Default: all.
+        seed: Of the places of the controls, and of the statistics.
+        dataset: Folder of the dataset. Default: where it was when the run was trained.
+        device: cpu or cuda.
+    """
+
+    def run(
+        run: RunFolder,
+        regions: Positional[Annotated[tuple[str, ...], arg(metavar="[REGION ...]")]] = (),
+        *,
+        out: Path,
+        kind: Literal["mean", "hidden"] = "mean",
+        only: bool = False,
+        attributes: tuple[str, ...] = (),
+        pictures: bool = False,
+        captions: int = 2,
+        controls: int = 4,
+        subjects: tuple[str, ...] = (),
+        seed: int = 0,
+        dataset: Path | None = None,
+        device: str = "cpu",
+    ) -> Path:
+        from brainjanus.insilico.experiment import check_new
+        from brainjanus.insilico.lesion import lesion as ask
+        from brainjanus.run import Run
+
+        check_new(out)
+        found = ask(
+            Run.open(run, device=device), regions, out=out, dataset=dataset, subjects=subjects, kind=kind, only=only,
+            attributes=attributes, pictures=pictures, captions=captions, controls=controls, seed=seed,
+        )  # fmt: skip
+        cells = sorted(found.results["cells"], key=lambda cell: (cell["p_holm"], -(cell["excess"] or 0)))
+        told = "told" if only else "lost"
+        for cell in cells[:10]:
+            print(
+                f"{cell['region']:<12} {cell['attribute']:<12} {told} {cell['loss']:+.3f} bits a mention, elsewhere "
+                f"{cell['floor']:+.3f} (p {cell['p_holm']:.3g})"
+            )
+        return out
+
+    return arguments.parse(lesion, run, gathered(argv, ("--subjects", "--attributes")))
+
+
+COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {"lesion": lesion, "prefer": prefer}

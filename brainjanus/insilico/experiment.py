@@ -1,4 +1,4 @@
-"""What experiments share: a run enters and is opened with its dataset; regions have names; one folder of results leaves.
+"""What experiments share: a run enters, opened with its dataset; regions have names; one folder of results leaves.
 
     OUT/figure.png              what there is to see
         results.json            every figure, with its floor, p, n, seed and protocol
@@ -114,8 +114,8 @@ def _part(space: BrainSpace, name: str) -> Bool[np.ndarray, "v"]:
             return (at >= float(window[1])) & (at < float(window[2]))
     other = f", sensors ({listed(space.geometry['names'])}) or a window such as 100-200ms" if sensors else ""
     raise UserError(
-        f"region '{name}': expected one of {space.subject}: {listed(space.rois, most=40)}{other}, or sites:0-9,12 of its "
-        f"{space.num_sites} sites, got an unknown one. Name one of these, or several joined by +."
+        f"region '{name}': expected one of {space.subject}: {listed(space.rois, most=40)}{other}, or sites:0-9,12 "
+        f"of its {space.num_sites} sites, got an unknown one. Name one of these, or several joined by +."
     )
 
 
@@ -215,7 +215,9 @@ def lines_of(file: Path) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: expected a text file with one sentence a line, got '{error}'. Give another.") from error
+        raise UserError(
+            f"{file}: expected a text file with one sentence a line, got '{error}'. Give another."
+        ) from error
     if not any(lines):
         raise UserError(f"{file}: expected one sentence a line, got an empty file. Give another.")
     return [line for line in lines if line]
@@ -247,7 +249,7 @@ def as_numbers(values: Any) -> Any:
     if isinstance(values, np.ndarray | list | tuple):
         return [as_numbers(value) for value in values]
     if isinstance(values, float | np.floating):
-        return round(float(values), 6) if np.isfinite(values) else None
+        return float(f"{values:.6g}") if np.isfinite(values) else None
     return int(values) if isinstance(values, np.integer) else values
 
 

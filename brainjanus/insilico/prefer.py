@@ -5,7 +5,7 @@ other ROIs, and the mean over subjects. Stimuli of the test split are ranked by 
 measured beside it. Pictures are generated from a synthetic brain: the pattern that goes along, in training, with an
 answer that is so many standard deviations above its mean (the regression of every site on the answer). They are then
 ranked by the model's own prediction, as in Bashivan, Kar & DiCarlo 2019 (synthesis) and Ratan Murty et al. 2021
-(screening); that prediction is the model's, and no measurement. Pictures from the mean brain are the control.
+(screening); that prediction is the model's, and no measurement. What the mean brain gives is the control.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import hypergeom
+from scipy.stats import hypergeom, mannwhitneyu
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.scenes import CATEGORIES
@@ -50,6 +50,7 @@ from brainjanus.tokenizers.vision import can_encode
 
 MOST_PROMPTS = 1000  # captions of a dataset that are ranked
 SHOWN_WORDS = 5
+TEMPERATURE = 0.7  # of generated pictures: at 1 they scatter so much that those of a raised region are like any others
 
 
 class Answer(NamedTuple):
@@ -62,14 +63,17 @@ class Answer(NamedTuple):
 
 
 class Preferred(NamedTuple):
-    """stimuli, prompts: from the most preferred to the least. pictures: generated ones [m, h, w, 3], best first, with
-    what the model predicts of each in `generated`. maps: subject -> name -> one value a site. results: as written."""
+    """stimuli, prompts: from the most preferred to the least. pictures: generated ones [m, h, w, 3], best first.
+
+    generated: what the model predicts of each picture ("image") and of generated sentences ("text"). maps: subject ->
+    name -> one value a site. results: as written.
+    """
 
     region: str
     stimuli: list[Answer]
     prompts: list[Answer]
     pictures: Float[np.ndarray, "m h w 3"]
-    generated: list[Answer]
+    generated: dict[str, list[Answer]]
     maps: dict[str, dict[str, Float[np.ndarray, "v"]]]
     results: dict[str, Any]
 
@@ -131,7 +135,7 @@ def prefer(
     order = np.argsort(-predicted, kind="stable")
     stimuli = [answer_of(ids[i], captions[i], predicted[i], measured[i]) for i in order]
     said = prompted(asked, probe, prompts, ids)
-    maps = {s: {"region": (w != 0) * np.sign(w)} for s, w in probe.weights.items()}
+    maps = {s: {"region": np.sign(w).astype(np.float32)} for s, w in probe.weights.items()}
     made, pictures, drawn = synthesis(asked, probe, maps, samples, level, seed)
     results: dict[str, Any] = {
         "region": name,
@@ -144,7 +148,7 @@ def prefer(
         "truth": against_truth(asked, probe, ids, captions, predicted, order, top),
         "stimuli": [one._asdict() for one in stimuli],
         "prompts": [one._asdict() for one in said],
-        "generated": made,
+        "generated": {"facts": made} | {kind: [one._asdict() for one in part] for kind, part in drawn.items()},
         "seed": seed,
         "protocol": asked.protocol(ids, split),
     }
@@ -196,7 +200,9 @@ def measurement(asked: Experiment, ids: Sequence[str], split: str) -> dict[str, 
 
 
 def answer_of(name: str, captions: Sequence[str], predicted: float, measured: float | None = None) -> Answer:
-    return Answer(name, captions[0] if captions else "", float(predicted), None if measured is None else float(measured))
+    return Answer(
+        name, captions[0] if captions else "", float(predicted), None if measured is None else float(measured)
+    )
 
 
 def prompted(asked: Experiment, probe: Probe, prompts: Sequence[str], ids: Sequence[str]) -> list[Answer]:
@@ -248,7 +254,7 @@ def preferred_words(
 
     measured: the same share among the stimuli that measurement prefers.
     """
-    groups = caption_groups(captions)
+    groups = caption_groups(captions, most=None)
     found = []
     for word, mask in groups.items():
         hits = int(mask[by_model[:top]].sum())
@@ -321,52 +327,71 @@ def synthetic(
 
 
 def synthesis(
-    asked: Experiment,
-    probe: Probe,
-    maps: dict[str, dict[str, np.ndarray]],
-    samples: int,
-    level: float,
-    seed: int,
-) -> tuple[dict[str, Any] | None, Float[np.ndarray, "m h w 3"], list[Answer]]:
-    """Pictures and captions from synthetic brains; the brains are added to `maps`. None of a kind the model lacks."""
+    asked: Experiment, probe: Probe, maps: dict[str, dict[str, np.ndarray]], samples: int, level: float, seed: int
+) -> tuple[dict[str, Any], Float[np.ndarray, "m h w 3"], dict[str, list[Answer]]]:
+    """What synthetic brains give: facts, pictures, and what is predicted of each picture and sentence, best first.
+
+    The brains are added to `maps`. There is none of a kind that the model lacks.
+    """
     checkpoint = asked.checkpoint
-    brains: dict[str, np.ndarray] = {}
-    for subject in asked.subjects:
+    brains = {}
+    for subject in asked.subjects if samples else ():
         training = asked.dataset.averages(subject, "train").responses
-        levels = [synthetic(training, probe.weights[subject], amount) for amount in (level, 0.0, -level)]
-        brains[subject] = np.stack(levels)
-        maps[subject][f"synthetic brain, answer raised by {level:g} sd"] = levels[0]
-    found: dict[str, Any] = {"level": level, "captions": {}}
-    if checkpoint.tokenizers.text is not None:
-        for subject, rows in brains.items():
-            texts = generate(checkpoint, {f"brain:{subject}": rows}, "text", GenerationConfig(temperature=0.0))
-            found["captions"][subject] = dict(zip(("raised", "mean", "lowered"), texts, strict=True))
-    nothing = np.zeros((0, 1, 1, 3))
-    if checkpoint.tokenizers.image is None or not samples:
-        return (found if found["captions"] else None), nothing, []
-    each = -(-samples // len(brains))
-    drawn: dict[str, list[np.ndarray]] = {"raised": [], "mean": []}
-    for subject, rows in brains.items():
-        config = GenerationConfig("sample", each, seed=seed)
-        made = estimate(checkpoint, {f"brain:{subject}": rows[:2]}, "image", config).samples
-        assert isinstance(made, torch.Tensor)
-        for kind, pictures in zip(drawn, made.numpy(), strict=True):
-            drawn[kind].append(pictures)
-    names = [f"{subject}-{number:02d}" for subject in brains for number in range(each)]
-    pools = {kind: np.concatenate(parts) for kind, parts in drawn.items()}
-    encoder = checkpoint.model.config.image_input
-    if encoder != "codes" and not can_encode(encoder) and not (encoder == JANUS and checkpoint.tokenizers.vision):
-        found["note"] = f"Not ranked: the model reads pictures through the stored features '{encoder}'."
-        return found, pools["raised"], [Answer(name, "", float("nan")) for name in names]
-    values = {kind: probe.read(answered(asked, {"image": torch.from_numpy(p)})) for kind, p in pools.items()}
-    order = np.argsort(-values["raised"], kind="stable")
-    found |= {
-        "pictures": len(names),
-        "predicted": {"best": values["raised"].max(), "median": np.median(values["raised"])},
-        "control_from_the_mean_brain": {"best": values["mean"].max(), "median": np.median(values["mean"])},
-        "note": "Ranked by the model's own prediction, which no measurement has confirmed.",
+        brains[subject] = np.stack([synthetic(training, probe.weights[subject], amount) for amount in (level, 0.0)])
+        maps[subject][f"synthetic brain, {level:g} sd"] = brains[subject][0]
+    facts: dict[str, Any] = {"level": level}
+    answers: dict[str, list[Answer]] = {"text": [], "image": []}
+    pictures = np.zeros((0, 1, 1, 3))
+    each = -(-samples // len(asked.subjects))
+    text, config = checkpoint.tokenizers.text, checkpoint.model.config
+    if brains and text is not None and config.text_input == "codes":
+        drawn = [
+            estimate(checkpoint, {f"brain:{s}": b}, "text", drawing(each, seed)).samples for s, b in brains.items()
+        ]
+        pools = [[caption for of in drawn if of is not None for caption in of[kind]] for kind in (0, 1)]
+        pools = [[one for one in dict.fromkeys(pool) if is_sentence(text, one)] for pool in pools]
+        if all(pools):
+            values = [probe.read(answered(asked, {"text": pool})) for pool in pools]
+            order = np.argsort(-values[0], kind="stable")
+            answers["text"] = [Answer(pools[0][i], pools[0][i], float(values[0][i])) for i in order]
+            facts["text"] = against_control(*values)
+    if brains and checkpoint.tokenizers.image is not None:
+        drawn = [
+            estimate(checkpoint, {f"brain:{s}": b}, "image", drawing(each, seed, TEMPERATURE)).samples
+            for s, b in brains.items()
+        ]
+        raised, mean = (torch.cat([of[kind] for of in drawn if isinstance(of, torch.Tensor)]) for kind in (0, 1))
+        names, pictures = [f"{subject}-{number:02d}" for subject in brains for number in range(each)], raised.numpy()
+        answers["image"] = [Answer(name, "", float("nan")) for name in names]
+        encoder = config.image_input
+        if encoder == "codes" or can_encode(encoder) or (encoder == JANUS and checkpoint.tokenizers.vision is not None):
+            values = [probe.read(answered(asked, {"image": pool})) for pool in (raised, mean)]
+            order = np.argsort(-values[0], kind="stable")
+            pictures = pictures[order]
+            answers["image"] = [Answer(names[i], "", float(values[0][i])) for i in order]
+            facts["image"] = against_control(*values)
+        else:
+            facts["note"] = f"Pictures are not ranked: the model reads them through the stored features '{encoder}'."
+    return facts, pictures, answers
+
+
+def drawing(samples: int, seed: int, temperature: float = 1.0) -> GenerationConfig:
+    return GenerationConfig("sample", samples, temperature=temperature, seed=seed)
+
+
+def is_sentence(text: Any, caption: str) -> bool:
+    """Whether the model can read what it said: it may have gone on until it was cut short."""
+    return bool(caption.strip()) and len(text.pieces([caption])[0]) < text.max_length
+
+
+def against_control(raised: Float[np.ndarray, "m"], mean: Float[np.ndarray, "l"]) -> dict[str, Any]:
+    """What the model predicts of what it generated, against what the mean brain gave (Mann-Whitney, one-sided)."""
+    return {
+        "n": len(raised),
+        "predicted": {"best": raised.max(), "median": np.median(raised)},
+        "floor": {"best": mean.max(), "median": np.median(mean)},
+        "p": float(mannwhitneyu(raised, mean, alternative="greater").pvalue),
     }
-    return found, pools["raised"][order], [Answer(names[i], "", float(values["raised"][i])) for i in order]
 
 
 # --- what is shown --------------------------------------------------------------------------------------------------
@@ -380,7 +405,7 @@ def save_pictures(folder: Path, found: Preferred) -> None:
     place = folder / "generated"
     place.mkdir()
     pixels = (found.pictures.clip(0, 1) * 255).round().astype(np.uint8)
-    for rank, (answer, picture) in enumerate(zip(found.generated, pixels, strict=True)):
+    for rank, (answer, picture) in enumerate(zip(found.generated["image"], pixels, strict=True)):
         Image.fromarray(picture).save(place / f"{rank:02d}-{answer.name}.png")
 
 
@@ -395,9 +420,15 @@ def draw(asked: Experiment, found: Preferred, top: int) -> bytes:
         pictures = asked.dataset.images([one.name for one in part]) if pictured else None
         rows.append((f"{title}, never trained on", part, pictures))
     if len(found.pictures):
-        rows.append(("generated", found.generated[:shown], found.pictures[:shown].clip(0, 1)))
+        rows.append(
+            (
+                "generated from a synthetic brain (predicted)",
+                found.generated["image"][:shown],
+                found.pictures[:shown].clip(0, 1),
+            )
+        )
     high = 1.55
-    figure = Figure((shown * 1.25 + 0.4, len(rows) * high + 3.1), dpi=110)
+    figure = Figure((shown * 1.25 + 0.4, len(rows) * high + 3.1), dpi=140)
     wide, tall = figure.get_size_inches()
     figure.text(0.2 / wide, 1 - 0.2 / tall, f"What {found.region} answers to", fontsize=12, weight="bold", color=INK)
     for number, (title, part, pictures) in enumerate(rows):
@@ -425,7 +456,7 @@ def draw(asked: Experiment, found: Preferred, top: int) -> bytes:
     axes.set_title(f"r = {found.results['prediction']['r']:.2f}", fontsize=8, color=INK)
     axes.tick_params(labelsize=7, length=2)
     axes.spines[["top", "right"]].set_visible(False)
-    lines = [f"{shown} of {len(found.stimuli)} stimuli; below each: predicted / measured (z)"]
+    lines = [f"{len(found.stimuli)} stimuli; below each: predicted / measured answer (z)"]
     if words := found.results["words"]:
         lines += ["", f"words of the first {top} (share, base rate; * p < .05, Holm)"]
         lines += [
@@ -434,18 +465,20 @@ def draw(asked: Experiment, found: Preferred, top: int) -> bytes:
         ]
     if found.prompts:
         lines += ["", "sentences it should answer to most", *(f"   {one.name[:60]}" for one in found.prompts[:3])]
-    if found.results["generated"] and found.results["generated"]["captions"]:
-        raised = next(iter(found.results["generated"]["captions"].values()))["raised"]
-        lines += ["", f"the synthetic brain reads: {raised[:60]}"]
+    if found.generated["text"]:
+        lines += ["", "sentences decoded from the synthetic brain"]
+        lines += [f"   {one.name[:60]}" for one in found.generated["text"][:2]]
     figure.text(3.4 / wide, 2.75 / tall, "\n".join(lines), fontsize=7.5, va="top", color=INK, linespacing=1.35)
     parts = [encoded(figure)]
     subject = asked.subjects[0]
     space = asked.space(subject)
     if can_draw(space):
         own = found.maps[subject]
-        maps = {f"{found.region} of {subject}": own["region"].astype(np.float32)}
-        maps |= {title: values for title, values in own.items() if title != "region"}
-        parts.append(draw_maps(space, maps, label="z (region: 1)"))
+        outlines = [name for name in found.region.split("+") if name in space.rois]
+        maps = {f"{title} ({found.region} of {subject})": own[title] for title in own if outlines or title == "region"}
+        if len(own) > 1 and outlines:  # an outline shows where the region is
+            maps.pop(f"region ({found.region} of {subject})")
+        parts.append(draw_maps(space, maps, label="z", outlines=outlines))
     return stacked(parts)
 
 
