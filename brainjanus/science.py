@@ -130,4 +130,56 @@ def lesion(argv: list[str]) -> Path:
     return arguments.parse(lesion, run, gathered(argv, ("--subjects", "--attributes")))
 
 
-COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {"lesion": lesion, "prefer": prefer}
+def neighbours(argv: list[str]) -> Path:
+    """Look into the shared space: what lies near what, in which layer, against shuffled stimuli and names.
+
+    Examples:
+        brainjanus neighbours runs/demo/run --out space
+        brainjanus neighbours runs/demo/run --words face house --patterns shared-00116 --out faces
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        out: Folder for figure.png, results.json and maps of codes.
+        words: To be looked at. Default: content words that captions of test stimuli share.
+        patterns: Test stimuli; the words nearest to the responses to them are listed.
+        top: Codes of each subject that are mapped.
+        subjects: Whose brains. Default: all.
+        seed: Of all shuffles.
+        dataset: Folder of the dataset. Default: where it was when the run was trained.
+        device: cpu or cuda.
+    """
+
+    def run(
+        run: RunFolder,
+        out: Path,
+        words: tuple[str, ...] = (),
+        patterns: tuple[str, ...] = (),
+        top: int = 4,
+        subjects: tuple[str, ...] = (),
+        seed: int = 0,
+        dataset: Path | None = None,
+        device: str = "cpu",
+    ) -> Path:
+        from brainjanus.insilico.experiment import check_new
+        from brainjanus.insilico.neighbours import neighbours as ask
+        from brainjanus.run import Run
+
+        check_new(out)
+        found = ask(
+            Run.open(run, device=device), out=out, dataset=dataset, subjects=subjects, words=words, patterns=patterns,
+            top=top, seed=seed,
+        )  # fmt: skip
+        for subject, codes in found.codes.items():
+            for one in codes[:3]:
+                near = ", ".join(f"{word} ({times:.1f} times)" for word, times in one["times"].items())
+                print(f"{subject}, code {one['code']} at place {one['place']}: {near}")
+        return out
+
+    return arguments.parse(neighbours, run, gathered(argv, ("--subjects", "--words", "--patterns")))
+
+
+COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
+    "lesion": lesion,
+    "neighbours": neighbours,
+    "prefer": prefer,
+}

@@ -30,7 +30,7 @@ from brainjanus.outputs import save_gifti, save_nifti
 from brainjanus.run import Run, check_same_data, dataset_of
 
 BLOCKS = 8  # parts that a brain without ROIs is cut into
-RESAMPLES, PERMUTATIONS = 2000, 10_000
+RESAMPLES, PERMUTATIONS = 2000, 50_000
 INK, GREY, RED = "#222222", "#777777", "#c0392b"
 
 

@@ -147,9 +147,8 @@ def lesion(
     low, high = interval(excess, rng)
     p = sign_p(excess, rng)
     adjusted = holm(p)
-    found = Lesions(
-        names, columns, families, *(_mean(values, axis=0) for values in (loss, control, excess)), adjusted, {}, {}
-    )
+    means = [_mean(values, axis=0) for values in (loss, control, excess)]
+    found = Lesions(names, columns, families, means[0], means[1], means[2], adjusted, {}, {})
     for subject, own in masks.items():
         found.maps[subject] = {
             family: painted(own, {name: found.excess[names.index(name), of].mean() for name in own})
@@ -175,9 +174,7 @@ def lesion(
         "attributes": {family: {name: sorted(group) for name, group in of.items()} for family, of in groups.items()},
         "cells": cells,
         "truth": against_truth(asked, found, masks),
-        "examples": examples(asked, found, masks, groups, Lesioner(asked, asked.subjects[0], kind, only))
-        if texts
-        else [],
+        "examples": examples(asked, found, masks, groups, shown) if texts else [],
         "seed": seed,
         "protocol": asked.protocol(ids, "test", captions=captions),
     }
@@ -221,7 +218,7 @@ def attributes_of(
             )
         return {"words": own}
     if asked.dataset.manifest["provenance"].get("simulation"):
-        vocabulary = {
+        vocabulary: dict[str, dict[str, tuple[str, ...]]] = {
             "category": {name: nouns for name, (nouns, _) in CATEGORIES.items()},
             "colour": {name: (name,) for name in COLOURS},
             "setting": {name: phrases for name, (phrases, _) in SETTINGS.items()},

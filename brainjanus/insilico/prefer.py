@@ -255,18 +255,17 @@ def preferred_words(
     measured: the same share among the stimuli that measurement prefers.
     """
     groups = caption_groups(captions, most=None)
-    found = []
-    for word, mask in groups.items():
-        hits = int(mask[by_model[:top]].sum())
-        p = float(hypergeom.sf(hits - 1, len(mask), int(mask.sum()), top))
-        found.append([word, hits / top, float(mask[by_measurement[:top]].mean()), float(mask.mean()), p])
-    if not found:
+    if not groups:
         return []
-    adjusted = holm([row[-1] for row in found])
+    hits = {word: int(mask[by_model[:top]].sum()) for word, mask in groups.items()}
+    p = [float(hypergeom.sf(hits[w] - 1, len(mask), int(mask.sum()), top)) for w, mask in groups.items()]
     rows = [
-        {"word": w, "precision": share, "measured": true, "base_rate": base, "p": p, "p_holm": float(corrected)}
-        for (w, share, true, base, p), corrected in zip(found, adjusted, strict=True)
-    ]
+        {
+            "word": word, "precision": hits[word] / top, "measured": float(mask[by_measurement[:top]].mean()),
+            "base_rate": float(mask.mean()), "p": one, "p_holm": float(adjusted),
+        }
+        for (word, mask), one, adjusted in zip(groups.items(), p, holm(p), strict=True)
+    ]  # fmt: skip
     return sorted(rows, key=lambda row: (row["p"], row["word"]))
 
 
@@ -288,11 +287,10 @@ def against_truth(
     rows = {s: [t.stimulus_ids.index(one) if one in t.stimulus_ids else -1 for one in ids] for s, t in truths.items()}
     free = {s: np.where(np.array(rows[s])[:, None] < 0, np.nan, t.responses[rows[s]]) for s, t in truths.items()}
     found: dict[str, Any] = {"r_noise_free": _r(probe.read(free), predicted)}
-    tuned = [t.category[probe.weights[s] > 0] for s, t in truths.items()]
-    tuning = np.concatenate(tuned)
-    tuning = tuning[np.isfinite(tuning).all(axis=1)].mean(axis=0) if np.isfinite(tuning).any() else None
-    if tuning is not None and len(tuning) == len(CATEGORIES):
-        category = list(CATEGORIES)[int(tuning.argmax())]
+    tuning = np.concatenate([t.category[probe.weights[s] > 0] for s, t in truths.items()])
+    tuning = tuning[np.isfinite(tuning).all(axis=1)]
+    if len(tuning):
+        category = list(CATEGORIES)[int(tuning.mean(axis=0).argmax())]
         nouns = frozenset(CATEGORIES[category][0])
         has = np.array([bool(nouns & frozenset[str]().union(*map(content_words, texts))) for texts in captions])
         hits = int(has[order[:top]].sum())
@@ -447,10 +445,10 @@ def draw(asked: Experiment, found: Preferred, top: int) -> bytes:
             told += "" if one.measured is None else f" / {one.measured:+.2f}"
             middle = (box[0] + box[2] / 2) / wide
             figure.text(middle, 1 - (top_edge + 1.2) / tall, told, fontsize=7, ha="center", color=GREY)
-    axes = figure.add_axes((0.65 / wide, 0.55 / tall, 2.3 / wide, 2.1 / tall))
-    predicted = [one.predicted for one in found.stimuli]
-    axes.scatter(predicted, [one.measured for one in found.stimuli], s=6, color=GREY, lw=0)
-    axes.scatter(predicted[:top], [one.measured for one in found.stimuli[:top]], s=9, color=RED, lw=0)
+    axes = figure.add_axes((0.65 / wide, 0.55 / tall, 2.3 / wide, 1.9 / tall))
+    points = np.array([[one.predicted, one.measured] for one in found.stimuli], dtype=float)
+    axes.scatter(*points.T, s=6, color=GREY, lw=0)
+    axes.scatter(*points[:top].T, s=9, color=RED, lw=0)
     axes.set_xlabel("predicted (z)", fontsize=8, color=INK)
     axes.set_ylabel("measured (z)", fontsize=8, color=INK)
     axes.set_title(f"r = {found.results['prediction']['r']:.2f}", fontsize=8, color=INK)
