@@ -447,12 +447,12 @@ def draw(asked: Experiment, found: Lesions) -> bytes:
 
     families = list(dict.fromkeys(found.families))
     rows, columns = found.excess.shape
-    wide, tall = 1.2 + 0.3 * columns + 0.35 * len(families) + 0.4, 1.25 + 0.27 * rows + 0.85
+    wide, tall = 1.2 + 0.3 * columns + 0.35 * len(families) + 0.4, 0.8 + 0.27 * rows + 0.85
     figure = Figure((max(wide, 6.5), tall), dpi=140)
     wide = figure.get_size_inches()[0]
     what = "told by the region alone" if found.results["only"] else "lost without the region"
     title = f"Bits a mention {what}, beyond lesions of its size elsewhere"
-    figure.text(0.15 / wide, 1 - 0.2 / tall, title, fontsize=10, weight="bold", color=INK, va="center")
+    figure.text(0.15 / wide, 1 - 0.18 / tall, title, fontsize=10, weight="bold", color=INK, va="center")
     left = 1.2
     for number, family in enumerate(families):
         which = [a for a, one in enumerate(found.families) if one == family]
@@ -472,6 +472,9 @@ def draw(asked: Experiment, found: Lesions) -> bytes:
     subject = asked.subjects[0]
     space = asked.space(subject)
     if can_draw(space):
-        maps = {f"{family}: mean over its attributes ({subject})": m for family, m in found.maps[subject].items()}
-        parts.append(draw_maps(space, maps, label="excess (bits a mention)"))
+        maps, told = {}, "told" if found.results["only"] else "lost"
+        for family, values in found.maps[subject].items():
+            top = float(np.nanmax(np.abs(values))) or 1.0
+            maps[f"{family}: {told}, mean over its attributes ({subject}; 1 is {top:.2g} bits)"] = values / top
+        parts.append(draw_maps(space, maps, label="share of the most", limits=(-1.0, 1.0)))
     return stacked(parts)

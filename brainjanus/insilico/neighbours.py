@@ -27,7 +27,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.evaluate.cortex import draw_maps
 from brainjanus.evaluate.text import content_words
 from brainjanus.evaluate.topography import caption_groups
-from brainjanus.generate import asked_of, marginal, score_candidates
+from brainjanus.generate import asked_of, marginal
 from brainjanus.insilico.experiment import (
     GREY,
     INK,
@@ -124,7 +124,7 @@ def neighbours(
         "concepts": concepts,
         "nearness": nearness,
         "codes": {subject: rows[:50] for subject, rows in codes.items()},
-        "patterns": patterns_of(asked, ids, groups, patterns or ids[:5]) if told else None,
+        "patterns": patterns_of(asked, ids, groups, expected, measured, patterns or ids[:5]) if told else None,
         "subjects": subjects_compared(asked, expected, rng),
         "words": {word: int(mask.sum()) for word, mask in groups.items()},
         "floor": f"mean over {SHUFFLES} shuffles",
@@ -233,6 +233,8 @@ def compared(states: States, rng: np.random.Generator) -> list[dict[str, Any]]:
         for i, first in enumerate(names):
             for second in names[i + 1 :]:
                 for layer, (a, b) in enumerate(zip(of[first], of[second], strict=True)):
+                    if readout == ANSWERING and layer == 0:  # what enters there is the same for all
+                        continue
                     for measure, (value, null) in similarity(a, b, rng).items():
                         rows.append(
                             {
@@ -497,18 +499,24 @@ def code_maps(
 
 
 def patterns_of(
-    asked: Experiment, ids: Sequence[str], groups: Mapping[str, Bool[np.ndarray, "n"]], shown: Sequence[str]
+    asked: Experiment,
+    ids: Sequence[str],
+    groups: Mapping[str, Bool[np.ndarray, "n"]],
+    expected: Mapping[str, Float[np.ndarray, "w k c"]],
+    measured: Mapping[str, Int[np.ndarray, "n k"]],
+    shown: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """For each subject, the words nearest to some responses, and how well this tells who has the word: AUC."""
-    found = []
+    """For each subject, the words nearest to some responses, and how well this tells who has the word: AUC.
+
+    Near is a word under which the model expects the codes of a response: log p, less the mean over responses.
+    """
+    found, words = [], list(groups)
     for subject in asked.subjects:
-        rows = condition(asked.checkpoint, asked.dataset, f"brain:{subject}", ids)
-        nats = score_candidates(asked.checkpoint, {f"brain:{subject}": rows}, "text", list(groups)).numpy()
+        log_p = np.log(np.maximum(expected[subject], 1e-12))
+        nats = log_p[:, np.arange(log_p.shape[1]), measured[subject]].sum(axis=2).T
         nats = nats - nats.mean(axis=0)
         auc = {word: _auc(nats[:, i], mask) for i, (word, mask) in enumerate(groups.items())}
-        nearest = {
-            one: [list(groups)[w] for w in np.argsort(-nats[ids.index(one)], kind="stable")[:NEAREST]] for one in shown
-        }
+        nearest = {one: [words[w] for w in np.argsort(-nats[ids.index(one)], kind="stable")[:NEAREST]] for one in shown}
         found.append({"subject": subject, "auc": np.mean(list(auc.values())), "floor": 0.5, "words": auc,
                       "nearest": nearest, "n": len(ids)})  # fmt: skip
     return found
@@ -539,6 +547,8 @@ def subjects_compared(
             told = [bits_told(expected[s]) for s in (first, second)]
             for of, x, y, shuffle in (("codes", a, b, 2), ("places", told[0], told[1][:, nearest], 1)):
                 x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+                if of == "places":  # and less what a word tells about every place
+                    x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
                 size = max(float(np.linalg.norm(x) * np.linalg.norm(y)), 1e-12)
                 r = float((x * y).sum() / size)
                 null = [
