@@ -161,7 +161,9 @@ def all_regions(space: BrainSpace) -> dict[str, Bool[np.ndarray, "v"]]:
 
 
 # N stimuli
-def interval(values: Float[np.ndarray, "n *_"], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def interval(
+    values: Float[np.ndarray, "n *_"], rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "*_"], Float[np.ndarray, "*_"]]:
     """95 % confidence interval of the mean over the first axis, by bootstrap; NaN is left out."""
     known = np.isfinite(values)
     picks = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=RESAMPLES).astype(float)
@@ -169,7 +171,7 @@ def interval(values: Float[np.ndarray, "n *_"], rng: np.random.Generator) -> tup
     count = np.tensordot(picks, known.astype(float), axes=1)
     means = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
     low, high = np.nanpercentile(means, (2.5, 97.5), axis=0)
-    return low, high
+    return np.asarray(low), np.asarray(high)
 
 
 def sign_p(values: Float[np.ndarray, "n *_"], rng: np.random.Generator) -> Float[np.ndarray, "*_"]:
@@ -215,9 +217,7 @@ def lines_of(file: Path) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{file}: expected a text file with one sentence a line, got '{error}'. Give another."
-        ) from error
+        raise UserError(f"{file}: expected a text with one sentence a line, got '{error}'. Give another.") from error
     if not any(lines):
         raise UserError(f"{file}: expected one sentence a line, got an empty file. Give another.")
     return [line for line in lines if line]

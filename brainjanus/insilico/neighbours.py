@@ -124,7 +124,7 @@ def neighbours(
         "concepts": concepts,
         "nearness": nearness,
         "codes": {subject: rows[:50] for subject, rows in codes.items()},
-        "patterns": patterns_of(asked, ids, groups, expected, measured, patterns or ids[:5]) if told else None,
+        "patterns": patterns_of(ids, groups, expected, measured, patterns or ids[:5]) if told else None,
         "subjects": subjects_compared(asked, expected, rng),
         "words": {word: int(mask.sum()) for word, mask in groups.items()},
         "floor": f"mean over {SHUFFLES} shuffles",
@@ -198,10 +198,10 @@ def layers_of(checkpoint: Checkpoint, request: Any) -> tuple[list[np.ndarray], l
     model, kept = checkpoint.model, list[Tensor]()
     block, target = request.conditions[0], request.target
 
-    def enters(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def enters(_module: nn.Module, inputs: Any) -> None:
         kept.append(inputs[0])
 
-    def leaves(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def leaves(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         kept.append(output)
 
     hooks = [model.decoder.layers[0].register_forward_pre_hook(enters)]
@@ -499,7 +499,6 @@ def code_maps(
 
 
 def patterns_of(
-    asked: Experiment,
     ids: Sequence[str],
     groups: Mapping[str, Bool[np.ndarray, "n"]],
     expected: Mapping[str, Float[np.ndarray, "w k c"]],
@@ -511,7 +510,7 @@ def patterns_of(
     Near is a word under which the model expects the codes of a response: log p, less the mean over responses.
     """
     found, words = [], list(groups)
-    for subject in asked.subjects:
+    for subject in expected:
         log_p = np.log(np.maximum(expected[subject], 1e-12))
         nats = log_p[:, np.arange(log_p.shape[1]), measured[subject]].sum(axis=2).T
         nats = nats - nats.mean(axis=0)
