@@ -111,7 +111,8 @@ def test_the_command_writes_pictures_maps_and_figures(tiny_run, tmp_path, capsys
     assert len(list((out / "generated").glob("*.png"))) == 4
     assert np.load(out / "s1/maps.npy").shape == (2, 40)
     assert np.flatnonzero(np.load(out / "s2/maps.npy")[0]).tolist() == list(range(10))
-    assert Image.open(out / "figure.png").size[0] > 500
+    with Image.open(out / "figure.png") as figure:
+        assert figure.size[0] > 500
 
 
 @pytest.mark.parametrize(
