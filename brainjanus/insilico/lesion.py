@@ -462,7 +462,8 @@ def draw(asked: Experiment, found: Lesions) -> bytes:
         axes = figure.add_axes(box)
         axes.imshow(values, cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", interpolation="none")
         for r, a in zip(*np.nonzero(found.p[:, which] < 0.05), strict=True):
-            axes.text(a, r + 0.08, "*", ha="center", va="center", fontsize=8, color=INK)
+            colour = "white" if abs(values[r, a]) > 0.7 * top else INK
+            axes.text(a, r + 0.08, "*", ha="center", va="center", fontsize=8, color=colour)
         axes.set_xticks(range(len(which)), [found.attributes[a] for a in which], rotation=90, fontsize=7)
         axes.set_yticks(range(rows), found.regions if number == 0 else [""] * rows, fontsize=7)
         axes.tick_params(length=0)

@@ -52,6 +52,7 @@ MOST_STATES = 8192  # numbers that the state of an answer may have; positions ar
 MOST_IMAGE_CODES, MOST_BRAIN_CODES = 512, 2048
 SHUFFLES = 200
 NEAREST = 3
+SPLITS = 20  # of the stimuli into those seen and those read, that concepts are averaged over
 ROWS = 128
 READING, ANSWERING = "reading", "answering"
 
@@ -294,22 +295,28 @@ def _gram(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
 def concepts_of(
     states: States, groups: Mapping[str, Bool[np.ndarray, "n"]], rng: np.random.Generator
 ) -> dict[str, Any] | None:
-    """Concepts of pictures against those of sentences of other stimuli, in the last layer: [words, words]."""
+    """Concepts of pictures against those of sentences of other stimuli, in the last layer: [words, words].
+
+    top_1: how often a picture's concept finds the sentence's, mean over random halves of the stimuli.
+    """
     found = None
     for readout in (ANSWERING, READING):
         if not {"picture", "sentence"} <= states[readout].keys():
             continue
         picture, sentence = (states[readout][name][-1] for name in ("picture", "sentence"))
-        halves, table = rng.permutation(len(picture)) % 2 == 0, np.zeros((len(groups), len(groups)))
-        kept = {w: m for w, m in groups.items() if all(0 < m[h].sum() < h.sum() for h in (halves, ~halves))}
+        halves = [rng.permutation(len(picture)) % 2 == 0 for _ in range(SPLITS)]
+        kept = {w: m for w, m in groups.items() if all(0 < m[h].sum() < h.sum() for one in halves for h in (one, ~one))}
         if len(kept) < 2:
             continue
-        table = np.zeros((len(kept), len(kept)))
-        for half in (halves, ~halves):
-            table += _directions(picture, half, kept) @ _directions(sentence, ~half, kept).T / 2
-        hits = (table.argmax(axis=1) == np.arange(len(kept))).mean()
+        tables = [
+            sum(_directions(picture, h, kept) @ _directions(sentence, ~h, kept).T for h in (one, ~one)) / 2
+            for one in halves
+        ]
+        table, own = np.mean(tables, axis=0), np.arange(len(kept))
+        hits = np.mean([_hit(one, own) for one in tables])
         off = table[~np.eye(len(kept), dtype=bool)]
-        null = np.array([_hit(table, rng.permutation(len(kept))) for _ in range(SHUFFLES)])
+        orders = [rng.permutation(len(kept)) for _ in range(SHUFFLES)]
+        null = np.array([np.mean([_hit(one, order) for one in tables]) for order in orders])
         found = {
             "readout": readout, "words": list(kept), "similarity": table, "top_1": hits, "floor": null.mean(),
             "p": (1 + (null >= hits).sum()) / (1 + SHUFFLES), "same": np.diag(table).mean(), "different": off.mean(),
