@@ -86,7 +86,7 @@ def overview() -> str:
         [
             "brainjanus: one model between brain recordings, images and text, in any direction.",
             "",
-            *(f"  brainjanus {name:<10}{summary}" for name, summary in summaries.items()),
+            *(f"  brainjanus {name:<11}{summary}" for name, summary in summaries.items()),
             "",
             "Start with `brainjanus demo`. `brainjanus COMMAND --help` says what a command takes, with examples.",
         ]

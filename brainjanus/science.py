@@ -2,5 +2,184 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Literal
 
-COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {}
+from tyro.conf import Positional, arg
+
+from brainjanus import arguments
+from brainjanus.arguments import RunFolder, gathered
+
+
+def prefer(argv: list[str]) -> Path:
+    """Rank stimuli, sentences and generated pictures by how much a region answers to them.
+
+    Examples:
+        brainjanus prefer runs/demo/run FFA --out ffa
+        brainjanus prefer runs/demo/run FFA+OFA --less-others --prompts "a face" "a house" "a dog" --out faces
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        region: A ROI, several joined by +, sites:0-9,12, or of sensors a name or a window such as 100-200ms.
+        out: Folder for figure.png, results.json, generated pictures and maps.
+        subjects: Whose brains; the answer is the mean over them. Default: all.
+        less_others: Rank by what the region answers more than the mean of all other ROIs.
+        split: Of the stimuli that are ranked: test, val or train.
+        prompts: Sentences to be ranked. Default: the captions of the split.
+        prompts_file: A text file with one sentence a line instead.
+        top: How many stimuli count as preferred.
+        samples: Pictures that are generated from a synthetic brain; 0 is none.
+        level: Standard deviations that the region is raised by in it.
+        seed: Of what is drawn at random.
+        dataset: Folder of the dataset. Default: where it was when the run was trained.
+        device: cpu or cuda.
+    """
+
+    def run(
+        run: RunFolder,
+        region: Positional[Annotated[str, arg(metavar="REGION")]],
+        out: Path,
+        subjects: tuple[str, ...] = (),
+        less_others: bool = False,
+        split: Literal["test", "val", "train"] = "test",
+        prompts: tuple[str, ...] = (),
+        prompts_file: Path | None = None,
+        top: int = 8,
+        samples: int = 48,
+        level: float = 3.0,
+        seed: int = 0,
+        dataset: Path | None = None,
+        device: str = "cpu",
+    ) -> Path:
+        from brainjanus.insilico.experiment import check_new, lines_of
+        from brainjanus.insilico.prefer import prefer as ask
+        from brainjanus.run import Run
+
+        check_new(out)
+        sentences = (*prompts, *(lines_of(prompts_file) if prompts_file else ()))
+        found = ask(
+            Run.open(run, device=device), region, out=out, dataset=dataset, subjects=subjects, less_others=less_others,
+            split=split, prompts=sentences, top=top, samples=samples, level=level, seed=seed,
+        )  # fmt: skip
+        r = found.results["prediction"]
+        print(f"{found.region}: predicted and measured answers to {r['n']} stimuli: r {r['r']:.2f} (p {r['p']:.3g})")
+        for one in found.stimuli[:5]:
+            print(f"  {one.predicted:+.2f} / {one.measured:+.2f}  {one.name}  {one.caption}")
+        return out
+
+    return arguments.parse(prefer, run, gathered(argv, ("--subjects", "--prompts")))
+
+
+def lesion(argv: list[str]) -> Path:
+    """Measure what each region contributes to each attribute that can be decoded, by taking it away.
+
+    Examples:
+        brainjanus lesion runs/demo/run --out lesions
+        brainjanus lesion runs/demo/run FFA OFA FFA+OFA --only --attributes face animal=dog,bird,fish --out faces
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        regions: ROIs, several joined by +, sites:0-9,12, or of sensors names or windows such as 100-200ms. Default:
+            all ROIs, one by one; without ROIs, windows of time or stretches of cortex.
+        out: Folder for figure.png, results.json and maps.
+        kind: A region that is gone answers as it does on average ("mean"), or was not measured ("hidden").
+        only: Keep nothing but the region instead.
+        attributes: Words, or NAME=WORD,WORD. Default: those of a simulated study, else words that captions share.
+        pictures: Measure the decoded picture, too.
+        captions: Of each test stimulus, at most.
+        controls: Lesions of the same size elsewhere, for each region and subject.
+        subjects: Whose brains. Default: all.
+        seed: Of the places of the controls, and of the statistics.
+        dataset: Folder of the dataset. Default: where it was when the run was trained.
+        device: cpu or cuda.
+    """
+
+    def run(
+        run: RunFolder,
+        regions: Positional[Annotated[tuple[str, ...], arg(metavar="[REGION ...]")]] = (),
+        *,
+        out: Path,
+        kind: Literal["mean", "hidden"] = "mean",
+        only: bool = False,
+        attributes: tuple[str, ...] = (),
+        pictures: bool = False,
+        captions: int = 2,
+        controls: int = 4,
+        subjects: tuple[str, ...] = (),
+        seed: int = 0,
+        dataset: Path | None = None,
+        device: str = "cpu",
+    ) -> Path:
+        from brainjanus.insilico.experiment import check_new
+        from brainjanus.insilico.lesion import lesion as ask
+        from brainjanus.run import Run
+
+        check_new(out)
+        found = ask(
+            Run.open(run, device=device), regions, out=out, dataset=dataset, subjects=subjects, kind=kind, only=only,
+            attributes=attributes, pictures=pictures, captions=captions, controls=controls, seed=seed,
+        )  # fmt: skip
+        cells = sorted(found.results["cells"], key=lambda cell: (cell["p_holm"], -(cell["excess"] or 0)))
+        told = "told" if only else "lost"
+        for cell in cells[:10]:
+            print(
+                f"{cell['region']:<12} {cell['attribute']:<12} {told} {cell['loss']:+.3f} bits a mention, elsewhere "
+                f"{cell['floor']:+.3f} (p {cell['p_holm']:.3g})"
+            )
+        return out
+
+    return arguments.parse(lesion, run, gathered(argv, ("--subjects", "--attributes")))
+
+
+def neighbours(argv: list[str]) -> Path:
+    """Look into the shared space: what lies near what, in which layer, against shuffled stimuli and names.
+
+    Examples:
+        brainjanus neighbours runs/demo/run --out space
+        brainjanus neighbours runs/demo/run --words face house --patterns shared-00116 --out faces
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        out: Folder for figure.png, results.json and maps of codes.
+        words: To be looked at. Default: content words that captions of test stimuli share.
+        patterns: Test stimuli; the words nearest to the responses to them are listed.
+        top: Codes of each subject that are mapped.
+        subjects: Whose brains. Default: all.
+        seed: Of all shuffles.
+        dataset: Folder of the dataset. Default: where it was when the run was trained.
+        device: cpu or cuda.
+    """
+
+    def run(
+        run: RunFolder,
+        out: Path,
+        words: tuple[str, ...] = (),
+        patterns: tuple[str, ...] = (),
+        top: int = 4,
+        subjects: tuple[str, ...] = (),
+        seed: int = 0,
+        dataset: Path | None = None,
+        device: str = "cpu",
+    ) -> Path:
+        from brainjanus.insilico.experiment import check_new
+        from brainjanus.insilico.neighbours import neighbours as ask
+        from brainjanus.run import Run
+
+        check_new(out)
+        found = ask(
+            Run.open(run, device=device), out=out, dataset=dataset, subjects=subjects, words=words, patterns=patterns,
+            top=top, seed=seed,
+        )  # fmt: skip
+        for subject, codes in found.codes.items():
+            for one in codes[:3]:
+                near = ", ".join(f"{word} ({times:.1f} times)" for word, times in one["times"].items())
+                print(f"{subject}, code {one['code']} at place {one['place']}: {near}")
+        return out
+
+    return arguments.parse(neighbours, run, gathered(argv, ("--subjects", "--words", "--patterns")))
+
+
+COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
+    "lesion": lesion,
+    "neighbours": neighbours,
+    "prefer": prefer,
+}

@@ -281,21 +281,23 @@ def _sphere() -> list[Float[np.ndarray, "n 3"]]:
 # --- selectivity ----------------------------------------------------------------------------------------------------
 
 
-def caption_groups(captions: Sequence[Sequence[str]]) -> dict[str, Bool[np.ndarray, "n"]]:
+def caption_groups(
+    captions: Sequence[Sequence[str]], most: int | None = NUM_CATEGORIES
+) -> dict[str, Bool[np.ndarray, "n"]]:
     """Categories that captions name: content word -> which stimuli have it in any caption; most frequent first.
 
-    Words of 5 % to 50 % of the stimuli, and of at least MIN_STIMULI; NUM_CATEGORIES of them; of two that name the same
-    stimuli the first in the alphabet. Nothing but the captions decides, so that no category is chosen for its result.
+    Words of 5 % to 50 % of the stimuli, and of at least MIN_STIMULI; `most` of them (None: all); of two that name the
+    same stimuli the first in the alphabet. Only the captions decide, so that no category is chosen for its result.
     """
     said = [frozenset[str]().union(*map(content_words, texts)) for texts in captions]
     words = sorted(frozenset[str]().union(*said))
     masks = {word: np.array([word in one for one in said]) for word in words}
-    least, most = (share * len(captions) for share in CATEGORY_SHARES)
+    fewest, highest = (share * len(captions) for share in CATEGORY_SHARES)
     chosen: dict[bytes, str] = {}
     for word in sorted(words, key=lambda word: -int(masks[word].sum())):
-        if max(least, MIN_STIMULI) <= masks[word].sum() <= most:
+        if max(fewest, MIN_STIMULI) <= masks[word].sum() <= highest:
             chosen.setdefault(masks[word].tobytes(), word)
-    return {word: masks[word] for word in list(chosen.values())[:NUM_CATEGORIES]}
+    return {word: masks[word] for word in list(chosen.values())[:most]}
 
 
 def selectivity_maps(
