@@ -63,4 +63,52 @@ def localize(argv: list[str]) -> Path:
     return arguments.parse(localize, run, gathered(argv, ("--against", "--subjects")))
 
 
-COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {"localize": localize}
+def retinotopy(argv: list[str]) -> Path:
+    """Map receptive fields: polar angle, eccentricity and size of what each site sees, with bars, wedges and rings.
+
+    Examples:
+        brainjanus retinotopy runs/demo/run --out retinotopy
+        brainjanus retinotopy runs/mine --field-deg 8.4 --stimuli bars --out retinotopy
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        out: Folder for figure.png, results.json and the maps.
+        field_deg: Width of the pictures in degrees of the visual field. Default: 24 for the simulated cortex.
+        stimuli: bars (and wedges and rings), patches (random apertures), scenes (whole pictures), or all.
+        passes: How often each aperture is shown, with other pictures; R2 is that of passes that were not fitted.
+        subjects: Whose brains. Default: all.
+        truth: Folder of a simulated study. Default: that of the dataset, if it has one.
+        seed: Of what is drawn at random.
+        dataset: Folder of the dataset. Default: where it was when the run was trained.
+        device: cpu or cuda.
+    """
+
+    def run(
+        run: RunFolder,
+        out: Path,
+        field_deg: float | None = None,
+        stimuli: Literal["bars", "patches", "scenes", "all"] = "all",
+        passes: int = 8,
+        subjects: tuple[str, ...] = (),
+        truth: Path | None = None,
+        seed: int = 0,
+        dataset: Path | None = None,
+        device: str = "cpu",
+    ) -> Path:
+        from brainjanus.insilico.experiment import check_new
+        from brainjanus.insilico.retinotopy import retinotopy as ask
+        from brainjanus.insilico.retinotopy import summary
+        from brainjanus.run import Run
+
+        check_new(out)
+        found = ask(
+            Run.open(run, device=device), out=out, field_deg=field_deg, stimuli=stimuli, passes=passes,
+            subjects=subjects, truth=truth, dataset=dataset, seed=seed,
+        )  # fmt: skip
+        print("\n".join(summary(found)))
+        return out
+
+    return arguments.parse(retinotopy, run, gathered(argv, ("--subjects",)))
+
+
+COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {"localize": localize, "retinotopy": retinotopy}

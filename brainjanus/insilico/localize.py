@@ -58,6 +58,7 @@ from brainjanus.outputs import can_draw
 from brainjanus.request import Given, Reader, Request
 from brainjanus.run import Run, condition
 from brainjanus.tokenizers.janus import JanusTextTokenizer
+from brainjanus.tokenizers.vision import can_encode
 
 SETTINGS = 24  # places in which a sentence is read
 NUM_BASELINE = 200  # exemplars of a baseline that nobody named
@@ -66,24 +67,8 @@ LEAST = 3  # exemplars of either kind, for a t
 FDR = 0.05
 SELECTIVE = 1 / 3  # of (A - B) / (A + B): twice the response, as for face patches (Tsao et al. 2006)
 MOST_DRAWN = 4  # subjects
-PLACE_WORDS = frozenset(
-    [
-        "in",
-        "on",
-        "at",
-        "near",
-        "under",
-        "beside",
-        "behind",
-        "inside",
-        "through",
-        "across",
-        "along",
-        "over",
-        "beneath",
-        "outside",
-    ]
-)
+_PLACES = "in on at near under beside behind inside through across along over beneath outside"
+PLACE_WORDS = frozenset(_PLACES.split())
 Split = Literal["test", "val", "train"]
 
 
@@ -99,7 +84,7 @@ class Exemplars(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """One subject's map, one value a site. t, p, q: None with fewer than LEAST exemplars of a kind; q is p, adjusted."""
+    """One subject's map, one value a site. t, p, q: None with fewer than LEAST exemplars of a kind. q: adjusted p."""
 
     contrast: Float[np.ndarray, "v"]
     t: Float[np.ndarray, "v"] | None
@@ -194,8 +179,8 @@ def kinds(
     both = sorted({one.strip().lower() for one in prompts} & {one.strip().lower() for one in against})
     if both:
         raise UserError(
-            f"--against {both[0]}: expected something else than what is localized, got the same. A thing has no contrast "
-            "with itself: leave it out of one of them."
+            f"--against {both[0]}: expected something else than what is localized, got the same. A thing has no "
+            "contrast with itself: leave it out of one of them."
         )
     source = Source(found, settings, split)
     shown = source.exemplars(prompts)
@@ -246,7 +231,8 @@ class Source:
         parts = [self.of_one(one) for one in asked]
         if len({part.modality for part in parts}) > 1:
             raise UserError(
-                f"localize: expected words, or pictures, got both ({', '.join(asked)}). Localize with one after the other."
+                f"localize: expected words, or pictures, got both ({', '.join(asked)}). Localize with one, then the "
+                "other."
             )
         for part in parts[1:]:
             check_same_form(parts[0], part)
@@ -265,7 +251,8 @@ class Source:
         said = content_words(asked)
         if not said:
             raise UserError(
-                f"localize '{asked}': expected a word with content, got none. Say what is to be localized, as in 'a face'."
+                f"localize '{asked}': expected a word with content, got none. Say what is to be localized, "
+                "as in 'a face'."
             )
         require(self.found.checkpoint, "text")
         if not self.by_words:
@@ -311,8 +298,8 @@ class Source:
         which = self.named([said], ids) if said else np.zeros(len(ids), dtype=bool)
         if not which.any():
             raise UserError(
-                f"localize {asked}: expected {self.split} stimuli whose captions say '{phrase}', got none of {len(ids)}. "
-                "Choose another word, or another --split."
+                f"localize {asked}: expected {self.split} stimuli whose captions say '{phrase}', got none of "
+                f"{len(ids)}. Choose another word, or another --split."
             )
         chosen = [stimulus for stimulus, kept in zip(ids, which, strict=True) if kept]
         return Exemplars(self.seen, self.rows(self.seen, chosen), [said])
@@ -324,6 +311,10 @@ class Source:
         return "image" if has else "text"
 
     def rows(self, modality: Literal["text", "image"], ids: Sequence[str]) -> Any:
+        """What the model is shown of stimuli: pictures as such where it can see new ones, too."""
+        encoder = self.found.checkpoint.model.config.image_input
+        if modality == "image" and self.found.dataset.image_size is not None and can_encode(encoder):
+            return self.found.dataset.images(ids)
         found = condition(self.found.checkpoint, self.found.dataset, modality, ids)
         return found if isinstance(found, list) else np.asarray(found)
 
@@ -447,7 +438,7 @@ def ranking(
     regions: Mapping[str, Bool[np.ndarray, "v"]],
     rng: np.random.Generator,
 ) -> dict[str, dict[str, Any]]:
-    """Regions by their mean contrast, highest first, with its 95 % interval over exemplars (bootstrap of both kinds)."""
+    """Regions by their mean contrast, highest first, with a 95 % interval (bootstrap over exemplars of each kind)."""
     means = [np.stack([kind[:, sites].mean(axis=1) for sites in regions.values()], axis=1) for kind in (first, second)]
     resampled = [rng.multinomial(len(m), np.full(len(m), 1 / len(m)), RESAMPLES) @ m / len(m) for m in means]
     low, high = np.percentile(resampled[0] - resampled[1], (2.5, 97.5), axis=0)
