@@ -10,7 +10,17 @@ from sklearn.metrics import roc_auc_score
 
 from brainjanus import cli
 from brainjanus.core.errors import UserError
-from brainjanus.insilico.localize import auc, contrast, false_discovery_rate, last_place, localize, ranking, welch
+from brainjanus.insilico.experiment import opened
+from brainjanus.insilico.localize import (
+    auc,
+    contrast,
+    false_discovery_rate,
+    last_place,
+    localize,
+    measured_contrast,
+    ranking,
+    welch,
+)
 
 
 def planted(rng):
@@ -95,14 +105,19 @@ def test_the_baseline_is_captions_of_other_things(tiny_run):
 
 
 def test_the_measured_contrast_is_of_stimuli_whose_captions_say_it(tiny_run, study):
-    found = localize(tiny_run, ["stimuli:left"], ["stimuli:right"], subjects=["s1"])
     averages = study.averages("s1", "test")
     left = np.array(["left" in study.captions(one)[0] for one in averages.stimulus_ids])
-    measured = averages.responses[left].mean(axis=0) - averages.responses[~left].mean(axis=0)
-    told = found.results["subjects"]["s1"]["measured"]
-    assert told["stimuli"] == [8, 8]
-    assert told["r"] == pytest.approx(np.corrcoef(measured, found.contrasts["s1"].contrast)[0, 1], abs=1e-5)
-    assert told["p"] is None and "No spin test" in told["note"]
+    expected = averages.responses[left].mean(axis=0) - averages.responses[~left].mean(axis=0)
+    said = ([frozenset({"left"})], [frozenset({"right"})])
+    found, _ = measured_contrast(opened(tiny_run), "s1", said, "test")
+    assert found.num == (8, 8)
+    np.testing.assert_allclose(found.values, expected, atol=1e-6)
+
+
+def test_too_few_stimuli_have_no_measured_contrast(tiny_run):
+    found = localize(tiny_run, ["stimuli:red"], subjects=["s1"]).results["subjects"]["s1"]
+    assert found["measured"] is None
+    assert "4 and 12 test stimuli" in found["measured_note"]
 
 
 def test_stimuli_and_folders_of_pictures(tiny_run, tmp_path):
