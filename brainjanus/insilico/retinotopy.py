@@ -12,10 +12,11 @@ receptive fields), Kay et al. 2013 (compression). Differs from a pRF of scanner 
 and through, so that contrast, and not only the aperture, is the regressor, and there is no haemodynamic response.
 
 Place, size and weights are fitted on all passes, on the even ones and on the odd ones. R2 is that of the even ones' fit
-for the pictures of the odd ones. x is to the right, y upwards; the angle is counted counter-clockwise from the right. A place is told no better than the model's eye sees it (`wavelet` pools an eighth of a picture, a
-cell): the size is as coarse, and the angle of a site within half a cell of fixation means little. With a simulated
-truth two sets of sites are compared: all of them, and those that are `determined`: R2 of at least LEAST_R2, centre inside the
-picture, and even and odd passes no farther apart than a cell. No truth enters that choice.
+for the pictures of the odd ones. x is to the right, y upwards; the angle is counted counter-clockwise from the right. A
+place is told no better than the model's eye sees it (`wavelet` pools an eighth of a picture, a cell): the size is as
+coarse, and the angle of a site within half a cell of fixation means little. With a simulated truth two sets of sites
+are compared: all of them, and those that are `determined`: R2 of at least LEAST_R2, centre inside the picture, and even
+and odd passes no farther apart than a cell. No truth enters that choice.
 """
 
 from collections.abc import Mapping, Sequence

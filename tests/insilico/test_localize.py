@@ -135,7 +135,7 @@ def test_pictures_against_a_baseline_of_other_pictures(tiny_run):
 
 
 @pytest.mark.parametrize(
-    "shown, against, more, message",
+    ("shown", "against", "more", "message"),
     [
         (["red"], ["Red"], {}, "expected something else than what is localized"),
         (["a zebra"], [], {}, "expected words that training captions have"),

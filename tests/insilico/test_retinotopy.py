@@ -46,7 +46,7 @@ def pictures() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def planted(pictures):
-    """Fields of five sites (x, y, size in degrees), and their answers: channels in a Gaussian, weighed and compressed."""
+    """Fields of five sites (x, y, size in degrees), and their answers: channels in it, weighed; and noise."""
     true = np.array([[-6, 4, 1.6], [5, 5, 1.6], [0, -8, 2.4], [9, -2, 1.0], [-2, 0, 2.4]])
     energies = channels(pictures)
     x, y = (FIELD * at for at in grid_of(32))
