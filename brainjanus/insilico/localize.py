@@ -124,7 +124,9 @@ def localize(
         raise UserError(f"localize: expected a seed and a number of settings of 0 or more, got {seed} and {settings}.")
     found = opened(run, dataset, subjects)
     shown, other, baseline = kinds(found, prompts, against, settings, split, np.random.default_rng(seed))
-    contrasts, told, panels = {}, {}, []
+    contrasts: dict[str, Contrast] = {}
+    told: dict[str, dict[str, Any]] = {}
+    panels: list[bytes] = []
     for subject in found.subjects:
         rng = np.random.default_rng([seed, found.dataset.subjects.index(subject)])
         first, second = (expected(found, kind, subject) for kind in (shown, other))
@@ -353,7 +355,7 @@ class Source:
             raise UserError(
                 "localize: expected stimuli that do not show it, to be its baseline, got none. Give --against."
             )
-        picks = sorted(rng.choice(len(ids), min(NUM_BASELINE, len(ids)), replace=False))
+        picks = np.sort(rng.choice(len(ids), min(NUM_BASELINE, len(ids)), replace=False))
         rows = self.rows(shown.modality, [ids[pick] for pick in picks])
         other = Exemplars(shown.modality, rows, [])
         check_same_form(shown, other)
@@ -479,7 +481,7 @@ def judged(
         "truth": None,
     }
     maps = {f"{subject}: predicted": made.contrast}
-    said = tuple(kind.said for kind in kinds_shown)
+    said = (kinds_shown[0].said, kinds_shown[1].said)
     measured, why = measured_contrast(found, subject, said, split)
     true = true_contrast(found, subject, said, truth)
     turned = spins(space, ROTATIONS, rng) if measured is not None or true is not None else None
@@ -489,7 +491,7 @@ def judged(
         facts["measured"] = agreement(made, measured.values, turned) | {"stimuli": measured.num, "split": split}
         maps[f"{subject}: measured, r across sites {facts['measured']['r']:.2f}"] = measured.values
     if true is not None:
-        selective = true.index > SELECTIVE
+        selective = true.ratio > SELECTIVE
         some = selective.any() and not selective.all()
         facts["truth"] = agreement(made, true.values, turned) | {
             "auc": auc(made.contrast, selective) if some else None,
@@ -530,7 +532,7 @@ def measured_contrast(
 
 class Selectivity(NamedTuple):
     values: Float[np.ndarray, "v"]
-    index: Float[np.ndarray, "v"]  # (A - B) / (A + B)
+    ratio: Float[np.ndarray, "v"]  # (A - B) / (A + B)
 
 
 def true_contrast(

@@ -124,7 +124,9 @@ def retinotopy(
     width = field_of(found, field_deg)
     pictures, held_out = mapping_stimuli(found, stimuli, passes, np.random.default_rng(seed))
     energies = channels(pictures)
-    fields, told, panels = {}, {}, []
+    fields: dict[str, Fields] = {}
+    told: dict[str, dict[str, Any]] = {}
+    panels: list[bytes] = []
     for subject in found.subjects:
         space = found.space(subject)
         responses = np.asarray(
