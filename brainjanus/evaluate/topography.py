@@ -236,6 +236,14 @@ def spin_p(r: float, null: Float[np.ndarray, "num"]) -> float:
     return float((1 + (null >= r - 1e-9).sum()) / (1 + len(null)))
 
 
+def map_agreement(
+    one: Float[np.ndarray, "v"], other: Float[np.ndarray, "v"], rotations: Spins
+) -> tuple[float, float | None]:
+    """r of two maps across sites, and its p by a spin test; None where nothing can be spun."""
+    r = float(_null_r(one, other, np.arange(len(one))[None])[0])
+    return r, None if rotations.sources is None else spin_p(r, _null_r(one, other, rotations.sources))
+
+
 def _null_r(
     fixed: Float[np.ndarray, "v"], rotated: Float[np.ndarray, "v"], sources: Int[np.ndarray, "num v"]
 ) -> Float[np.ndarray, "num"]:

@@ -1,0 +1,172 @@
+"""The localizer finds planted preferences, tells them from noise, and refuses what has no contrast."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import false_discovery_control, ttest_ind
+from sklearn.metrics import roc_auc_score
+
+from brainjanus import cli
+from brainjanus.core.errors import UserError
+from brainjanus.insilico.experiment import opened
+from brainjanus.insilico.localize import (
+    auc,
+    contrast,
+    false_discovery_rate,
+    last_place,
+    localize,
+    measured_contrast,
+    ranking,
+    welch,
+)
+
+
+def planted(rng):
+    """30 sites; the first 10 answer more to the first kind, by one standard deviation."""
+    first, second = rng.normal(size=(24, 30)), rng.normal(size=(60, 30))
+    first[:, :10] += 1.5
+    return first, second
+
+
+def test_welch_is_that_of_scipy():
+    first, second = planted(np.random.default_rng(0))
+    labels = np.arange(84) < 24
+    expected = ttest_ind(first, second, equal_var=False).statistic
+    np.testing.assert_allclose(welch(np.concatenate([first, second]), labels[None])[0], expected)
+
+
+def test_false_discovery_rate_is_that_of_scipy():
+    p = np.random.default_rng(0).uniform(size=50) ** 3
+    np.testing.assert_allclose(false_discovery_rate(p), false_discovery_control(p))
+
+
+def test_auc_is_that_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    values, inside = rng.integers(0, 5, 40).astype(float), rng.random(40) < 0.4
+    assert auc(values, inside) == pytest.approx(roc_auc_score(inside, values))
+
+
+def test_planted_sites_are_found_and_others_are_not():
+    found = contrast(*planted(np.random.default_rng(0)), np.random.default_rng(1))
+    assert (found.q[:10] < 0.05).all()
+    assert (found.q[10:] < 0.05).mean() < 0.1
+    assert (found.p >= 1 / 1001).all()
+    assert found.contrast[:10].mean() == pytest.approx(1.5, abs=0.2)
+
+
+def test_p_of_exemplars_of_one_kind_is_uniform():
+    rng = np.random.default_rng(0)
+    found = contrast(rng.normal(size=(10, 400)), rng.normal(size=(30, 400)), rng)
+    assert 0.02 < (found.p < 0.05).mean() < 0.09
+
+
+def test_two_exemplars_have_a_contrast_and_no_statistics():
+    found = contrast(np.ones((2, 3)), np.zeros((9, 3)), np.random.default_rng(0))
+    assert found.contrast.tolist() == [1, 1, 1]
+    assert found.t is None and found.p is None and found.q is None
+
+
+def test_regions_are_ranked_with_their_interval():
+    first, second = planted(np.random.default_rng(0))
+    found = contrast(first, second, np.random.default_rng(0))
+    regions = {"rest": np.arange(30) >= 10, "planted": np.arange(30) < 10}
+    ranked = ranking(found, first, second, regions, np.random.default_rng(0))
+    assert list(ranked) == ["planted", "rest"]
+    low, high = ranked["planted"]["interval"]
+    assert 1 < low < ranked["planted"]["contrast"] < high < 2
+    assert ranked["planted"]["auc"] > 0.99 and ranked["planted"]["significant"] == 1
+
+
+def test_places_of_captions():
+    assert last_place("a red dog on the left on the beach") == "on the beach"
+    assert last_place("in the room a red cup") is None
+    assert last_place("a dog in") is None
+
+
+def test_words_of_the_training_captions_give_a_map_for_each_subject(tiny_run, tmp_path):
+    found = localize(tiny_run, ["red"], ["blue", "green"], out=tmp_path / "out", settings=0)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results == found.results
+    assert results["exemplars"] == {"shown": 1, "against": 2}
+    assert set(results["subjects"]["s1"]["regions"]) == {"V1"}
+    maps = np.load(tmp_path / "out/s2/contrast.npy")
+    np.testing.assert_allclose(maps[0], found.contrasts["s2"].contrast, rtol=1e-5)
+    with Image.open(tmp_path / "out/figure.png") as figure:
+        assert figure.width > 300
+
+
+def test_the_baseline_is_captions_of_other_things(tiny_run):
+    found = localize(tiny_run, ["red"], subjects=["s1"])
+    assert list(found.contrasts) == ["s1"]
+    assert found.results["examples"]["against"] and "red" not in " ".join(found.results["examples"]["against"])
+    assert "training captions" in found.results["against"]
+
+
+def test_the_measured_contrast_is_of_stimuli_whose_captions_say_it(tiny_run, study):
+    averages = study.averages("s1", "test")
+    left = np.array(["left" in study.captions(one)[0] for one in averages.stimulus_ids])
+    expected = averages.responses[left].mean(axis=0) - averages.responses[~left].mean(axis=0)
+    said = ([frozenset({"left"})], [frozenset({"right"})])
+    found, _ = measured_contrast(opened(tiny_run), "s1", said, "test")
+    assert found.num == (8, 8)
+    np.testing.assert_allclose(found.values, expected, atol=1e-6)
+
+
+def test_too_few_stimuli_have_no_measured_contrast(tiny_run):
+    found = localize(tiny_run, ["stimuli:red"], subjects=["s1"]).results["subjects"]["s1"]
+    assert found["measured"] is None
+    assert "4 and 12 test stimuli" in found["measured_note"]
+
+
+def test_stimuli_and_folders_of_pictures(tiny_run, tmp_path):
+    for number in range(3):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), (200, 10 * number, 0)).save(tmp_path / f"pictures/{number}.png")
+    found = localize(tiny_run, ["stimuli:red"], [str(tmp_path / "pictures")], subjects=["s1"])
+    assert found.results["exemplars"] == {"shown": 4, "against": 3}
+    assert found.contrasts["s1"].t is not None
+
+
+def test_pictures_against_a_baseline_of_other_pictures(tiny_run):
+    found = localize(tiny_run, ["stimuli:red"], subjects=["s1"])
+    assert found.results["exemplars"] == {"shown": 4, "against": 12}
+
+
+@pytest.mark.parametrize(
+    ("shown", "against", "more", "message"),
+    [
+        (["red"], ["Red"], {}, "expected something else than what is localized"),
+        (["a zebra"], [], {}, "expected words that training captions have"),
+        (["a rad"], [], {}, "did you mean red"),
+        (["of the"], [], {}, "expected a word with content"),
+        ([], [], {}, "expected what is to be localized"),
+        (["stimuli:purple"], [], {}, "expected test stimuli whose captions say 'purple'"),
+        (["red"], ["stimuli:blue"], {}, "a contrast of media"),
+        (["red", "stimuli:blue"], [], {}, "expected words, or pictures, got both"),
+        (["red"], [], {"subjects": ["s9"]}, "expected some of s1, s2, got 's9'"),
+        (["red"], [], {"settings": -1}, "of 0 or more"),
+    ],
+)
+def test_mistakes_are_told(tiny_run, shown, against, more, message):
+    with pytest.raises(UserError, match=message):
+        localize(tiny_run, shown, against, **more)
+
+
+def test_an_empty_folder_is_told(tiny_run, tmp_path):
+    with pytest.raises(UserError, match="expected a folder of pictures"):
+        localize(tiny_run, [str(tmp_path)])
+
+
+def test_an_existing_folder_is_left_alone(tiny_run, tmp_path, capsys):
+    assert cli.main(["localize", str(tiny_run), "red", "--out", str(tmp_path)]) == 2
+    assert "expected a new folder" in capsys.readouterr().err
+
+
+def test_the_command(tiny_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["localize", str(tiny_run), "red", "--against", "blue", "--against", "green", "--out", str(out)]
+    assert cli.main([*argv, "--subjects", "s1"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("s1: V1 ") and told[-1] == str(out)
