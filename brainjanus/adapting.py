@@ -241,7 +241,8 @@ def added_draft(
         mean, axes = principal(told, AXES_RANK)
         gaussian = gaussian_of(told, mean, axes, len(axes), 1.0)
         gaussian.noise.fill_(max(float(1 - told.var(axis=0).mean()), 0.1))  # of a z-scored response, what is not told
-    drafts = Drafts({**before.ranks, subject: gaussian.axes.shape[::-1]}, before.pairs)
+    ranks = {**before.ranks, subject: gaussian.axes.shape[::-1]}
+    drafts = Drafts(**(before.facts() | {"ranks": ranks}))
     drafts.load_state_dict(drafts.state_dict() | before.state_dict())
     drafts.gaussian(subject).load_state_dict(gaussian.state_dict())
     if ids:
