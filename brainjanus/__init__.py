@@ -25,6 +25,7 @@ _PLACES = {
     "ScoreOptions": "evaluate.score",
     "SimulationConfig": "data.simulate",
     "UserError": "core.errors",
+    "adapt": "adapting",
     "compare_files": "scoring",
     "describe": "info",
     "diagnose": "doctor",

@@ -121,6 +121,8 @@ def estimate(
     Raises UserError if a condition does not fit the model.
     """
     config = config or GenerationConfig()
+    if checkpoint.relays is not None and checkpoint.relays.concern((*conditions, target)):
+        return relayed(checkpoint, conditions, target, config)
     request = asked_of(checkpoint, conditions, target)
     if request.beyond is not None:  # without guidance nothing is shown, not even what codes cannot hold
         share_of_draft = min(1.0, config.guidance)
@@ -140,6 +142,25 @@ def estimate(
             parts.append(estimate_rows(checkpoint, request.rows(rows), config, uniform[rows], numbers, mean=mean))
             advance(rows.stop - own.start, None)
     return joined(gathered(parts))
+
+
+def relayed(
+    checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, config: GenerationConfig
+) -> Generated:
+    """`estimate` of a request that concerns a subject whom others speak for."""
+    assert checkpoint.relays is not None and checkpoint.drafts is not None
+    require(checkpoint, target)
+    mean = config.estimate == "mean" and target != "text"
+    given = {
+        name: responses_in(checkpoint, name, rows) if subject_of(name) else rows for name, rows in conditions.items()
+    }
+    plain = replace(config, trial_noise=False)
+    told = checkpoint.relays.answer(
+        lambda some, goal: estimate(checkpoint, some, goal, plain),
+        lambda rows: condition_block(checkpoint, "image", rows).content.flatten(1),
+        checkpoint.drafts, given, target, mean=mean, seed=config.seed if config.trial_noise else None,
+    )  # fmt: skip
+    return Generated(*told)
 
 
 def estimate_rows(
@@ -307,6 +328,7 @@ def score(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str,
     conditions: as for `estimate`. rows: what is scored: pictures, captions or responses, but no features.
     Raises UserError if a condition or the target does not fit the model.
     """
+    conditions = spoken_for(checkpoint, conditions, target)
     goal = condition_block(checkpoint, target, rows, as_codes=True)
     request = asked_of(checkpoint, conditions, target, goal)
     many = at_once(checkpoint.model, request, GenerationConfig())
@@ -329,6 +351,7 @@ def score_candidates(
     likeliest condition: identification, retrieval, comparison of hypotheses. candidates: as `rows` of `score`.
     one_pass: each code on its own (the marginals), one pass a row for all candidates (brains and pictures).
     """
+    conditions = spoken_for(checkpoint, conditions, target)
     options = condition_block(checkpoint, target, candidates, as_codes=True)
     request = asked_of(checkpoint, conditions, target)
     rows = request.target.batch
@@ -350,6 +373,23 @@ def score_candidates(
                 table.append(torch.cat(nats))
             advance(len(table), None)
     return torch.stack(gathered(table))
+
+
+def spoken_for(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str) -> Mapping[str, object]:
+    """The same conditions, where a subject whom others speak for is the first of these. Raises UserError for a target
+    of such a subject, which has an expected response, but no likelihood."""
+    relays = checkpoint.relays
+    if relays is None or not relays.concern((*conditions, target)):
+        return conditions
+    if relays.concern((target,)) or any(name.startswith("part:") for name in conditions):
+        raise UserError(
+            f"log p of {target} given {'+'.join(conditions)}: expected a whole response of an adapted subject as a "
+            "condition, got it as what is scored, or a part. Score pictures or captions given its response."
+        )
+    given = {
+        name: responses_in(checkpoint, name, rows) if subject_of(name) else rows for name, rows in conditions.items()
+    }
+    return relays.spoken(given, relays.speakers(given, target)[0])
 
 
 def nats_of(model: OmniModel, conditions: Sequence[Block], target: Block) -> Float[Tensor, "b"]:

@@ -641,7 +641,7 @@ def evaluate(
         predict(checkpoint, dataset, direction, subject, estimator)
         for direction in directions_of(checkpoint)
         if not lacking(dataset) & set(direction.split("->"))
-        for subject in checkpoint.tokenizers.brain.subjects
+        for subject in subjects_of(checkpoint, dataset)
         for estimator in estimators_of(direction, seed)
     ]
     scored = [score(dataset, prediction, options) for prediction in predictions]
@@ -737,7 +737,7 @@ def codebook_usage(checkpoint: Checkpoint, dataset: Dataset) -> list[CodebookUsa
     brain, image = checkpoint.tokenizers.brain, checkpoint.tokenizers.image
     codes = [
         brain.encode(torch.from_numpy(dataset.averages(subject, "test").responses), subject).flatten()
-        for subject in brain.subjects
+        for subject in subjects_of(checkpoint, dataset)
     ]
     usage = [CodebookUsage("brain", count(torch.cat(codes), brain.config.quantizer.num_entries))]
     if image is not None and dataset.image_size is not None:
@@ -750,9 +750,17 @@ def count(codes: torch.Tensor, num_codes: int) -> np.ndarray:
     return torch.bincount(codes, minlength=num_codes).numpy()
 
 
+def subjects_of(checkpoint: Checkpoint, dataset: Dataset) -> list[str]:
+    """The subjects of the model that a dataset has: all, or those that were added to the model with this dataset."""
+    adapted = checkpoint.provenance.get("adapted", {})
+    here = [subject for subject, made_from in adapted.items() if made_from == dataset.fingerprint]
+    return here or [subject for subject in checkpoint.tokenizers.brain.subjects if subject not in adapted]
+
+
 def check_same_data(checkpoint: Checkpoint, dataset: Dataset, run: Path) -> None:
     trained_on = checkpoint.provenance.get("fingerprint")
-    if trained_on != dataset.fingerprint:
+    adapted = checkpoint.provenance.get("adapted", {}).values()
+    if dataset.fingerprint not in (trained_on, *adapted):
         raise UserError(
             f"{run}: expected the dataset it was trained on ({checkpoint.provenance.get('dataset')}, "
             f"{str(trained_on)[:12]}), got {dataset.name} ({dataset.fingerprint[:12]}). Its test stimuli may have been "

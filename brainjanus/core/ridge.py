@@ -41,10 +41,13 @@ def fit_ridge(
     features: Float[np.ndarray, "n p"],
     targets: Float[np.ndarray, "n t"],
     penalties: Float[np.ndarray, "a"] | None = None,
+    *,
+    shared: bool = False,
 ) -> Ridge:
     """Ridge regression with a penalty chosen per target by generalised cross-validation.
 
-    penalties: the alphas of scikit-learn's `Ridge`; default PENALTIES times the mean eigenvalue. Computed in the
+    penalties: the alphas of scikit-learn's `Ridge`; default PENALTIES times the mean eigenvalue. shared: one penalty
+    for all targets, chosen by the sum of their errors: of few samples, one target alone tells little. Computed in the
     features' precision, on the smaller of the two scatter matrices: O(min(n, p)^3 + n p min(n, p) + n t min(n, p)).
     Raises UserError with fewer than three samples.
     """
@@ -77,6 +80,8 @@ def fit_ridge(
     residual = left_over.square() @ projected.square() + outside
     error = num_samples * residual / degrees.square()[:, None].clamp(min=1e-12)
     best = error.argmin(dim=0)  # at a tie the largest penalty
+    if shared:
+        best = error.sum(dim=1).argmin().expand_as(best)
     chosen = grid[best]
     weights = scale[:, None] / (eigenvalues[:, None] + chosen) * projected
     spread = variance / num_samples

@@ -4,6 +4,7 @@
         model.safetensors           the OmniModel
         tokenizers/brain.safetensors, image.safetensors, tokenizer.json; of Janus also vision.safetensors
         drafts.safetensors      linear estimates between subjects, if there are any
+        relays.safetensors      how subjects of the model speak for those that were added to it, if there are any
         spaces/SUBJECT/         each subject's BrainSpace, and the units of its raw betas
 
 Safetensors and JSON only: nothing is ever unpickled.
@@ -28,6 +29,7 @@ from brainjanus.core.vocabulary import Vocabulary
 from brainjanus.core.weights import load_module, save_module
 from brainjanus.model.draft import Drafts
 from brainjanus.model.omni import Interface, OmniConfig, OmniModel
+from brainjanus.model.relay import Relays
 from brainjanus.model.steps import accelerate
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
@@ -84,7 +86,7 @@ class Checkpoint:
     """What generation needs. provenance: dataset, fingerprint, seed, versions.
 
     spaces, units: of each subject, so that requests need no dataset; none where they are not known. drafts: linear
-    estimates of a response from another brain or a part of it.
+    estimates of a response from another brain or a part of it. relays: of subjects that were added to a trained model.
     """
 
     tokenizers: Tokenizers
@@ -93,6 +95,7 @@ class Checkpoint:
     spaces: Mapping[str, BrainSpace] = field(default_factory=dict)
     units: Mapping[str, Units] = field(default_factory=dict)
     drafts: Drafts | None = None
+    relays: Relays | None = None
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint; model.json comes last and tells that it is complete."""
@@ -108,6 +111,8 @@ class Checkpoint:
         save_module(self.model, folder / "model.safetensors")
         if self.drafts is not None:
             save_module(self.drafts, folder / "drafts.safetensors")
+        if self.relays is not None:
+            save_module(self.relays, folder / "relays.safetensors")
         for subject, space in self.spaces.items():
             space.save(folder / "spaces" / subject)
             self.units[subject].save(folder / "spaces" / subject)
@@ -122,6 +127,7 @@ class Checkpoint:
             "omni": to_dict(self.model.config),
             "interface": to_dict(self.model.interface),
             "drafts": self.drafts.facts() if self.drafts else None,
+            "relays": self.relays.facts() if self.relays else None,
             "spaces": list(self.spaces),
             "provenance": self.provenance | {"torch": torch.__version__, "python": platform.python_version()},
         }
@@ -203,10 +209,15 @@ class Checkpoint:
                 raise UserError(
                     f"{folder / 'drafts.safetensors'}: expected drafts of the run's subjects, got others. {MIXED}"
                 )
+        relays = None
+        if facts.get("relays") is not None:  # of a run without, there may be nothing said
+            relays = Relays(**facts["relays"])
+            load_module(relays, folder / "relays.safetensors")
+            relays = relays.to(device)
         spaces = {subject: BrainSpace.load(folder / "spaces" / subject) for subject in facts["spaces"]}
         units = {subject: Units.load(folder / "spaces" / subject) for subject in facts["spaces"]}
         check_spaces(brain, spaces, units, folder)
-        return cls(tokenizers, model, facts["provenance"], spaces, units, drafts)
+        return cls(tokenizers, model, facts["provenance"], spaces, units, drafts, relays)
 
 
 def kind_of(tokenizer: object) -> str:

@@ -5,7 +5,7 @@ of the same stimulus, whose noise the input cannot know (Lehtinen et al. 2018, N
 comes again. And a response that was decoded has to be encoded to the codes that it was decoded from.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,12 +75,17 @@ class Drawn(NamedTuple):
 
 
 class Repeats:
-    """The training trials of one subject, by stimulus. Responses stay on disk until they are drawn."""
+    """The training trials of one subject, by stimulus. Responses stay on disk until they are drawn.
 
-    def __init__(self, dataset: Dataset, subject: str):
-        self.dataset, self.subject = dataset, subject
+    among: of these stimuli alone; None: all.
+    """
+
+    def __init__(self, dataset: Dataset, subject: str, among: Collection[str] | None = None):
+        self.dataset, self.subject, self.among = dataset, subject, among
         trials = dataset.trials(subject)
         rows = trials.rows("train")
+        if among is not None:
+            rows = rows[np.isin(np.array(trials.stimulus_id)[rows], list(among))]
         row_of = {stimulus: row for row, stimulus in enumerate(dataset.split_ids("train"))}
         stimulus = np.array([row_of[trials.stimulus_id[row]] for row in rows])
         order = np.argsort(stimulus, kind="stable")
@@ -121,7 +126,7 @@ def solve_axes(tokenizer: BrainTokenizer, repeats: Repeats, other_repeats: float
     (n - 1) / n of it.
     """
     dataset, subject = repeats.dataset, repeats.subject
-    means = dataset.averages(subject, "train").responses
+    means = dataset.averages(subject, "train", repeats.among).responses
     n = repeats.count[repeats.count > 1]
     repeated = np.repeat(repeats.count > 1, repeats.count)
     owner, rows = np.repeat(np.arange(len(repeats.stimuli)), repeats.count)[repeated], repeats.rows[repeated]
