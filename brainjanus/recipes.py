@@ -106,7 +106,7 @@ def laptop(seed: int = 0) -> RunConfig:
         seed=seed,
         brain_training=OptimConfig(steps=150, batch_size=64, learning_rate=2e-3),
         image_training=OptimConfig(steps=400, batch_size=64, learning_rate=2e-3),
-        omni=OmniConfig(brain_fold=3),
+        omni=OmniConfig(brain_fold=3, sight=True),
         training=OmniTrainingConfig(
             optim=OptimConfig(steps=2000, batch_size=64, learning_rate=4e-3),
             tasks=default_tasks() | {"brain->text": 3.0},
