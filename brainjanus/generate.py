@@ -28,7 +28,7 @@ from brainjanus.model.steps import Steps
 ROWS_AT_ONCE = 256  # sequences in one batch, samples and guidance counted
 WORK_BYTES = 4 * 2**30  # that their keys and values, or their logits, may take on a CPU; on a GPU half of what is free
 PICTURES_AT_ONCE = 64  # that are decoded from their codes in one batch
-BY_ROW = ("codes", "vectors", "dropped", "seen", "unmeasured", "lean")  # what a block has for each of its rows
+BY_ROW = ("codes", "vectors", "dropped", "seen", "unmeasured", "lean", "kept")  # what a block has for each of its rows
 
 
 @dataclass(frozen=True)

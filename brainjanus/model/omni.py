@@ -285,7 +285,12 @@ class OmniModel(nn.Module):
                     f"features '{block.features}': expected those the model was trained on "
                     f"({known}). Prepare the dataset with the same vision encoder."
                 )
-            return self.aligners[name](block.content.to(self.brain_codebook.dtype))
+            standardise, *layers = self.aligners[name].children()
+            x = standardise(block.content.to(self.brain_codebook.dtype))
+            x = x if block.kept is None else x * block.kept
+            for layer in layers:
+                x = layer(x)
+            return x
         if block.modality == "text":
             return self.embed_tokens(self.vocabulary.to_tokens(block.content, "text"))
         vectors = block.vectors if block.vectors is None else block.vectors.to(self.brain_codebook.dtype)

@@ -32,7 +32,8 @@ class Block:
     dropped: rows whose content is withheld; None withholds nothing. seen: which positions exist; the others fill up
     shorter texts, nothing attends to them and they take no position; None: all exist. unmeasured: of a brain by its
     sites: the share of each patch's sites that was filled in, not measured; None: all were measured. lean: of a brain
-    that is a target: what a draft says of its codes, added to their logits.
+    that is a target: what a draft says of its codes, added to their logits. kept: factors of features, once they are
+    standardised; None: all are 1.
     """
 
     modality: Modality
@@ -44,6 +45,7 @@ class Block:
     seen: Bool[Tensor, "b k"] | None = None
     unmeasured: Float[Tensor, "b k"] | None = None
     lean: Float[Tensor, "b k n"] | None = None
+    kept: Float[Tensor, "b k c"] | None = None
 
     def __post_init__(self) -> None:
         assert (self.codes is None) != (self.vectors is None), "a block has codes or vectors"

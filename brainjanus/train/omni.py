@@ -28,7 +28,7 @@ from brainjanus.model.checkpoint import Tokenizers
 from brainjanus.model.draft import Drafts
 from brainjanus.model.lora import LoraConfig, save_lora
 from brainjanus.model.omni import OmniConfig, OmniModel
-from brainjanus.model.sequence import Task, modality_of, subject_of, total_length
+from brainjanus.model.sequence import Block, Task, modality_of, subject_of, total_length
 from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.train.codes import Batch, Codes
 from brainjanus.train.fit import Steps, Watch, fit
@@ -64,8 +64,9 @@ class OmniTrainingConfig:
     In a direction "brain" is each subject in turn (from brain to brain: each pair), "part" a part of the same brain;
     "brain:subj01" is that subject alone.
     tasks_at_end: what the weights of tasks, drawn towards it step by step, come to; None: they stay.
-    dropped: share of rows whose conditions are withheld. hidden: share of rows whose target is hidden (brains and
-    pictures). expectation: weight of the squared error of their decoded expectation.
+    dropped: share of rows whose conditions are withheld. blurred: share of the numbers of features that a row is not
+    shown, the others being raised accordingly (dropout; drafts are made of all of them). hidden: share of rows whose
+    target is hidden (brains and pictures). expectation: weight of the squared error of their decoded expectation.
     shown: which response stands for a repeated stimulus: "averages", mostly that of all its repeats, otherwise a single
     one, or "repeats", the mean of some of them, drawn anew each time and tokenized on the fly.
     validation: share of the training stimuli that is held out of training where the dataset has no split "val".
@@ -80,6 +81,7 @@ class OmniTrainingConfig:
     tasks: Mapping[str, float] = field(default_factory=default_tasks)
     tasks_at_end: Mapping[str, float] | None = None
     dropped: float = 0.1
+    blurred: float = 0.0
     hidden: float = 0.5
     expectation: Mapping[str, float] = field(default_factory=lambda: {"brain": 2.0, "image": 20.0})
     shown: Literal["averages", "repeats"] = "averages"
@@ -99,6 +101,8 @@ class OmniTrainingConfig:
             for n in ("validate_every", "patience", "sample_every")
             if getattr(self, n) < 0
         ]
+        if not 0 <= self.blurred < 1:
+            problems.append(f"blurred must lie in [0, 1), got {self.blurred}")
         if not 0 <= self.validation <= 0.5:
             problems.append(f"validation must lie in [0, 0.5], got {self.validation}")
         problems += [
@@ -212,7 +216,18 @@ def draw(
     judged = bool(hidden.any()) and config.expectation.get(target, 0) > 0
     batch = codes.batch(task, size, generator, model, part, pixels=judged)
     dropped = torch.rand(size, generator=generator) < config.dropped
+    if config.blurred:
+        shown = [blur(block, config.blurred, generator, size, part) for block in batch.conditions]
+        batch = batch._replace(conditions=shown)
     return Drawn(task, batch, dropped[part], hidden[part], judged)
+
+
+def blur(block: Block, share: float, generator: torch.Generator, size: int, part: slice) -> Block:
+    """The block with a share of the numbers of its features left out; drawn is for all rows of the batch."""
+    if block.features is None or block.vectors is None:
+        return block
+    kept = torch.rand((size, *block.vectors.shape[1:]), generator=generator)[part] >= share
+    return replace(block, kept=kept / (1 - share))
 
 
 def counts_of(drawn: Drawn, text_end: int = END) -> Float[Tensor, "2"]:
@@ -467,7 +482,7 @@ class Validation:
         at_once: int = 0,
     ):
         self.drawn: list[tuple[float, list[Drawn]]] = []
-        plain = replace(config, dropped=0.0)
+        plain = replace(config, dropped=0.0, blurred=0.0)
         some = {task: weight for task, weight in tasks.items() if weight > 0 and len(codes.stimuli_of(task))}
         share = Counter(task.direction for task in some)
         for number, (task, weight) in enumerate(some.items()):

@@ -46,7 +46,7 @@ def block(name, rows=ROWS, seed=0):
 
 def steps(model, conditions, goal, static=False):
     """Logits of each code of a target, step by step."""
-    cache = model.start(conditions, ROWS, total_length(conditions, goal.length))
+    cache = model.start(conditions, ROWS, total_length(conditions, goal.length), goal)
     previous = [None, *goal.codes.T]
     logits = [model.step(cache, goal, 0)]
     if static:
@@ -387,3 +387,66 @@ def test_what_enters_starts_at_the_scale_that_is_wanted(checkpoint):
         one, other = (float(model.get_parameter(name).detach().std()) for model in (usual, small))
         assert other == pytest.approx(one / 10, rel=0.3), name
     assert float(small.aligners["brain"][0].weight.detach().std()) == pytest.approx(1.0, rel=0.3)
+
+
+# --- sight, and what a draft leans to
+
+
+@pytest.fixture(scope="module")
+def sighted(model):
+    """The same, whose brains look at the picture through windows."""
+    made = OmniModel(replace(model.config, sight=True), model.interface)
+    made.load_state_dict(model.state_dict(), strict=False)
+    generator = torch.Generator().manual_seed(2)
+    for window in made.sight.values():
+        torch.nn.init.normal_(window, generator=generator)
+    return made.requires_grad_(False)
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_what_places_see_is_the_same_step_by_step(sighted, model, static):
+    conditions, goal = conditions_for("brain:a"), block("brain:a")
+    whole = sighted(conditions, goal)
+    torch.testing.assert_close(steps(sighted, conditions, goal, static), whole, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(whole, model(conditions, goal))
+
+
+def test_a_place_sees_through_its_window_only(sighted):
+    shown, goal = block("features"), block("brain:a")
+    with torch.no_grad():
+        sighted.sight["brain:a"].zero_()
+        sighted.sight["brain:a"][1, 3] = 1.0
+        seen = sighted.sighted(sighted.embed_conditions([shown], ROWS), goal)
+        content = sighted.embed_vectors(shown, slice(0, shown.length))
+    torch.testing.assert_close(seen[:, 1], content[:, 3])
+    assert not seen[:, [0, 2]].any()
+
+
+def test_what_is_withheld_is_not_seen(sighted):
+    shown = replace(block("features"), dropped=torch.tensor([True, False, False]))
+    seen = sighted.sighted(sighted.embed_conditions([shown], ROWS), block("brain:a"))
+    assert not seen[0].any() and seen[1].any()
+    assert sighted.sighted(sighted.embed_conditions([shown], ROWS), block("text")) is None
+    assert sighted.sighted(sighted.embed_conditions([block("text")], ROWS), block("brain:a")) is None
+
+
+def test_sight_needs_features(model):
+    with pytest.raises(UserError, match="sight: expected pictures that are read as features, got 'codes'"):
+        OmniModel(replace(model.config, sight=True, image_input="codes"), model.interface)
+
+
+def test_what_a_draft_leans_to_is_added_to_the_logits(model):
+    conditions, goal = conditions_for("brain:a"), block("brain:a")
+    lean = torch.randn(ROWS, goal.length, 6, generator=torch.Generator().manual_seed(3))
+    leaning = replace(goal, lean=lean)
+    torch.testing.assert_close(model(conditions, leaning), model(conditions, goal) + lean)
+    torch.testing.assert_close(steps(model, conditions, leaning), model(conditions, leaning), atol=1e-4, rtol=1e-4)
+
+
+def test_features_are_left_out_after_they_are_standardised(model):
+    shown = block("features")
+    nothing = replace(shown, kept=torch.zeros_like(shown.vectors))
+    standardise = model.aligners["features:wavelet"].get_submodule("0")
+    usual = replace(shown, vectors=standardise.mean.expand_as(shown.vectors))
+    places = slice(0, shown.length)
+    torch.testing.assert_close(model.embed_vectors(nothing, places), model.embed_vectors(usual, places))

@@ -18,6 +18,7 @@ from brainjanus.train.omni import (
     Drawn,
     OmniTrainingConfig,
     Validation,
+    blur,
     counts_of,
     drawable,
     expand_tasks,
@@ -351,3 +352,14 @@ def test_what_cannot_be_drawn_is_left_out_and_said(make_checkpoint, capsys):
     assert drawable(nobody, Task(("text",), "brain:a"))
     assert not drawable(nobody, Task(("brain:a",), "brain:b"))
     assert "brain:a->brain:b: left out, as no training stimulus was shown to all" in capsys.readouterr().err
+
+
+def test_features_are_blurred_alike_whoever_draws_them():
+    shown = Block("image", vectors=torch.rand(40, *SEEN), features="wavelet")
+    whole = blur(shown, 0.3, torch.Generator().manual_seed(0), 40, slice(None)).kept
+    assert abs(float((whole == 0).float().mean()) - 0.3) < 0.01
+    assert abs(float(whole.mean()) - 1) < 0.02
+    half = Block("image", vectors=shown.vectors[20:], features="wavelet")
+    torch.testing.assert_close(blur(half, 0.3, torch.Generator().manual_seed(0), 40, slice(20, 40)).kept, whole[20:])
+    codes = Block("image", codes=torch.zeros(40, 4, dtype=torch.long))
+    assert blur(codes, 0.3, torch.Generator().manual_seed(0), 40, slice(None)).kept is None
