@@ -29,7 +29,8 @@ from brainjanus.tokenizers.brain import BrainTokenizer
 RANKS = (4, 8, 16, 32, 64, 128, 256)
 NOISES = (1.0, 2.0, 4.0, 8.0)  # in units of the variance of a site that the axes leave over
 GUESS, GUESS_CHANNELS = "guess", 32  # how the model knows the features that a guess is; numbers that a token of it has
-KINDS = ("part", "brain", "image", "text", "image+text")  # what a draft of a response comes from
+TOLD = ("image", "text", "image+text")  # what pictures and words tell of a response
+KINDS = ("part", "brain", *TOLD)  # what a draft of a response comes from
 SCATTERED = 32  # dimensions in which single trials scatter together
 SPARE, ROUNDS = 32, 4  # of the randomised decomposition (Halko et al. 2011): more axes than asked for, power iterations
 

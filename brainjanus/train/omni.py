@@ -25,7 +25,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.core.fused import nats
 from brainjanus.core.processes import is_first, own_device
 from brainjanus.model.checkpoint import Tokenizers
-from brainjanus.model.draft import Drafts
+from brainjanus.model.draft import TOLD, Drafts
 from brainjanus.model.lora import LoraConfig, save_lora
 from brainjanus.model.omni import OmniConfig, OmniModel
 from brainjanus.model.sequence import Block, Task, modality_of, subject_of, total_length
@@ -307,7 +307,8 @@ def weigh_drafts(
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Solve for how much of what the model adds to its drafts is to be believed: least squares on rows whose drafts are
-    out of fold, of validation where a task has enough stimuli there, otherwise of training. Into `drafts`.
+    out of fold, of validation where a task has enough stimuli there, otherwise of training. Into `drafts`. The responses
+    to pictures and words are learnt by heart in training: without enough stimuli of validation nothing is added there.
 
     A kind of draft that no task was trained with is weighed as well: that it is believed little has to be found, too.
     at_once: rows of a batch that are computed at a time; 0: all. device, dtype: where and in what the model computes;
@@ -319,10 +320,13 @@ def weigh_drafts(
     for subject in codes.brains:
         for kind, some in drafted_tasks(codes, drafts, subject).items():
             products = torch.zeros(2, dtype=torch.float64)
+            enough = validation is not None and all(len(validation.stimuli_of(t)) >= LEAST_WEIGHED for t in some)
+            if some and kind in TOLD and not enough:
+                drafts.trust(subject).of(kind).fill_(0)
+                continue
+            source = validation if validation is not None and enough else codes
             for number, rows in product(range(batches if some else 0), parts):
                 task = some[number % len(some)]
-                enough = validation is not None and len(validation.stimuli_of(task)) >= LEAST_WEIGHED
-                source = validation if validation is not None and enough else codes
                 batch = source.batch(task, size, generator_of(seed, number), model.config, rows)
                 if batch.draft is None:  # so few shared stimuli that a fold has none left
                     continue
