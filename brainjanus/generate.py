@@ -20,7 +20,7 @@ from brainjanus.core.fused import nats
 from brainjanus.core.processes import gathered, share
 from brainjanus.core.progress import progress
 from brainjanus.model.checkpoint import Checkpoint
-from brainjanus.model.draft import Drafts, beyond_codes, draft_block, draft_of, guess_of, lean_of
+from brainjanus.model.draft import TOLD, Drafts, beyond_codes, draft_block, draft_of, guess_of, lean_of
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Block, brain_block, modality_of, subject_of, total_length
 from brainjanus.model.steps import Steps
@@ -82,8 +82,9 @@ class Generated(NamedTuple):
 class Asked(NamedTuple):
     """Conditions as blocks, and the target with room for its codes.
 
-    draft: of a brain, where the conditions give one. beyond: what its codes cannot hold of it. trust: how much of what
-    the model adds to it is believed in a mean. known: the responses of the target that are given, NaN elsewhere.
+    draft: of a brain, where the conditions give one. beyond: what its codes cannot hold of it, where the model is shown
+    it. trust: how much of what the model adds to it, or says in place of it, is believed in a mean. known: the
+    responses of the target that are given, NaN elsewhere.
     """
 
     conditions: list[Block]
@@ -124,10 +125,11 @@ def estimate(
     if checkpoint.relays is not None and checkpoint.relays.concern((*conditions, target)):
         return relayed(checkpoint, conditions, target, config)
     request = asked_of(checkpoint, conditions, target)
-    if request.beyond is not None:  # without guidance nothing is shown, not even what codes cannot hold
+    if request.draft is not None:  # without guidance nothing is shown, not even what codes cannot hold
         share_of_draft = min(1.0, config.guidance)
         trust = 1 - share_of_draft * (1 - request.trust) if config.estimate == "mean" else 1.0
-        request = request._replace(beyond=request.beyond * share_of_draft, trust=trust)
+        beyond = None if request.beyond is None else request.beyond * share_of_draft
+        request = request._replace(beyond=beyond, trust=trust)
     whole = request.target
     mean = config.estimate == "mean" and whole.modality != "text"
     samples = max(1, config.num_samples)
@@ -445,15 +447,16 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
         if goal.modality != "brain" and checkpoint.drafts is not None and given:
             guess = guess_of(checkpoint.drafts, given)
         return Asked([*blocks.values()] if guess is None else [*blocks.values(), guess], goal)
-    draft = drafted.values
-    known = given.get(f"part:{subject}")
-    shown = list(blocks.values())
-    if known is None:
-        shown.append(draft_block(tokenizer, draft, subject, brain_input, fold))
+    draft, shown = drafted.values, list(blocks.values())
     assert checkpoint.drafts is not None
     trust = checkpoint.drafts.trust(subject)
+    if drafted.kind in TOLD:
+        return Asked(shown, goal, draft, trust=float(trust.of(drafted.kind)))
     believed, lean = float(trust.of(drafted.kind)), lean_of(tokenizer, draft, subject, trust.near(drafted.kind))
     goal = replace(goal, lean=lean)
+    known = given.get(f"part:{subject}")
+    if known is None:
+        shown.append(draft_block(tokenizer, draft, subject, brain_input, fold))
     return Asked(shown, goal, draft, beyond_codes(tokenizer, draft, subject, lean), believed, known)
 
 
@@ -642,8 +645,9 @@ def decode_vectors(checkpoint: Checkpoint, request: Asked, vectors: Float[Tensor
         pictures = [tokenizers.image.decode_vectors(part) for part in vectors.split(PICTURES_AT_ONCE)]
         return torch.cat(pictures).clamp(0, 1).permute(0, 2, 3, 1).cpu()
     values = tokenizers.brain.decode_vectors(vectors, subject)
-    if request.beyond is not None and request.draft is not None:
-        values = request.trust * (values + request.beyond) + (1 - request.trust) * request.draft
+    if request.draft is not None:
+        values = values if request.beyond is None else values + request.beyond
+        values = request.trust * values + (1 - request.trust) * request.draft
     if request.known is not None:
         values = torch.where(request.known.isnan(), values, request.known)
     return values.cpu()

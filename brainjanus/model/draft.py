@@ -154,8 +154,9 @@ class Stack(nn.Module):
 
 
 class Trust(nn.Module):
-    """Of each kind of draft of one subject's response: how much of what the model adds to it is to be believed, from 0
-    to 1, and how near to it the measured latents lie (the inverse of their mean squared distance, a dimension)."""
+    """Of each kind of draft of one subject's response: how much of what the model adds to it, or says in place of it,
+    is to be believed, from 0 to 1, and how near to it the measured latents lie (the inverse of their mean squared
+    distance, a dimension)."""
 
     def __init__(self) -> None:
         super().__init__()

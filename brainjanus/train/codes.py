@@ -31,7 +31,7 @@ from brainjanus.core.progress import progress
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
 from brainjanus.model.checkpoint import Tokenizers
-from brainjanus.model.draft import beyond_codes, draft_block, draft_of, guess_of, lean_of
+from brainjanus.model.draft import TOLD, beyond_codes, draft_block, draft_of, guess_of, lean_of
 from brainjanus.model.omni import OmniConfig
 from brainjanus.model.sequence import Block, Task, brain_block, modality_of, subject_of
 from brainjanus.tokenizers.brain import BrainTokenizer
@@ -93,7 +93,8 @@ class RowsOfStimuli(NamedTuple):
 class Batch(NamedTuple):
     """What one training step reads: blocks, and the target before it was quantized (brain values or pixels).
 
-    draft: that of a brain, where the conditions come with one; beyond: what its codes cannot hold of it. judged: the
+    draft: that of a brain, where the conditions come with one; beyond: what its codes cannot hold of it, where the
+    model is shown the draft. judged: the
     sites of a brain whose expectation counts; None: all.
     """
 
@@ -191,6 +192,8 @@ class Codes:
         drafted = draft_of(drafting, given, target, blocks) if drafting else None
         if drafted is None:
             return Batch(conditions, goal, drawn[target].expected)
+        if drafted.kind in TOLD:  # which is weighed against what the model says by itself, not shown to it
+            return Batch(conditions, goal, drawn[target].expected, drafted.values)
         draft, judged = drafted.values, None
         if f"part:{target}" in given:
             judged = given[f"part:{target}"].isnan()

@@ -306,9 +306,10 @@ def weigh_drafts(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Solve for how much of what the model adds to its drafts is to be believed: least squares on rows whose drafts are
-    out of fold, of validation where a task has enough stimuli there, otherwise of training. Into `drafts`. The responses
-    to pictures and words are learnt by heart in training: without enough stimuli of validation nothing is added there.
+    """Solve for how much of what the model adds to its drafts, or says in place of them, is to be believed: least
+    squares on rows whose drafts are out of fold, of validation where a task has enough stimuli there, otherwise of
+    training. Into `drafts`. The responses to pictures and words are learnt by heart in training: without enough stimuli
+    of validation the draft alone is believed there.
 
     A kind of draft that no task was trained with is weighed as well: that it is believed little has to be found, too.
     at_once: rows of a batch that are computed at a time; 0: all. device, dtype: where and in what the model computes;
@@ -331,12 +332,13 @@ def weigh_drafts(
                 if batch.draft is None:  # so few shared stimuli that a fold has none left
                     continue
                 batch = moved(batch, device)
-                assert batch.draft is not None and batch.beyond is not None and batch.continuous is not None
+                assert batch.draft is not None and batch.continuous is not None
                 hidden = torch.ones_like(batch.target.content, dtype=torch.bool)
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     logits = model(batch.conditions, batch.target, hidden)
                 p = logits.float().softmax(dim=-1)
-                added = there.decode_probabilities(p, subject) + batch.beyond - batch.draft
+                added = there.decode_probabilities(p, subject) - batch.draft
+                added = added if batch.beyond is None else added + batch.beyond
                 missing = batch.continuous - batch.draft
                 judged = torch.ones_like(missing, dtype=torch.bool) if batch.judged is None else batch.judged
                 products += torch.stack([(added * missing)[judged].sum(), added[judged].square().sum()]).double().cpu()
