@@ -765,3 +765,43 @@ def test_a_mean_believes_the_model_as_far_as_is_known(drafted):
         assert (own - none).abs().max() > 1e-3
         torch.testing.assert_close(some, 0.25 * own + 0.75 * none)
     assert torch.equal(wanted[1.0][2], wanted[0.0][2])
+
+
+@pytest.fixture(scope="module")
+def told(make_checkpoint):
+    """Pictures and words tell of both subjects, linearly."""
+    made = make_checkpoint()
+    torch.manual_seed(5)
+    tokens, channels = made.model.interface.features["wavelet"]
+    sizes = {"image": (tokens * channels, 5), "text": (6, 5)}
+    drafts = Drafts({"a": (10, 3), "b": (8, 2)}, [], sizes, pieces=6)
+    for name, value in drafts.named_buffers():
+        if not name.startswith("trusts."):
+            value.copy_(torch.rand(value.shape) if value.is_floating_point() else torch.arange(6))
+    return replace(made, drafts=drafts)
+
+
+@pytest.mark.parametrize("kinds", ["image", "text", "image+text"])
+def test_what_is_told_linearly_is_weighed_against_the_model(told, kinds):
+    given = {kind: conditions()[kind] for kind in kinds.split("+")}
+    blocks = {name: module.condition_block(told, name, rows) for name, rows in given.items()}
+    linear = told.drafts.told(blocks, "a")
+    made = {}
+    for share in (1.0, 0.0, 0.25):
+        drafts = copy.deepcopy(told.drafts)
+        drafts.trust("a").of(kinds).fill_(share)
+        made[share] = replace(told, drafts=drafts)
+    own, none, some = (generate(made[share], given, "brain:a") for share in (1.0, 0.0, 0.25))
+    torch.testing.assert_close(own, generate(replace(told, drafts=None), given, "brain:a"))
+    torch.testing.assert_close(none, linear)
+    torch.testing.assert_close(some, 0.25 * own + 0.75 * linear)
+    sampled = GenerationConfig(estimate="sample")
+    assert torch.equal(*(generate(made[share], given, "brain:a", sampled) for share in (1.0, 0.0)))
+    withheld = GenerationConfig(guidance=0.0)
+    torch.testing.assert_close(*(generate(made[share], given, "brain:a", withheld) for share in (1.0, 0.0)))
+
+
+def test_words_are_counted_as_far_as_they_are_seen(told):
+    block = Block("text", codes=torch.tensor([[0, 2, 2, 5]]), seen=torch.tensor([[True, True, True, False]]))
+    assert told.drafts.described(block).tolist() == [[1, 0, 1, 0, 0, 0]]
+    assert told.drafts.described(Block("image", codes=torch.zeros(1, 4, dtype=torch.long))) is None

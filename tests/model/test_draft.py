@@ -6,6 +6,7 @@ import torch
 
 from brainjanus.core.errors import UserError
 from brainjanus.model.draft import (
+    GUESS,
     Carry,
     Drafts,
     Gaussian,
@@ -14,6 +15,7 @@ from brainjanus.model.draft import (
     chosen,
     draft_of,
     fit_gaussian,
+    guess_of,
     lean_of,
     principal,
 )
@@ -188,3 +190,20 @@ def test_a_draw_of_scatter_depends_on_its_seed_alone():
     both = scatter.draw(2, [7, 8])
     assert torch.equal(both[1:], scatter.draw(2, [8]))
     assert not torch.equal(both[0], both[1])
+
+
+def test_a_guess_is_the_mean_of_what_each_brain_tells():
+    made = Drafts({"a": (8, 3), "b": (5, 2)}, [], guessed=64)
+    torch.manual_seed(0)
+    for reading in made.guesses.values():
+        for buffer in reading.buffers():
+            buffer.normal_()
+    a, b = torch.randn(4, 8), torch.randn(4, 5)
+    guess = guess_of(made, {"brain:a": a, "brain:b": b})
+    each = [made.guesses["brain:a"](a), made.guesses["brain:b"](b)]
+    assert guess.vectors.shape == (4, 2, 32) and guess.features == GUESS
+    torch.testing.assert_close(guess.vectors.flatten(1), (each[0] + each[1]) / 2)
+    partly = b.masked_fill(torch.arange(5) < 2, NAN)
+    filled = made.guesses["brain:b"](made.complete(partly, "b"))
+    torch.testing.assert_close(guess_of(made, {"part:b": partly}).vectors.flatten(1), filled)
+    assert guess_of(made, {}) is None and guess_of(Drafts({"a": (8, 3)}, []), {"brain:a": a}) is None
