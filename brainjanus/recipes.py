@@ -110,6 +110,7 @@ def laptop(seed: int = 0) -> RunConfig:
         training=OmniTrainingConfig(
             optim=OptimConfig(steps=2000, batch_size=64, learning_rate=4e-3),
             tasks=default_tasks() | {"brain->text": 3.0},
+            expectation={"brain": 20.0, "image": 20.0},
             sample_every=1000,
         ),
     )
@@ -136,10 +137,13 @@ def neurons(seed: int = 0, features: str = "wavelet") -> RunConfig:
             patch_size=2, quantizer=QuantizerConfig(similarity="euclidean", num_codes=32, dim=2)
         ),
         brain_training=OptimConfig(steps=500, batch_size=128, learning_rate=2e-3),
-        omni=OmniConfig(image_input=features),
+        omni=OmniConfig(image_input=features, sight=features != "codes"),
         training=OmniTrainingConfig(
-            optim=OptimConfig(steps=2400, batch_size=48, learning_rate=3e-3, weight_decay=0.1),
-            tasks={"image->brain": 1.0, "brain->image": 1.0, "brain->brain": 0.2, "part->brain": 0.2},
+            optim=OptimConfig(steps=4000, batch_size=48, learning_rate=3e-3, weight_decay=0.3, average=0.99),
+            tasks={"image->brain": 1.0, "brain->image": 0.6, "brain->brain": 0.1, "part->brain": 0.1},
+            blurred=0.25,
+            expectation={"brain": 60.0, "image": 20.0},
+            validation=0.04,
         ),
     )
 

@@ -341,7 +341,8 @@ def new_model(made: Tokenized, config: RunConfig, seed: int) -> OmniModel:
         model = janus_model(janus, made.tokenizers, config.omni, sizes, precision=made.precision)
         model.load_feature_statistics({name: codes.sample_of_features(name) for name in sizes if name != GUESS})
     else:
-        model = OmniModel(config.omni, interface_of(made.tokenizers, sizes))
+        omni = config.omni if config.omni.image_input in sizes else replace(config.omni, sight=False)  # nothing to see
+        model = OmniModel(omni, interface_of(made.tokenizers, sizes))
         model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
         model.load_feature_statistics({name: codes.sample_of_features(name) for name in sizes if name != GUESS})
     return model

@@ -653,7 +653,7 @@ def test_a_run_starts_from_janus(study, janus_folder, tmp_path, trained):
     config = on_janus(janus_folder, trained)
     made = train(study, out, config)
     assert RunConfig.load(out / "config.json").omni.decoder.hidden_size == 32
-    assert made.model.interface.features == {JANUS: (4, 24)}
+    assert made.model.interface.features[JANUS] == (4, 24)
     assert made.model.vocabulary.text == 300 and made.model.interface.text_end == 1
     assert made.model.interface.text_codes < 30  # as long as the longest caption
     before = load_janus(janus_folder).model

@@ -10,6 +10,7 @@ cache is allocated once for a whole generation.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -21,7 +22,8 @@ from brainjanus.core.linear import Joined, PackedLinear
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Field names are those of a Llama config. Defaults are laptop-sized."""
+    """Field names are those of a Llama config. Defaults are laptop-sized. dropout: share of what each layer adds that
+    is left out in training."""
 
     hidden_size: int = 192
     intermediate_size: int = 512
@@ -31,6 +33,7 @@ class DecoderConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
     max_position_embeddings: int = 16_384
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         problems = [f"{name} must be at least 1, got {v}" for name, v in vars(self).items() if type(v) is int and v < 1]
@@ -45,6 +48,8 @@ class DecoderConfig:
                 f"num_attention_heads must be a multiple of num_key_value_heads, got {self.num_attention_heads} and "
                 f"{self.num_key_value_heads}"
             )
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout must lie in [0, 1), got {self.dropout}")
         if problems:
             raise UserError("decoder config: " + "; ".join(problems) + ". Correct the config.")
 
@@ -207,12 +212,14 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config)
         self.input_layernorm = RMSNorm(config)
         self.post_attention_layernorm = RMSNorm(config)
+        self.dropout = config.dropout
 
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], bias: Tensor | None, index: int, cache: Cache | None
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, bias, index, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(self.input_layernorm(x), rotation, bias, index, cache)
+        x = x + F.dropout(attended, self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
 
 
 class Attention(nn.Module):

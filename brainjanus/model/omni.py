@@ -216,6 +216,7 @@ class OmniModel(nn.Module):
         Codes of images and brains are also pointed at by their vector in the codebook, so that what is learned of one
         code holds for its neighbours; every place of a brain points in a way of its own.
         """
+        states = F.dropout(states, self.config.decoder.dropout, self.training)
         logits = self.heads[target.modality](states)
         if target.modality not in self.pointers:
             return logits
@@ -258,7 +259,8 @@ class OmniModel(nn.Module):
         """What each place of a brain sees of the picture through its own window; None where there is no picture."""
         if prefix.looked_at is None or target.modality != "brain":
             return None
-        return torch.einsum("btd,kt->bkd", prefix.looked_at, self.sight[place_of(target)])
+        seen = torch.einsum("btd,kt->bkd", prefix.looked_at, self.sight[place_of(target)])
+        return F.dropout(seen, self.config.decoder.dropout, self.training)
 
     def embed_content(self, block: Block, x: Float[Tensor, "b k d"] | None = None) -> Float[Tensor, "b k d"]:
         """The content of a condition; rows that are dropped show only where they would be. x: what it is embedded as,

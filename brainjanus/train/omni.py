@@ -424,7 +424,9 @@ def fit_omni(
         task = names[int(torch.multinomial(now, 1, generator=generator))]
         return draw(codes, task, generator, config, model.config, size, rows)
 
-    def losses(call: Callable[..., Tensor], drawn: Drawn, _: torch.Generator, counts: Tensor) -> dict[str, Tensor]:
+    def losses(call: Callable[..., Tensor], drawn: Drawn, generator: torch.Generator, counts: Tensor) -> dict:
+        if model.config.decoder.dropout:  # which draws from torch's own generator
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return step_losses(call, on_device, drawn, counts, config, end)
 
     held = model.embed_tokens.weight.dtype
