@@ -673,7 +673,7 @@ def test_a_run_starts_from_janus(study, janus_folder, tmp_path, trained):
 
 def test_a_run_from_janus_may_read_pictures_by_any_encoder(study, janus_folder, tmp_path):
     made = train(study, tmp_path / "run", on_janus(janus_folder, "brain", "wavelet"))
-    assert set(made.model.interface.features) == {JANUS, "wavelet"}
+    assert set(made.model.interface.features) == {JANUS, "wavelet", "guess"}
     standardise = made.model.aligners["features:wavelet"][0]
     assert not torch.equal(standardise.std, torch.ones_like(standardise.std))
     assert torch.equal(made.model.aligners[f"features:{JANUS}"][0].std, torch.ones(24))

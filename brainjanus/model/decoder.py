@@ -217,9 +217,13 @@ class Layer(nn.Module):
     def forward(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], bias: Tensor | None, index: int, cache: Cache | None
     ) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), rotation, bias, index, cache)
-        x = x + F.dropout(attended, self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
+        x = x + left_out(self.self_attn(self.input_layernorm(x), rotation, bias, index, cache), self)
+        return x + left_out(self.mlp(self.post_attention_layernorm(x)), self)
+
+
+def left_out(added: Tensor, layer: Layer) -> Tensor:
+    """What a layer adds, less what dropout takes of it."""
+    return F.dropout(added, layer.dropout) if layer.training and layer.dropout else added
 
 
 class Attention(nn.Module):

@@ -60,6 +60,7 @@ NAMES = {
 }
 EMBEDDING, THEIR_EMBEDDING, HEAD = "embed_tokens.weight", "model.language_model.embed_tokens.weight", "lm_head.weight"
 VQ, VISION = "model.vqmodel.", "model.vision_model."
+OURS = ("rope_theta", "dropout")  # of a decoder's settings: those that a language model of the library says elsewhere
 PLACES = ("places.image", "targets.image", "pointers.image.weight", f"places.features:{JANUS}")  # Janus has none
 MOST_NAMED = 4  # tensors in one sentence
 SPECIAL = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
@@ -154,7 +155,7 @@ def open_janus(source: Path | str, *, text_length: int = 256, image_tokens: int 
     check_supported(config, path)
     mean, std = colours(path)
     language, vision, vq = config.text_config, config.vision_config, config.vq_config
-    decoder = {name: getattr(language, name) for name in vars(DecoderConfig()) if name != "rope_theta"}
+    decoder = {name: getattr(language, name) for name in vars(DecoderConfig()) if name not in OURS}
     pictures = {"image_size": vision.image_size, "mean": mean, "std": std}
     settings = {name: getattr(vq, name) for name in own_fields(JanusImageConfig(), but=tuple(pictures))}
     eyes = own_fields(JanusVisionConfig(), but=(*pictures, "most_tokens"))

@@ -216,7 +216,7 @@ class OmniModel(nn.Module):
         Codes of images and brains are also pointed at by their vector in the codebook, so that what is learned of one
         code holds for its neighbours; every place of a brain points in a way of its own.
         """
-        states = F.dropout(states, self.config.decoder.dropout, self.training)
+        states = self.left_out(states)
         logits = self.heads[target.modality](states)
         if target.modality not in self.pointers:
             return logits
@@ -229,6 +229,11 @@ class OmniModel(nn.Module):
         if target.modality == "brain" and self.interface.brain_stages > 1:
             logits = logits.masked_fill(self.other_stages(places, logits.device), NEVER)
         return logits
+
+    def left_out(self, x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Without what dropout takes of it in training."""
+        share = self.config.decoder.dropout
+        return F.dropout(x, share) if self.training and share else x
 
     def other_stages(self, places: slice | Int[Tensor, "k"], device: torch.device) -> Bool[Tensor, "k n"]:
         """Which codes belong to another stage of the quantizer than that of each of these places."""
@@ -248,6 +253,7 @@ class OmniModel(nn.Module):
             if self.config.sight and block.features == self.config.image_input and block.modality == "image":
                 looked_at = content if block.dropped is None else content * ~block.dropped[:, None, None]
             parts.append(self.embed_content(block, content))
+            del content  # memory that is needed no more
             exists = seen[0].expand(batch, block.length) if block.seen is None else block.seen
             if block.seen is not None and block.dropped is not None and self.config.text_opening:
                 exists = exists & ~block.dropped[:, None]  # not even how long it is; Janus pads what it withholds
@@ -260,7 +266,7 @@ class OmniModel(nn.Module):
         if prefix.looked_at is None or target.modality != "brain":
             return None
         seen = torch.einsum("btd,kt->bkd", prefix.looked_at, self.sight[place_of(target)])
-        return F.dropout(seen, self.config.decoder.dropout, self.training)
+        return self.left_out(seen)
 
     def embed_content(self, block: Block, x: Float[Tensor, "b k d"] | None = None) -> Float[Tensor, "b k d"]:
         """The content of a condition; rows that are dropped show only where they would be. x: what it is embedded as,
