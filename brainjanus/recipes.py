@@ -137,11 +137,11 @@ def neurons(seed: int = 0, features: str = "wavelet") -> RunConfig:
             patch_size=2, quantizer=QuantizerConfig(similarity="euclidean", num_codes=32, dim=2)
         ),
         brain_training=OptimConfig(steps=500, batch_size=128, learning_rate=2e-3),
-        omni=OmniConfig(image_input=features, sight=features != "codes"),
+        omni=OmniConfig(DecoderConfig(dropout=0.3), image_input=features, sight=features != "codes"),
         training=OmniTrainingConfig(
             optim=OptimConfig(steps=4000, batch_size=48, learning_rate=3e-3, weight_decay=0.3, average=0.99),
             tasks={"image->brain": 1.0, "brain->image": 0.6, "brain->brain": 0.1, "part->brain": 0.1},
-            blurred=0.25,
+            blurred=0.1,
             expectation={"brain": 60.0, "image": 20.0},
             validation=0.04,
         ),
