@@ -24,6 +24,8 @@ from brainjanus import Dataset, Run
 from brainjanus.core.ridge import fit_ridge
 from brainjanus.demo import demo
 from brainjanus.evaluate.baselines import linear_baseline
+from brainjanus.evaluate.brain import voxel_r
+from brainjanus.evaluate.image import two_way_scores
 from brainjanus.generate import GenerationConfig
 from brainjanus.model.draft import KINDS
 from brainjanus.recipes import few_trials
@@ -34,11 +36,6 @@ PARTS = ("v4", "simulated", "object2vec")
 
 
 # N stimuli, V sites, F features
-def voxel_r(made: Float[np.ndarray, "n v"], measured: Float[np.ndarray, "n v"]) -> float:
-    a, b = made - made.mean(axis=0), measured - measured.mean(axis=0)
-    return float(np.mean((a * b).sum(axis=0) / np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0) + 1e-12)))
-
-
 def alike(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "n m"]:
     """Correlation of each row of one with each of the other."""
     a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
@@ -50,13 +47,6 @@ def top(similar: Float[np.ndarray, "n m"], right: Sequence[int], k: int = 1) -> 
     """Share of rows whose right column is among the k most similar."""
     own = similar[np.arange(len(similar)), right]
     return float(np.mean((similar > own[:, None]).sum(axis=1) < k))
-
-
-def two_way(similar: Float[np.ndarray, "n n"]) -> float:
-    """How often the right column is more similar than another."""
-    own = np.diag(similar)[:, None]
-    off = ~np.eye(len(similar), dtype=bool)
-    return float(((own > similar) + 0.5 * (own == similar))[off].mean())
 
 
 def two_versus_two(similar: Float[np.ndarray, "n n"]) -> float:
@@ -103,7 +93,7 @@ def encoding(
             direction = f"{given}->brain"
             made["ridge"] = linear_baseline(dataset, subject, direction, averages.stimulus_ids)  # type: ignore[arg-type,assignment]
         for which, values in made.items():
-            figures.setdefault(f"{which} r", []).append(voxel_r(values, averages.responses))
+            figures.setdefault(f"{which} r", []).append(voxel_r(averages.responses, values).mean())
             found = top(alike(averages.responses, values), range(len(values)))
             figures.setdefault(f"{which} top-1", []).append(found)
     mean = {which: float(np.mean(values)) for which, values in figures.items()}
@@ -137,7 +127,7 @@ def identified(name: str, run: Run, dataset: Dataset, feature: str) -> list[Clai
         }
         for which, table in tables.items():
             scores.setdefault(f"{which} top-1", []).append(top(table, range(len(table))))
-            scores.setdefault(f"{which} two-way", []).append(two_way(table))
+            scores.setdefault(f"{which} two-way", []).append(two_way_scores(table.T).diagonal().mean())
     mean = {which: float(np.mean(values)) for which, values in scores.items()}
     claims = []
     for metric in ("top-1", "two-way"):
@@ -204,7 +194,7 @@ def of_object2vec(args: argparse.Namespace) -> list[Claim]:
                 ("draft", expected(alone, dataset, subject, given)),
                 ("ridge", ridge),
             ):
-                sums.setdefault(f"{given} {which}", []).append(voxel_r(np.asarray(made), test.responses))
+                sums.setdefault(f"{given} {which}", []).append(voxel_r(test.responses, np.asarray(made)).mean())
         said = torch.from_numpy(dataset.features("word2vec", words).astype(np.float32))
         for which, model in (("model", run), ("draft", alone)):
             answers = np.asarray(model.generate({"text": said}, f"brain:{subject}", MEAN))

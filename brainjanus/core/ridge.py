@@ -115,13 +115,6 @@ class Chosen:
     r2: Float[Tensor, "t"]
     penalties: Float[Tensor, "a g"]
 
-    def left_out(
-        self, predicted: Float[Tensor, "b t"], measured: Float[Tensor, "b t"], rows: Int[Tensor, "b"]
-    ) -> Float[Tensor, "b t"]:
-        """What would have been predicted for training samples, had each been left out itself (exact)."""
-        own = self.own[self.prior, self.penalty].T[rows]
-        return (predicted - own * measured) / (1 - own)
-
 
 def fit_among(
     features: Float[Tensor, "n p"],

@@ -25,7 +25,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from scipy.stats import rankdata
+from scipy.stats import false_discovery_control
+from sklearn.metrics import roc_auc_score
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import listed
@@ -402,7 +403,7 @@ def contrast(first: Float[np.ndarray, "a v"], second: Float[np.ndarray, "b v"], 
         permuted = rng.permuted(np.repeat(labels[None], 100, axis=0), axis=1)
         reached += (np.abs(welch(pooled, permuted)) >= np.abs(t) - 1e-9).sum(axis=0)
     p = (1 + reached) / (1 + PERMUTATIONS)
-    return Contrast(difference, t, p, false_discovery_rate(p))
+    return Contrast(difference, t, p, false_discovery_control(p))  # Benjamini & Hochberg 1995
 
 
 def welch(values: Float[np.ndarray, "n v"], labels: Bool[np.ndarray, "k n"]) -> Float[np.ndarray, "k v"]:
@@ -415,22 +416,6 @@ def welch(values: Float[np.ndarray, "n v"], labels: Bool[np.ndarray, "k n"]) -> 
         errors.append((side @ values**2 / count - mean**2).clip(min=0) / (count - 1))
     error = np.sqrt(errors[0] + errors[1])
     return np.divide(means[0] - means[1], error, out=np.zeros_like(error), where=error > 1e-10)
-
-
-def false_discovery_rate(p: Float[np.ndarray, "v"]) -> Float[np.ndarray, "v"]:
-    """The smallest rate of false discoveries at which each site would be one. Source: Benjamini & Hochberg 1995."""
-    order = np.argsort(p)
-    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
-    q = np.empty_like(p)
-    q[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1)
-    return q
-
-
-def auc(values: Float[np.ndarray, "v"], inside: Bool[np.ndarray, "v"]) -> float:
-    """The probability that a site inside has a larger value than one outside; ties count half."""
-    count = int(inside.sum())
-    ranks = rankdata(values)[inside].sum()
-    return float((ranks - count * (count + 1) / 2) / (count * (len(values) - count)))
 
 
 def ranking(
@@ -449,7 +434,7 @@ def ranking(
         told[name] = {
             "contrast": found.contrast[sites].mean(),
             "interval": [low[place], high[place]] if found.t is not None else None,
-            "auc": auc(found.contrast, sites),
+            "auc": None if sites.all() else roc_auc_score(sites, found.contrast),
             "significant": None if found.q is None else ((found.q < FDR) & (found.contrast > 0))[sites].mean(),
             "sites": int(sites.sum()),
         }
@@ -494,7 +479,7 @@ def judged(
         selective = true.ratio > SELECTIVE
         some = selective.any() and not selective.all()
         facts["truth"] = agreement(made, true.values, turned) | {
-            "auc": auc(made.contrast, selective) if some else None,
+            "auc": roc_auc_score(selective, made.contrast) if some else None,
             "selective_sites": int(selective.sum()),
             "definition": "selectivity for the category; selective: (A - B) / (A + B) above 1/3, B the mean of others",
         }

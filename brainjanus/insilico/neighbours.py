@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
+from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
@@ -521,17 +522,11 @@ def patterns_of(
         log_p = np.log(np.maximum(expected[subject], 1e-12))
         nats = log_p[:, np.arange(log_p.shape[1]), measured[subject]].sum(axis=2).T
         nats = nats - nats.mean(axis=0)
-        auc = {word: _auc(nats[:, i], mask) for i, (word, mask) in enumerate(groups.items())}
+        auc = {word: roc_auc_score(mask, nats[:, i]) for i, (word, mask) in enumerate(groups.items())}
         nearest = {one: [words[w] for w in np.argsort(-nats[ids.index(one)], kind="stable")[:NEAREST]] for one in shown}
         found.append({"subject": subject, "auc": np.mean(list(auc.values())), "floor": 0.5, "words": auc,
                       "nearest": nearest, "n": len(ids)})  # fmt: skip
     return found
-
-
-def _auc(values: Float[np.ndarray, "n"], mask: Bool[np.ndarray, "n"]) -> float:
-    ranks = rankdata(values)
-    inside = int(mask.sum())
-    return float((ranks[mask].sum() - inside * (inside + 1) / 2) / (inside * (len(mask) - inside)))
 
 
 def subjects_compared(

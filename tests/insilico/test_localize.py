@@ -5,16 +5,13 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.stats import false_discovery_control, ttest_ind
-from sklearn.metrics import roc_auc_score
+from scipy.stats import ttest_ind
 
 from brainjanus import cli
 from brainjanus.core.errors import UserError
 from brainjanus.insilico.experiment import opened
 from brainjanus.insilico.localize import (
-    auc,
     contrast,
-    false_discovery_rate,
     last_place,
     localize,
     measured_contrast,
@@ -35,17 +32,6 @@ def test_welch_is_that_of_scipy():
     labels = np.arange(84) < 24
     expected = ttest_ind(first, second, equal_var=False).statistic
     np.testing.assert_allclose(welch(np.concatenate([first, second]), labels[None])[0], expected)
-
-
-def test_false_discovery_rate_is_that_of_scipy():
-    p = np.random.default_rng(0).uniform(size=50) ** 3
-    np.testing.assert_allclose(false_discovery_rate(p), false_discovery_control(p))
-
-
-def test_auc_is_that_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    values, inside = rng.integers(0, 5, 40).astype(float), rng.random(40) < 0.4
-    assert auc(values, inside) == pytest.approx(roc_auc_score(inside, values))
 
 
 def test_planted_sites_are_found_and_others_are_not():

@@ -22,6 +22,7 @@ from brainjanus.tokenizers.quantizer import QuantizerConfig
 from brainjanus.tokenizers.text import END, TextTokenizer, TextTokenizerConfig
 from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train import codes as module
+from brainjanus.train import omni
 from brainjanus.train.codes import (
     BrainRows,
     dtype_of_codes,
@@ -33,7 +34,7 @@ from brainjanus.train.codes import (
     unit_pixels,
 )
 from brainjanus.train.draft import solve_drafts
-from brainjanus.train.omni import weigh_drafts
+from brainjanus.train.omni import OmniTrainingConfig, weigh_drafts
 from brainjanus.train.state import generator_of
 from brainjanus.train.tokenizer import Repeats, solve_axes
 
@@ -467,6 +468,36 @@ def test_trust_in_the_model_is_what_lowers_the_error_most(tokenizers, drafted):
                 made = trust * own + (1 - trust) * batch.draft
                 error[share] += float((made - batch.continuous)[judged].square().sum())
         assert error["solved"] <= min(error[0.0], error[0.5], error[1.0]) + 1e-6
+
+
+def test_held_out_stimuli_are_shown_whole(codes):
+    """Training is blurred, and withholds conditions; what it is measured on is not."""
+    task, model = Task(("image",), "brain:s1"), OmniConfig()
+    config = OmniTrainingConfig(blurred=0.5, dropped=0.5)
+    trained = omni.draw(codes, task, generator_of(0, 0), config, model, 8)
+    assert trained.batch.conditions[0].kept is not None and trained.dropped.any()
+    ((_, (measured,)),) = omni.Validation(codes, {task: 1.0}, config, model).drawn
+    assert measured.batch.conditions[0].kept is None and not measured.dropped.any()
+
+
+def test_nothing_is_added_to_what_is_told_without_held_out_stimuli(tokenizers, study, codes):
+    """Of pictures and words; with some, as much as they say."""
+    config = OmniConfig(DecoderConfig(16, 16, 1, 2, 2))
+    described, pieces = codes.described(config), codes.pieces()
+    solved = solve_drafts(study, codes.descriptions(), described=described, pieces=pieces)
+    told = replace(codes, solved=solved)
+    sizes = {name: tuple(values.shape[1:]) for name, values in codes.features.items()}
+    torch.manual_seed(0)
+    model = OmniModel(config, interface_of(tokenizers, sizes))
+    model.load_codebooks(tokenizers.image.quantizer.codebook, tokenizers.brain.quantizer.codebook)
+    torch.nn.init.normal_(model.heads["brain"].weight, std=0.1)
+    found = {}
+    for held_out in (None, told):
+        drafts = copy.deepcopy(solved.whole.drafts)
+        weigh_drafts(model, tokenizers, told, drafts, 0, batches=2, size=30, validation=held_out)
+        found[held_out is None] = [float(drafts.trust("s2").of(kind)) for kind in ("image", "text", "image+text")]
+    assert found[True] == [0.0, 0.0, 0.0]
+    assert any(0 < share < 1 for share in found[False])
 
 
 def test_residuals_are_what_trials_have_beside_the_codes_of_their_stimulus_s_average(study, tokenizers, codes):
