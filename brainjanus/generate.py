@@ -20,7 +20,18 @@ from brainjanus.core.fused import nats
 from brainjanus.core.processes import gathered, share
 from brainjanus.core.progress import progress
 from brainjanus.model.checkpoint import Checkpoint
-from brainjanus.model.draft import TOLD, Drafts, beyond_codes, draft_block, draft_of, guess_of, lean_of
+from brainjanus.model.draft import (
+    PICTURE,
+    TOLD,
+    Drafts,
+    beyond_codes,
+    draft_block,
+    draft_of,
+    guess_of,
+    lean_of,
+    picture_of,
+    weighed,
+)
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Block, brain_block, modality_of, subject_of, total_length
 from brainjanus.model.steps import Steps
@@ -82,14 +93,14 @@ class Generated(NamedTuple):
 class Asked(NamedTuple):
     """Conditions as blocks, and the target with room for its codes.
 
-    draft: of a brain, where the conditions give one. beyond: what its codes cannot hold of it, where the model is shown
-    it. trust: how much of what the model adds to it, or says in place of it, is believed in a mean. known: the
-    responses of the target that are given, NaN elsewhere.
+    draft: of a brain, where the conditions give one, or a small picture that responses alone tell of. beyond: what the
+    codes of a brain cannot hold of it, where the model is shown it. trust: how much of what the model adds to it, or
+    says in place of it, is believed in a mean. known: the responses of the target that are given, NaN elsewhere.
     """
 
     conditions: list[Block]
     target: Block
-    draft: Float[Tensor, "b v"] | None = None
+    draft: Tensor | None = None
     beyond: Float[Tensor, "b v"] | None = None
     trust: float = 1.0
     known: Float[Tensor, "b v"] | None = None
@@ -443,10 +454,7 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
     if goal.modality == "brain" and checkpoint.drafts is not None:
         drafted = draft_of(checkpoint.drafts, given, subject, blocks)
     if drafted is None:
-        guess = None
-        if goal.modality != "brain" and checkpoint.drafts is not None and given:
-            guess = guess_of(checkpoint.drafts, given)
-        return Asked([*blocks.values()] if guess is None else [*blocks.values(), guess], goal)
+        return asked_of_stimulus(checkpoint.drafts, given, blocks, goal)
     draft, shown = drafted.values, list(blocks.values())
     assert checkpoint.drafts is not None
     trust = checkpoint.drafts.trust(subject)
@@ -458,6 +466,23 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
     if known is None:
         shown.append(draft_block(tokenizer, draft, subject, brain_input, fold))
     return Asked(shown, goal, draft, beyond_codes(tokenizer, draft, subject, lean), believed, known)
+
+
+def asked_of_stimulus(
+    drafts: Drafts | None, given: Mapping[str, Float[Tensor, "b _"]], blocks: Mapping[str, Block], goal: Block
+) -> Asked:
+    """A picture or a caption, with what responses let guess of it; and what nothing is drafted of."""
+    shown = list(blocks.values())
+    if drafts is None or not given or goal.modality == "brain":
+        return Asked(shown, goal)
+    guess = guess_of(drafts, given)
+    shown += [] if guess is None else [guess]
+    alone = goal.modality == "image" and len(given) == len(blocks)
+    picture = picture_of(drafts, given) if alone else None
+    if picture is None:
+        return Asked(shown, goal)
+    trusts = [float(drafts.trust(str(subject_of(name))).of(PICTURE)) for name in given]
+    return Asked(shown, goal, picture, trust=sum(trusts) / len(trusts))
 
 
 def drafts_of(checkpoint: Checkpoint, name: str) -> Drafts:
@@ -642,8 +667,11 @@ def decode_vectors(checkpoint: Checkpoint, request: Asked, vectors: Float[Tensor
     tokenizers, subject = checkpoint.tokenizers, request.target.subject
     if subject is None:
         assert tokenizers.image is not None
-        pictures = [tokenizers.image.decode_vectors(part) for part in vectors.split(PICTURES_AT_ONCE)]
-        return torch.cat(pictures).clamp(0, 1).permute(0, 2, 3, 1).cpu()
+        parts = [tokenizers.image.decode_vectors(part).clamp(0, 1) for part in vectors.split(PICTURES_AT_ONCE)]
+        pictures = torch.cat(parts)
+        if request.draft is not None:
+            pictures = weighed(pictures, request.draft, request.trust).clamp(0, 1)
+        return pictures.permute(0, 2, 3, 1).cpu()
     values = tokenizers.brain.decode_vectors(vectors, subject)
     if request.draft is not None:
         values = values if request.beyond is None else values + request.beyond

@@ -144,6 +144,8 @@ def neurons(seed: int = 0, features: str = "wavelet") -> RunConfig:
             blurred=0.1,
             expectation={"brain": 60.0, "image": 20.0},
             validation=0.04,
+            validate_every=100,
+            patience=6,
         ),
     )
 

@@ -318,7 +318,9 @@ def tokenized(dataset: Dataset, begun: Settled, out: Path, hardware: Hardware, s
     codes = encode_split(dataset, used, "train", features, out / "codes", where)
     codes = replace(codes, shown=config.training.shown)
     pieces = codes.pieces() if codes.caption_codes is not None else None
-    solved = solve_drafts(dataset, codes.descriptions(), config.seed, codes.described(config.omni), pieces)
+    solved = solve_drafts(
+        dataset, codes.descriptions(), config.seed, codes.described(config.omni), pieces, codes.small_pictures()
+    )
     for subject in solved.whole.drafts.ranks:
         solved.whole.drafts.scatter(subject).solve(codes.residuals(subject).numpy())
     codes = replace(codes, solved=solved)

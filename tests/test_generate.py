@@ -801,6 +801,37 @@ def test_what_is_told_linearly_is_weighed_against_the_model(told, kinds):
     torch.testing.assert_close(*(generate(made[share], given, "brain:a", withheld) for share in (1.0, 0.0)))
 
 
+def test_a_picture_that_responses_tell_of_is_weighed_against_the_model(make_checkpoint):
+    made = make_checkpoint()
+    torch.manual_seed(5)
+    plain = Drafts({"a": (10, 3), "b": (8, 2)}, [])
+    drafts = Drafts({"a": (10, 3), "b": (8, 2)}, [], pictured=4)
+    for name, value in drafts.named_buffers():
+        if not name.startswith("trusts."):
+            value.copy_(torch.rand(value.shape) / 8)
+    plain.load_state_dict(drafts.state_dict(), strict=False)
+    given = {"brain:a": torch.randn(4, 10), "brain:b": torch.randn(4, 8)}
+    small = torch.stack([drafts.picture(rows, name[-1]) for name, rows in given.items()]).mean(dim=0)
+    linear = torch.nn.functional.interpolate(small, (8, 8), mode="bilinear", antialias=True)
+    linear = linear.permute(0, 2, 3, 1)
+
+    def asked(share, some=given, config=None):
+        weighed = copy.deepcopy(drafts)
+        for subject, own in zip("ab", share, strict=True):
+            weighed.trust(subject).of("picture").fill_(own)
+        return generate(replace(made, drafts=weighed), some, "image", config)
+
+    own = generate(replace(made, drafts=plain), given, "image")
+    torch.testing.assert_close(asked((1, 1)), own)
+    torch.testing.assert_close(asked((0, 0)), linear.clamp(0, 1))
+    torch.testing.assert_close(asked((0.2, 0.4)), (0.3 * own + 0.7 * linear).clamp(0, 1))
+    sampled, withheld = GenerationConfig(estimate="sample"), GenerationConfig(guidance=0.0)
+    assert torch.equal(*(asked((share, share), config=sampled) for share in (0, 1)))  # of the model alone
+    torch.testing.assert_close(*(asked((share, share), config=withheld) for share in (0, 1)))
+    both = given | {"text": conditions("image")["text"]}  # nothing is drafted of words
+    assert torch.equal(*(asked((share, share), both) for share in (0, 1)))
+
+
 def test_words_are_counted_as_far_as_they_are_seen(told):
     block = Block("text", codes=torch.tensor([[0, 2, 2, 5]]), seen=torch.tensor([[True, True, True, False]]))
     assert told.drafts.described(block).tolist() == [[1, 0, 1, 0, 0, 0]]

@@ -6,7 +6,7 @@ leave-one-out, as himalaya and scikit-learn choose theirs by (leave-one-out) cro
 own: docs/decisions/0007-ridge.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -114,6 +114,11 @@ class Chosen:
     own: Float[Tensor, "a g n"]
     r2: Float[Tensor, "t"]
     penalties: Float[Tensor, "a g"]
+
+    def targets(self, which: slice) -> "Chosen":
+        """Some of the targets alone."""
+        own = {name: getattr(self, name)[which] for name in ("target_mean", "prior", "penalty", "r2")}
+        return replace(self, weights=self.weights[:, which], **own)
 
 
 def fit_among(

@@ -8,7 +8,8 @@ Each subject has a Gaussian of few dimensions, x = mean + z axes + noise with z 
 tells z, and z tells the rest. From one subject to another z is carried over by a linear map. And each subject has a
 scatter: what a single trial has beside what the codes of its stimulus say, again of few dimensions and noise by site.
 A reading is the linear encoding model from a picture's features or from words; of both, the two are stacked. A guess
-is the way back: what a response tells of its stimulus, by a linear decoding model, to start pictures and captions from.
+is the way back: what a response tells of its stimulus, by a linear decoding model, to start pictures and captions
+from; so is the small picture that is weighed against the one that the model expects.
 Source: Tipping & Bishop 1999 (probabilistic principal components; the rest given a part is its conditional mean).
 Differs: the rank and the noise are chosen by hiding a part of left-out responses.
 """
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -30,7 +32,8 @@ RANKS = (4, 8, 16, 32, 64, 128, 256)
 NOISES = (1.0, 2.0, 4.0, 8.0)  # in units of the variance of a site that the axes leave over
 GUESS, GUESS_CHANNELS = "guess", 32  # how the model knows the features that a guess is; numbers that a token of it has
 TOLD = ("image", "text", "image+text")  # what pictures and words tell of a response
-KINDS = ("part", "brain", *TOLD)  # what a draft of a response comes from
+PICTURE, PICTURE_SIDE = "picture", 32  # the draft of a picture, from responses; pixels along its sides
+KINDS = ("part", "brain", *TOLD, PICTURE)  # what a draft of a response comes from; and that of a picture
 SCATTERED = 32  # dimensions in which single trials scatter together
 SPARE, ROUNDS = 32, 4  # of the randomised decomposition (Halko et al. 2011): more axes than asked for, power iterations
 
@@ -154,9 +157,9 @@ class Stack(nn.Module):
 
 
 class Trust(nn.Module):
-    """Of each kind of draft of one subject's response: how much of what the model adds to it, or says in place of it,
-    is to be believed, from 0 to 1, and how near to it the measured latents lie (the inverse of their mean squared
-    distance, a dimension)."""
+    """Of each kind of draft of one subject's response, and of that of a picture from it: how much of what the model
+    adds to it, or says in place of it, is to be believed, from 0 to 1, and how near to it the measured latents lie (the
+    inverse of their mean squared distance, a dimension)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +180,8 @@ class Drafts(nn.Module):
 
     ranks: subject -> (sites, dimensions). pairs: (from, to) that there is a map for. readings: "image" or "text" ->
     (numbers of a description, dimensions of the map); every subject has those that there are. pieces: how many of the
-    text's codes are counted. guessed: how many numbers of a stimulus are guessed from a response.
+    text's codes are counted. guessed: how many numbers of a stimulus are guessed from a response. pictured: in how many
+    dimensions pictures are drafted; 0: not at all.
     """
 
     pieces: Tensor
@@ -189,6 +193,7 @@ class Drafts(nn.Module):
         readings: Mapping[str, Sequence[int]] | None = None,
         pieces: int = 0,
         guessed: int = 0,
+        pictured: int = 0,
     ):
         super().__init__()
         self.reads = {kind: tuple(size) for kind, size in (readings or {}).items()}
@@ -211,6 +216,9 @@ class Drafts(nn.Module):
         self.guessed = guessed
         backwards = {s: (sizes[0], min(sizes[0], guessed), guessed) for s, sizes in self.ranks.items() if guessed}
         self.guesses = nn.ModuleDict({f"brain:{s}": Reading(*sizes) for s, sizes in backwards.items()})
+        self.pictured, pixels = pictured, 3 * PICTURE_SIDE**2
+        seen = {s: (sizes[0], pictured, pixels) for s, sizes in self.ranks.items() if pictured}
+        self.pictures = nn.ModuleDict({f"brain:{s}": Reading(*sizes) for s, sizes in seen.items()})
         both = self.ranks if len(self.reads) > 1 else {}
         self.stacks = nn.ModuleDict({f"brain:{s}": Stack(sizes[0]) for s, sizes in both.items()})
 
@@ -222,6 +230,7 @@ class Drafts(nn.Module):
             "readings": self.reads,
             "pieces": len(self.pieces),
             "guessed": self.guessed,
+            "pictured": self.pictured,
         }
 
     def gaussian(self, subject: str) -> Gaussian:
@@ -289,6 +298,13 @@ class Drafts(nn.Module):
             return None
         return self.guesses[f"brain:{subject}"](self.complete(values, subject))
 
+    def picture(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b 3 h w"] | None:
+        """The small picture, around [0, 1], that a response tells of; None where pictures are not drafted."""
+        if not self.pictured:
+            return None
+        pixels = self.pictures[f"brain:{subject}"](self.complete(values, subject))
+        return pixels.unflatten(1, (3, PICTURE_SIDE, PICTURE_SIDE))
+
     def reading(self, kind: str, subject: str) -> Reading:
         self.gaussian(subject)
         found = self.readings[f"{kind}->brain:{subject}"]
@@ -307,6 +323,8 @@ class Drafting(Protocol):
     def told(self, blocks: Mapping[str, Block], subject: str) -> Tensor | None: ...
 
     def guess(self, values: Tensor, subject: str) -> Tensor | None: ...
+
+    def picture(self, values: Tensor, subject: str) -> Tensor | None: ...
 
 
 class Draft(NamedTuple):
@@ -345,6 +363,28 @@ def guess_of(drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]]) -> Blo
         return None
     vectors = torch.stack(found).mean(dim=0)
     return Block("text", vectors=vectors.unflatten(1, (-1, channels_of(vectors.shape[1]))), features=GUESS)
+
+
+def picture_of(drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]]) -> Float[Tensor, "b 3 h w"] | None:
+    """The small picture that the given responses tell of, the mean over brains; None without any."""
+    pictures = [drafts.picture(values, name.partition(":")[2]) for name, values in given.items()]
+    found = [picture for picture in pictures if picture is not None]
+    return torch.stack(found).mean(dim=0) if found else None
+
+
+def weighed(
+    expected: Float[Tensor, "b 3 h w"], draft: Float[Tensor, "b 3 s s"], trust: float
+) -> Float[Tensor, "b 3 h w"]:
+    """So much of the picture that the model expects, the rest of the small one, enlarged."""
+    if trust == 1:
+        return expected
+    large = enlarged(draft, expected)
+    return trust * expected + (1 - trust) * large
+
+
+def enlarged(draft: Float[Tensor, "b 3 s s"], like: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """A small picture in the size of another."""
+    return F.interpolate(draft, like.shape[-2:], mode="bilinear", antialias=True)
 
 
 def channels_of(guessed: int) -> int:

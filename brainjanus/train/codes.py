@@ -31,7 +31,16 @@ from brainjanus.core.progress import progress
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
 from brainjanus.model.checkpoint import Tokenizers
-from brainjanus.model.draft import TOLD, beyond_codes, draft_block, draft_of, guess_of, lean_of
+from brainjanus.model.draft import (
+    PICTURE_SIDE,
+    TOLD,
+    beyond_codes,
+    draft_block,
+    draft_of,
+    guess_of,
+    lean_of,
+    picture_of,
+)
 from brainjanus.model.omni import OmniConfig
 from brainjanus.model.sequence import Block, Task, brain_block, modality_of, subject_of
 from brainjanus.tokenizers.brain import BrainTokenizer
@@ -93,15 +102,15 @@ class RowsOfStimuli(NamedTuple):
 class Batch(NamedTuple):
     """What one training step reads: blocks, and the target before it was quantized (brain values or pixels).
 
-    draft: that of a brain, where the conditions come with one; beyond: what its codes cannot hold of it, where the
-    model is shown the draft. judged: the
-    sites of a brain whose expectation counts; None: all.
+    draft: that of a brain [b, v], or of a picture [b, 3, s, s], where the conditions come with one; beyond: what the
+    codes of a brain cannot hold of it, where the model is shown the draft. judged: the sites of a brain whose
+    expectation counts; None: all.
     """
 
     conditions: list[Block]
     target: Block
     continuous: Tensor | None
-    draft: Float[Tensor, "b v"] | None = None
+    draft: Tensor | None = None
     beyond: Float[Tensor, "b v"] | None = None
     judged: Bool[Tensor, "b v"] | None = None
 
@@ -186,7 +195,9 @@ class Codes:
         if task.target == "image":
             picked = pick(self.pictures_of, drawn_stimuli, generator, part)
             shown = unit_pixels(self.pixels[picked]) if pixels and self.pixels is not None else None
-            return Batch(conditions, self._picture(picked), shown)
+            alone = drafting is not None and len(given) == len(task.conditions)
+            drafted_picture = picture_of(drafting, given) if alone and drafting is not None else None
+            return Batch(conditions, self._picture(picked), shown, drafted_picture)
         goal = Block("brain", codes=drawn[target].codes, subject=target)
         blocks = dict(zip(task.conditions, conditions, strict=True))
         drafted = draft_of(drafting, given, target, blocks) if drafting else None
@@ -223,6 +234,14 @@ class Codes:
         assert self.caption_codes is not None
         known, count = self.caption_codes.unique(return_counts=True)
         return known[count.argsort(descending=True, stable=True)[:MOST_PIECES]].long()
+
+    def small_pictures(self) -> Float[Tensor, "n x"] | None:
+        """Each stimulus's picture in [0, 1] as it is drafted, the mean over several; None without pictures."""
+        if self.pixels is None:
+            return None
+        side = PICTURE_SIDE
+        small = torch.cat([F.adaptive_avg_pool2d(unit_pixels(x), side).flatten(1) for x in chunks(self.pixels)])
+        return torch.stack([small[rows].mean(dim=0) for rows in self.pictures_of])
 
     def _means(self, subject: str, stimuli: Int[Tensor, "b"]) -> Float[Tensor, "b v"]:
         """The mean responses of a subject to stimuli that it saw; to others anything."""

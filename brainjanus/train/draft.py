@@ -24,7 +24,17 @@ from torch import Tensor
 from brainjanus.core.progress import progress
 from brainjanus.core.ridge import Chosen, Ridge, decomposed, fit_among, fit_ridge
 from brainjanus.data.dataset import Dataset
-from brainjanus.model.draft import Carry, Drafts, Reading, Stack, channels_of, chosen, fit_gaussian, own_randomness
+from brainjanus.model.draft import (
+    Carry,
+    Drafts,
+    Reading,
+    Stack,
+    channels_of,
+    chosen,
+    fit_gaussian,
+    own_randomness,
+    principal,
+)
 from brainjanus.model.sequence import Block
 
 FOLDS = 4
@@ -33,6 +43,7 @@ MOST_READ, NARROW = 256, 2048  # dimensions of a reading; width of descriptions 
 ENOUGH = 300  # stimuli that tell which part of a picture a site looks at
 CENTRES, WIDTHS = 4, (0.17, 0.31)  # windows along a side, and their standard deviations in sides
 MOST_GUESSED = 256  # of them are guessed from a response
+MOST_PICTURED = 256  # dimensions in which pictures are drafted from one
 MOST_DESCRIBED = 512  # principal components of the stimuli's features that an encoding model reads
 
 
@@ -62,6 +73,7 @@ class Solved:
     told: Mapping[tuple[str, str], "LeftOut"] = field(default_factory=dict)
     guesses: Mapping[str, "LeftOut"] = field(default_factory=dict)
     facts: Float[Tensor, "n g"] | None = None  # what is guessed
+    others: bool = False  # asked for stimuli that none of it was solved on
 
     def at(self, stimuli: Int[Tensor, "b"], means: "Means | None" = None) -> "OutOfFold":
         """Drafts of responses to these stimuli, row by row. means: the measured ones, of which each is left out of what
@@ -72,7 +84,7 @@ class Solved:
         """Drafts of so many stimuli that none of this was solved on; responses that were not measured are not
         expected."""
         unexpecting = Solution(self.whole.drafts, dict.fromkeys(self.whole.encoders))
-        return Solved(unexpecting, [unexpecting], torch.zeros(count, dtype=torch.long), None)
+        return Solved(unexpecting, [unexpecting], torch.zeros(count, dtype=torch.long), None, others=True)
 
     def expects(self, subject: str) -> bool:
         """Whether responses to stimuli that this subject did not see can be expected."""
@@ -109,6 +121,10 @@ class OutOfFold(NamedTuple):
         if left_out is None or facts is None:
             return self.solved.whole.drafts.guess(values, subject)
         return left_out.predict(self.complete(values, subject), self.stimuli, facts[self.stimuli])
+
+    def picture(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b 3 h w"] | None:
+        """None of the stimuli that it was solved on: the pixels of them all would have to be kept to leave one out."""
+        return self.solved.whole.drafts.picture(values, subject) if self.solved.others else None
 
     def complete(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b v"]:
         out = torch.empty_like(values)
@@ -256,12 +272,14 @@ def solve_drafts(
     seed: int = 0,
     described: Mapping[str, Described] | None = None,
     pieces: Int[Tensor, "m"] | None = None,
+    pictures: Float[Tensor, "n x"] | None = None,
 ) -> Solved:
     """All drafts of a dataset's training split.
 
     descriptions: features of the stimuli, rows as in `dataset.split_ids("train")`, by which responses to stimuli that
     a subject did not see are expected; None leaves pairs of subjects to the stimuli that both saw. described: "image"
     or "text" -> what their linear encoding models read; none are made without. pieces: the codes that are counted.
+    pictures: the stimuli's, small, which are drafted from responses; None without any.
     """
     row_of = {stimulus: row for row, stimulus in enumerate(dataset.split_ids("train"))}
     seen, means = {}, {}
@@ -279,9 +297,11 @@ def solve_drafts(
             advance(number + 1, None)
     whole, folds = solutions[-1], solutions[:-1]
     facts = None if descriptions is None else facts_of(descriptions)
-    drafts = with_readings(whole.drafts, described or {}, pieces, 0 if facts is None else facts.shape[1])
+    look = None if pictures is None or facts is None else look_of(pictures)
+    guessed, pictured = 0 if facts is None else facts.shape[1], 0 if look is None else look.scores.shape[1]
+    drafts = with_readings(whole.drafts, described or {}, pieces, guessed, pictured)
     told = solve_readings(drafts, seen, means, described) if described else {}
-    guesses = {} if facts is None else solve_guesses(drafts, seen, means, facts)
+    guesses = {} if facts is None else solve_guesses(drafts, seen, means, facts, look)
     whole = Solution(drafts, whole.encoders)
     return Solved(whole, folds, torch.from_numpy(fold), descriptions, told, guesses, facts)
 
@@ -293,20 +313,46 @@ def facts_of(descriptions: Float[Tensor, "n f"]) -> Float[Tensor, "n g"]:
     return descriptions[:, :count] / descriptions[:, :count].std(dim=0, correction=0).clamp_min(1e-6)
 
 
+class Look(NamedTuple):
+    """Small pictures in few dimensions: mean + scores @ axes."""
+
+    mean: Float[Tensor, "x"]
+    axes: Float[Tensor, "g x"]
+    scores: Float[Tensor, "n g"]
+
+
+def look_of(pictures: Float[Tensor, "n x"]) -> Look:
+    """In their principal axes."""
+    mean, axes = (torch.from_numpy(x) for x in principal(pictures.numpy(), MOST_PICTURED))
+    axes = axes[axes.square().sum(dim=1) > 0]
+    return Look(mean, axes, (pictures - mean) @ axes.T / axes.square().sum(dim=1))
+
+
 def solve_guesses(
     drafts: Drafts,
     seen: Mapping[str, Int[np.ndarray, "s"]],
     means: Mapping[str, Float[np.ndarray, "s v"]],
     facts: Float[Tensor, "n g"],
+    look: Look | None = None,
 ) -> dict[str, LeftOut]:
-    """Linear decoding models of every subject, into `drafts`, and what leaves out each of their stimuli."""
-    found = {}
+    """Linear decoding models of every subject, to facts and to pictures, into `drafts`, and what leaves out each of the
+    stimuli whose facts are guessed."""
+    found, guessed = {}, facts.shape[1]
+    goals = facts if look is None else torch.cat([facts, look.scores], dim=1)
     for subject, rows in seen.items():
         x, here = torch.from_numpy(means[subject]).float(), torch.from_numpy(rows)
-        fit = fit_among(x, facts[here], torch.ones(1, x.shape[1]))
+        both = fit_among(x, goals[here], torch.ones(1, x.shape[1]))
+        fit = both.targets(slice(0, guessed))
         reading = drafts.guesses[f"brain:{subject}"]
         assert isinstance(reading, Reading)
         load_reading(reading, fit)
+        if look is not None:
+            picture, seen_fit = drafts.pictures[f"brain:{subject}"], both.targets(slice(guessed, None))
+            assert isinstance(picture, Reading)
+            picture.described.copy_(seen_fit.feature_mean)
+            picture.read.copy_(seen_fit.weights)
+            picture.write.copy_(look.axes)
+            picture.offset.copy_(look.mean + seen_fit.target_mean @ look.axes)
         row = torch.full((len(facts),), -1)
         row[here] = torch.arange(len(here))
         spread, _, axes = decomposed(x - fit.feature_mean)
@@ -315,11 +361,11 @@ def solve_guesses(
 
 
 def with_readings(
-    drafts: Drafts, described: Mapping[str, Described], pieces: Int[Tensor, "m"] | None, guessed: int
+    drafts: Drafts, described: Mapping[str, Described], pieces: Int[Tensor, "m"] | None, guessed: int, pictured: int = 0
 ) -> Drafts:
     """The same with room for encoding and decoding models."""
     sizes = {kind: (one.table.shape[1], min(one.table.shape[1], MOST_READ)) for kind, one in described.items()}
-    made = Drafts(drafts.ranks, drafts.pairs, sizes, 0 if pieces is None else len(pieces), guessed)
+    made = Drafts(drafts.ranks, drafts.pairs, sizes, 0 if pieces is None else len(pieces), guessed, pictured)
     state = {name: values for name, values in drafts.state_dict().items() if name != "pieces"}
     made.load_state_dict(state, strict=False)
     if pieces is not None:

@@ -25,7 +25,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.core.fused import nats
 from brainjanus.core.processes import is_first, own_device
 from brainjanus.model.checkpoint import Tokenizers
-from brainjanus.model.draft import TOLD, Drafts
+from brainjanus.model.draft import PICTURE, TOLD, Drafts, enlarged
 from brainjanus.model.lora import LoraConfig, save_lora
 from brainjanus.model.omni import OmniConfig, OmniModel
 from brainjanus.model.sequence import Block, Task, modality_of, subject_of, total_length
@@ -308,8 +308,8 @@ def weigh_drafts(
 ) -> None:
     """Solve for how much of what the model adds to its drafts, or says in place of them, is to be believed: least
     squares on rows whose drafts are out of fold, of validation where a task has enough stimuli there, otherwise of
-    training. Into `drafts`. The responses to pictures and words are learnt by heart in training: without enough stimuli
-    of validation the draft alone is believed there.
+    training. Into `drafts`. The responses to pictures and words, and the pictures, are learnt by heart in training:
+    without enough stimuli of validation the draft alone is believed there.
 
     A kind of draft that no task was trained with is weighed as well: that it is believed little has to be found, too.
     at_once: rows of a batch that are computed at a time; 0: all. device, dtype: where and in what the model computes;
@@ -317,12 +317,12 @@ def weigh_drafts(
     """
     device = torch.device(device)
     model.to(device)
-    there, parts = tokenizers.on(device).brain, parts_of(size, at_once or size)
+    there, parts = tokenizers.on(device), parts_of(size, at_once or size)
     for subject in codes.brains:
         for kind, some in drafted_tasks(codes, drafts, subject).items():
             products = torch.zeros(2, dtype=torch.float64)
             enough = validation is not None and all(len(validation.stimuli_of(t)) >= LEAST_WEIGHED for t in some)
-            if some and kind in TOLD and not enough:
+            if some and kind in (*TOLD, PICTURE) and not enough:
                 drafts.trust(subject).of(kind).fill_(0)
                 continue
             source = validation if validation is not None and enough else codes
@@ -337,9 +337,15 @@ def weigh_drafts(
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                     logits = model(batch.conditions, batch.target, hidden)
                 p = logits.float().softmax(dim=-1)
-                added = there.decode_probabilities(p, subject) - batch.draft
+                draft = batch.draft
+                if kind == PICTURE:
+                    assert there.image is not None
+                    draft = enlarged(draft, batch.continuous)
+                    added = there.image.decode_probabilities(p) - draft
+                else:
+                    added = there.brain.decode_probabilities(p, subject) - draft
                 added = added if batch.beyond is None else added + batch.beyond
-                missing = batch.continuous - batch.draft
+                missing = batch.continuous - draft
                 judged = torch.ones_like(missing, dtype=torch.bool) if batch.judged is None else batch.judged
                 products += torch.stack([(added * missing)[judged].sum(), added[judged].square().sum()]).double().cpu()
             if products[1] > 0:
@@ -362,7 +368,7 @@ def measure_drafts(codes: Codes, drafts: Drafts, model: OmniConfig, seed: int, s
 
 
 def drafted_tasks(codes: Codes, drafts: Drafts, subject: str) -> dict[str, list[Task]]:
-    """For each kind of draft of a subject's response the tasks that come with one and have stimuli."""
+    """For each kind of draft of a response, and of a picture from it, the tasks that come with one and have stimuli."""
     others = [other for other, target in drafts.pairs if target == subject]
     reads = tuple(drafts.reads)
     tasks = {
@@ -371,6 +377,8 @@ def drafted_tasks(codes: Codes, drafts: Drafts, subject: str) -> dict[str, list[
     } | {kind: [Task((kind,), f"brain:{subject}")] for kind in reads}
     if len(reads) > 1:
         tasks["image+text"] = [Task(("image", "text"), f"brain:{subject}")]
+    if drafts.pictured:
+        tasks[PICTURE] = [Task((f"brain:{subject}",), "image")]
     return {kind: [task for task in some if len(codes.stimuli_of(task))] for kind, some in tasks.items()}
 
 

@@ -13,6 +13,7 @@ from brainjanus.data.dataset import Stimuli, Subject
 from brainjanus.data.write import write_dataset
 from brainjanus.model.checkpoint import Tokenizers, interface_of
 from brainjanus.model.decoder import DecoderConfig
+from brainjanus.model.draft import GUESS, channels_of, weighed
 from brainjanus.model.omni import OmniConfig, OmniModel
 from brainjanus.model.sequence import Task
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
@@ -498,6 +499,38 @@ def test_nothing_is_added_to_what_is_told_without_held_out_stimuli(tokenizers, s
         found[held_out is None] = [float(drafts.trust("s2").of(kind)) for kind in ("image", "text", "image+text")]
     assert found[True] == [0.0, 0.0, 0.0]
     assert any(0 < share < 1 for share in found[False])
+
+
+@torch.no_grad()
+def test_trust_in_the_picture_that_is_expected_is_what_lowers_the_error_most(tokenizers, study, codes):
+    """Of held-out stimuli; none of the stimuli that the drafts were solved on are drafted."""
+    config = OmniConfig(DecoderConfig(16, 16, 1, 2, 2))
+    solved = solve_drafts(study, codes.descriptions(), pictures=codes.small_pictures())
+    guessed = solved.whole.drafts.guessed
+    model = OmniModel(
+        config, interface_of(tokenizers, {GUESS: (guessed // channels_of(guessed), channels_of(guessed))})
+    )
+    torch.manual_seed(0)
+    model.load_codebooks(tokenizers.image.quantizer.codebook, tokenizers.brain.quantizer.codebook)
+    torch.nn.init.normal_(model.heads["image"].weight, std=0.5)
+    task = Task(("brain:s2",), "image")
+    own, drafts = replace(codes, solved=solved), solved.whole.drafts
+    held_out = replace(codes, solved=solved.for_others(len(codes.ids)))
+    assert own.batch(task, 4, generator_of(0, 0), config).draft is None
+    weigh_drafts(model, tokenizers, own, drafts, 0, batches=2, size=30)
+    assert float(drafts.trust("s2").of("picture")) == 0
+    weigh_drafts(model, tokenizers, own, drafts, 0, batches=2, size=30, validation=held_out)
+    solution = float(drafts.trust("s2").of("picture"))
+    assert 0 < solution < 1
+    error = dict.fromkeys((0.0, solution - 0.05, solution, solution + 0.05, 1.0), 0.0)
+    for number in range(2):
+        batch = held_out.batch(task, 30, generator_of(0, number), config)
+        hidden = torch.ones_like(batch.target.codes, dtype=torch.bool)
+        p = model(batch.conditions, batch.target, hidden).softmax(dim=-1)
+        expected = tokenizers.image.decode_probabilities(p)
+        for share in error:
+            error[share] += float((weighed(expected, batch.draft, share) - batch.continuous).square().sum())
+    assert min(error, key=error.__getitem__) == solution
 
 
 def test_residuals_are_what_trials_have_beside_the_codes_of_their_stimulus_s_average(study, tokenizers, codes):

@@ -7,7 +7,7 @@ import torch
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
 from brainjanus.data.write import write_dataset
-from brainjanus.model.draft import draft_of
+from brainjanus.model.draft import PICTURE_SIDE, draft_of
 from brainjanus.model.sequence import Block
 from brainjanus.train.draft import FOLDS, Described, descriptions_of, solve_drafts, windows
 
@@ -112,6 +112,25 @@ def test_expected_responses_are_those_of_an_encoding_model(planted, solved):
     row_of = {stimulus: row for row, stimulus in enumerate(dataset.split_ids("train"))}
     expected = solved.expected("a", torch.tensor([row_of[i] for i in own]))
     assert r(expected, dataset.averages("a", "train").responses) > 0.8
+
+
+def test_pictures_are_decoded_from_responses(planted):
+    """Of test stimuli, whose pictures are linear in what responses are linear in."""
+    dataset, descriptions = planted
+    rng = np.random.default_rng(1)
+    paint = rng.standard_normal((5, 3 * PICTURE_SIDE**2)).astype(np.float32)
+
+    def pictures(ids):
+        return 0.5 + 0.1 * torch.from_numpy(dataset.features("facts", ids)[:, 0].astype(np.float32) @ paint)
+
+    solved = solve_drafts(dataset, descriptions, pictures=pictures(dataset.split_ids("train")))
+    for subject in "ab":
+        averages = dataset.averages(subject, "test")
+        told = solved.whole.drafts.picture(torch.from_numpy(averages.responses), subject).flatten(1)
+        seen = pictures(averages.stimulus_ids)
+        assert float((told - seen).square().mean()) < 0.35 * float((seen.mean(dim=0) - seen).square().mean())
+        assert solved.at(torch.arange(3)).picture(torch.from_numpy(averages.responses[:3]), subject) is None
+    assert solve_drafts(dataset, descriptions).whole.drafts.picture(torch.zeros(1, 40), "a") is None
 
 
 def test_kinds_of_descriptions_weigh_the_same():
