@@ -16,7 +16,8 @@ from torch import Tensor
 from brainjanus.core.errors import UserError
 
 PENALTIES = np.logspace(-4, 4, 25)  # in units of the mean eigenvalue of the features' scatter matrix
-AMONG = np.logspace(-2, 3, 16)  # the same where priors are chosen, too: small ones profit from pictures that are alike
+AMONG = np.logspace(-2, 3, 16)  # the same where priors are weighed, too: small ones profit from pictures that are alike
+LESS_SAY = 0.01  # share of a target's variance by which a prior's error has to be larger to have 1/e of the say
 
 
 # N training samples, P features, T targets, R rank
@@ -100,25 +101,33 @@ def eigen(scatter: Float[Tensor, "m m"]) -> tuple[Float[Tensor, "m"], Float[Tens
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """Ridge regression under the best of several priors for each target; see `fit_among`.
+    """Ridge regression under several priors for each target; see `fit_among`.
 
-    prior, penalty: which of them each target has. weights act on features minus `feature_mean`. own: what each training
-    sample says of its own prediction (its leverage), for each prior and penalty. r2: by generalised cross-validation.
+    share: how much each prior has to say of each target; they sum to 1. penalty: which of them each target has under
+    each prior. weights act on features minus `feature_mean`. own: what each training sample says of its own prediction
+    (its leverage), for each prior and penalty. r2: by generalised cross-validation, the mean over priors.
     """
 
     feature_mean: Float[Tensor, "p"]
     weights: Float[Tensor, "p t"]
     target_mean: Float[Tensor, "t"]
-    prior: Int[Tensor, "t"]
-    penalty: Int[Tensor, "t"]
+    share: Float[Tensor, "a t"]
+    penalty: Int[Tensor, "a t"]
     own: Float[Tensor, "a g n"]
     r2: Float[Tensor, "t"]
     penalties: Float[Tensor, "a g"]
 
     def targets(self, which: slice) -> "Chosen":
         """Some of the targets alone."""
-        own = {name: getattr(self, name)[which] for name in ("target_mean", "prior", "penalty", "r2")}
-        return replace(self, weights=self.weights[:, which], **own)
+        own = {name: getattr(self, name)[..., which] for name in ("weights", "target_mean", "share", "penalty", "r2")}
+        return replace(self, **own)
+
+    def leverage(self, rows: Int[Tensor, "b"]) -> Float[Tensor, "b t"]:
+        """What these training samples say of their own predictions; the rest of these is due to the others."""
+        each = zip(self.share, self.own, self.penalty, strict=True)
+        total = sum(share * own[:, rows].T[:, penalty] for share, own, penalty in each)
+        assert isinstance(total, Tensor)
+        return total
 
 
 def fit_among(
@@ -127,8 +136,8 @@ def fit_among(
     priors: Float[Tensor, "a p"],
     penalties: Float[np.ndarray, "g"] = AMONG,
 ) -> Chosen:
-    """Ridge regression with a penalty, and one of several priors, chosen for each target by generalised
-    cross-validation.
+    """Ridge regression under several priors, each with a penalty chosen for each target by generalised
+    cross-validation; of these the mean, in which a prior has the less to say the larger its error is (see LESS_SAY).
 
     priors: the standard deviation that each prior gives the weight of each feature, up to the penalty; 0 leaves a
     feature out. One decomposition a prior, on the smaller of the two scatter matrices. Raises UserError with fewer
@@ -142,10 +151,9 @@ def fit_among(
     feature_mean, target_mean = features.mean(dim=0), targets.mean(dim=0)
     centred, y = features - feature_mean, targets - target_mean
     num, variance = len(y), y.square().sum(dim=0)
-    best = torch.full((y.shape[1],), torch.inf)
-    prior, penalty = (torch.zeros(y.shape[1], dtype=torch.long) for _ in range(2))
-    weights, owns, grids = y.new_zeros(features.shape[1], y.shape[1]), [], []
-    for number, scale in enumerate(priors):
+    errors, penalties_of, owns, grids = [], [], [], []
+    weights, say = y.new_zeros(features.shape[1], y.shape[1]), torch.full((y.shape[1],), -torch.inf)
+    for scale in priors:
         used = scale > 0
         x = centred[:, used] * scale[used]
         eigenvalues, vectors, axes = decomposed(x)
@@ -158,17 +166,18 @@ def fit_among(
         least, which = error.min(dim=0)  # at a tie the largest penalty
         owns.append(kept @ vectors.square().T + 1 / num)
         grids.append(grid)
-        better = least < best
-        if better.any():
-            best, prior[better], penalty[better] = torch.minimum(best, least), number, which[better]
-            shrunk = kept[which[better]].T / eigenvalues.sqrt()[:, None]
-            weights[:, better] = 0
-            weights[used.nonzero(), better.nonzero()[:, 0]] = scale[used, None] * (
-                axes @ (shrunk * projected[:, better])
-            )
-    r2 = torch.where(variance > 0, 1 - best / (variance / num).clamp_min(1e-30), 0.0)
+        errors.append(torch.where(variance > 0, least / (variance / num).clamp_min(1e-30), 1.0))
+        penalties_of.append(which)
+        own_say = -errors[-1] / LESS_SAY
+        before, say = say, torch.logaddexp(say, own_say)  # of all priors so far together
+        shrunk = kept[which].T / eigenvalues.sqrt()[:, None]
+        weights *= (before - say).exp()
+        weights[used] += scale[used, None] * (axes @ (shrunk * projected)) * (own_say - say).exp()
+    error = torch.stack(errors)
+    share = (-error / LESS_SAY).softmax(dim=0)
     own = torch.stack(owns).clamp_max(1 - 1e-4)
-    return Chosen(feature_mean, weights, target_mean, prior, penalty, own, r2, torch.stack(grids))
+    r2 = 1 - (share * error).sum(dim=0)
+    return Chosen(feature_mean, weights, target_mean, share, torch.stack(penalties_of), own, r2, torch.stack(grids))
 
 
 def decomposed(x: Float[Tensor, "n p"]) -> tuple[Float[Tensor, "r"], Float[Tensor, "n r"], Float[Tensor, "p r"]]:

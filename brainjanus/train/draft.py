@@ -7,7 +7,7 @@ that was fitted to the row itself would be trusted too much. For what pictures a
 needs no further solution: its leverage says what it did to its own prediction.
 
 A site that looks at a part of the picture is better predicted by a model that does so, too: of several priors, which
-weigh the places of the picture's features by a Gaussian window, each site gets the one that generalises best.
+weigh the places of the picture's features by a Gaussian window, those have the most to say that generalise best.
 Source: St-Yves & Naselaris 2018 (feature-weighted receptive fields), Breiman 1996 (stacking). Differs: the weights of
 channels may vary within the window, shrunk by ridge.
 """
@@ -168,12 +168,12 @@ class LeftOut:
         """measured: the mean responses to these stimuli, which the fit saw."""
         rows = self.row[stimuli]
         shown, seen = self.described[rows], (rows >= 0)[:, None]
-        own = self.fit.own[self.fit.prior, self.fit.penalty].T[rows]
+        own = self.fit.leverage(rows)
         missed = (measured - self.reading(shown)) / (1 - own)
         if self.axes is not None and self.spread is not None:
             both = ((description - self.reading.described) @ self.axes) * ((shown - self.reading.described) @ self.axes)
             cross = both @ (1 / (self.spread[:, None] + self.fit.penalties[0])) + 1 / len(self.described)
-            own = cross[:, self.fit.penalty]
+            own = cross[:, self.fit.penalty[0]]
         return self.reading(description) - own * missed * seen
 
 

@@ -445,7 +445,7 @@ def fit_omni(
         draw_rows,
         losses,
         counts=lambda drawn: counts_of(drawn, end),
-        task=lambda drawn: drawn.task.direction,
+        task=lambda drawn: str(drawn.task),
         work=lambda drawn: work_of(model, drawn),
     )
     validate = None

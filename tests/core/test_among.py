@@ -1,11 +1,11 @@
-"""Ridge regression under one of several priors, with leave-one-out by leverage."""
+"""Ridge regression under several priors, with leave-one-out by leverage."""
 
 import numpy as np
 import pytest
 import torch
 
 from brainjanus.core.errors import UserError
-from brainjanus.core.ridge import fit_among, fit_ridge
+from brainjanus.core.ridge import LESS_SAY, fit_among, fit_ridge
 
 
 @pytest.fixture
@@ -24,10 +24,11 @@ def windows():
     return torch.stack([flat, first, second])
 
 
-def test_each_target_gets_the_prior_that_generalises(planted):
+def test_the_prior_that_generalises_has_the_most_to_say(planted):
     x, y = planted
     fit = fit_among(x[:80], y[:80], windows())
-    assert fit.prior.tolist() == [1, 2]
+    assert fit.share.argmax(dim=0).tolist() == [1, 2]
+    assert float(fit.share[[1, 2], [0, 1]].min()) > 0.9
     flat = fit_among(x[:80], y[:80], windows()[:1])
     error = [(((x[80:] - f.feature_mean) @ f.weights + f.target_mean) - y[80:]).square().mean() for f in (fit, flat)]
     assert error[0] < 0.9 * error[1]
@@ -44,26 +45,52 @@ def test_with_one_flat_prior_it_is_ridge(planted):
     np.testing.assert_allclose(fit.r2, ridge.r2, atol=1e-4)
 
 
+def test_priors_that_generalise_alike_have_as_much_to_say(planted):
+    """What is fitted is the mean of what each of them alone makes, the better the more."""
+    x, y = planted
+    alike = torch.stack([windows()[0], 1.5 * windows()[0], windows()[1]])
+    fit, alone = fit_among(x, y, alike), [fit_among(x, y, prior[None]) for prior in alike]
+    torch.testing.assert_close(fit.share[0], fit.share[1])
+    torch.testing.assert_close(fit.share.sum(dim=0), torch.ones(2))
+    wanted = sum(share * one.weights for share, one in zip(fit.share, alone, strict=True))
+    torch.testing.assert_close(fit.weights, wanted, atol=1e-5, rtol=1e-4)
+    ratio = fit.share[2].log() - fit.share[0].log()
+    torch.testing.assert_close(ratio, (alone[2].r2 - alone[0].r2) / LESS_SAY, atol=1e-2, rtol=1e-3)
+    torch.testing.assert_close(fit.r2, sum(s * one.r2 for s, one in zip(fit.share, alone, strict=True)))
+    some = fit.targets(slice(1, None))
+    assert torch.equal(some.weights, fit.weights[:, 1:]) and torch.equal(some.share, fit.share[:, 1:])
+
+
 @pytest.mark.parametrize("wide", [False, True])
-def test_leaving_a_sample_out_is_exact(planted, wide):
+@pytest.mark.parametrize("number", [0, 1])
+def test_leaving_a_sample_out_is_exact(planted, wide, number):
     """Against fits without the sample, at the same penalty, its centring included."""
     x, y = planted
     x, y = (x[:25], y[:25]) if wide else (x, y)
-    fit = fit_among(x, y, windows())
+    scale = windows()[number]
+    fit = fit_among(x, y, scale[None])
     fitted = (x - fit.feature_mean) @ fit.weights
-    own = fit.own[fit.prior, fit.penalty].T
+    own = fit.leverage(torch.arange(len(x)))
     made = (fitted - own * (y - fit.target_mean)) / (1 - own) + fit.target_mean
     for row in (0, 7):
         others = torch.arange(len(x)) != row
         for target in range(2):
-            scale = windows()[fit.prior[target]]
-            penalty = fit.penalties[fit.prior[target], fit.penalty[target]]
+            penalty = fit.penalties[0, fit.penalty[0, target]]
             mean, offset = x[others].mean(0), y[others, target].mean()
             a = (x[others] - mean) * scale
             weights = torch.linalg.solve(a.T @ a + penalty * torch.eye(40), a.T @ (y[others, target] - offset))
             torch.testing.assert_close(
                 made[row, target], ((x[row] - mean) * scale) @ weights + offset, atol=2e-3, rtol=1e-3
             )
+
+
+def test_of_several_priors_leverage_is_the_mean(planted):
+    x, y = planted
+    fit = fit_among(x, y, windows())
+    alone = [fit_among(x, y, prior[None]) for prior in windows()]
+    rows = torch.tensor([3, 5])
+    wanted = sum(share * one.leverage(rows) for share, one in zip(fit.share, alone, strict=True))
+    torch.testing.assert_close(fit.leverage(rows), wanted)
 
 
 def test_too_few_samples_are_named():

@@ -226,10 +226,10 @@ def test_a_training_stimulus_is_told_without_its_own_response(planted, facts_of)
     for data, means in ((dataset, averages.responses), (Changed(dataset.path, dataset.manifest), changed)):
         solved = solve_drafts(data, descriptions, described=described)
         fit = solved.told["image", "a"].fit
-        assert len(fit.prior) == 40
+        assert fit.penalty.shape == (1, 40)
         shown = solved.at(rows, lambda subject, stimuli, means=means: torch.from_numpy(means))
         made.append(shown.told(blocks, "a"))
-        penalties.append(fit.penalties[0, fit.penalty])
+        penalties.append(fit.penalties[0, fit.penalty[0]])
     same = penalties[0] == penalties[1]  # a penalty is chosen with all responses
     assert same.any()
     apart = (made[0] - made[1]).abs()
@@ -246,7 +246,7 @@ def test_words_that_the_fit_did_not_read_are_left_out_exactly(planted, told, fac
     other = facts[rows[:1]] + 0.7
     made = left_out.predict(other, rows[:1], y[:1])[0]
     x, kept = facts[rows][1:], y[1:]
-    penalty = left_out.fit.penalties[0, left_out.fit.penalty]
+    penalty = left_out.fit.penalties[0, left_out.fit.penalty[0]]
     for site in (0, 11):
         a = x - x.mean(0)
         weights = torch.linalg.solve(
