@@ -181,10 +181,12 @@ class Drafts(nn.Module):
     ranks: subject -> (sites, dimensions). pairs: (from, to) that there is a map for. readings: "image" or "text" ->
     (numbers of a description, dimensions of the map); every subject has those that there are. pieces: how many of the
     text's codes are counted. guessed: how many numbers of a stimulus are guessed from a response. pictured: in how many
-    dimensions pictures are drafted; 0: not at all.
+    dimensions pictures are drafted; 0: not at all. mixed: channels of a picture's features, and to how many they are
+    mixed before they are read; none: they are read one by one.
     """
 
     pieces: Tensor
+    mix: Tensor
 
     def __init__(
         self,
@@ -194,10 +196,12 @@ class Drafts(nn.Module):
         pieces: int = 0,
         guessed: int = 0,
         pictured: int = 0,
+        mixed: Sequence[int] = (0, 0),
     ):
         super().__init__()
         self.reads = {kind: tuple(size) for kind, size in (readings or {}).items()}
         self.register_buffer("pieces", torch.zeros(pieces, dtype=torch.long))  # codes of a text that are counted
+        self.register_buffer("mix", torch.zeros(*mixed))
         self.ranks, self.pairs = {s: tuple(rank) for s, rank in ranks.items()}, tuple(tuple(pair) for pair in pairs)
         self.gaussians = nn.ModuleDict({f"brain:{s}": Gaussian(*rank) for s, rank in self.ranks.items()})
         self.trusts = nn.ModuleDict({f"brain:{s}": Trust() for s in self.ranks})
@@ -231,6 +235,7 @@ class Drafts(nn.Module):
             "pieces": len(self.pieces),
             "guessed": self.guessed,
             "pictured": self.pictured,
+            "mixed": tuple(self.mix.shape),
         }
 
     def gaussian(self, subject: str) -> Gaussian:
@@ -271,7 +276,8 @@ class Drafts(nn.Module):
         if block.modality not in self.reads:
             return None
         if block.features is not None:
-            return block.content.float().flatten(1)
+            mixed = block.modality == "image" and self.mix.numel() > 0
+            return (block.content.float() @ self.mix if mixed else block.content.float()).flatten(1)
         if block.modality == "image":
             return None
         codes = block.content if block.seen is None else block.content.masked_fill(~block.seen, -1)

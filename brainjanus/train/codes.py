@@ -58,7 +58,7 @@ REGIONS = 0.5  # how often a part of a brain is some of its regions; otherwise s
 STRETCHES = 64  # that a brain is cut into
 MOST_PIECES = 2000  # codes of captions that encoding models read
 MOST_RESIDUALS = 6000  # trials that tell how trials scatter
-MOST_FLAT = 8192  # numbers of a picture's features that encoding models read
+MOST_FLAT, MOST_MIXED = 8192, 2048  # numbers of a picture's features that encoding models read; of wider ones, so many
 WIDEST, SMALL_PICTURE = 8192, 16  # numbers of a stimulus's features above which places are averaged; pixels a side
 MOST_SAMPLED = 2**26  # numbers of features that tell how their channels spread; 256 MB
 AVERAGES = 0.8  # how often a repeated stimulus is shown by its average; otherwise by one of its single trials
@@ -218,16 +218,27 @@ class Codes:
 
     def described(self, config: OmniConfig) -> dict[str, Described]:
         """What linear encoding models read of a picture and of a text, as the model reads them: features, or the pieces
-        of words; pictures that are read as codes are not described."""
+        of words; pictures that are read as codes, and wide features of a text, are not described."""
         found = {}
         for kind, encoder in (("image", config.image_input), ("text", config.text_input)):
-            if encoder in self.features and self.features[encoder][0].numel() <= MOST_FLAT:
-                table = torch.cat([x.float() for x in chunks(self.features[encoder])])
+            if encoder in self.features and (kind == "image" or self.features[encoder][0].numel() <= MOST_FLAT):
+                mix = self._mix(encoder) if kind == "image" else None
+                rows = (x.float() for x in chunks(self.features[encoder]))
+                table = torch.cat([x if mix is None else x @ mix for x in rows])
                 side = math.isqrt(table.shape[1]) if kind == "image" else 0
-                found[kind] = Described(table.flatten(1), side=side if side**2 == table.shape[1] else 0)
+                found[kind] = Described(table.flatten(1), side=side if side**2 == table.shape[1] else 0, mix=mix)
         if config.text_input == "codes" and self.caption_codes is not None:
             found["text"] = Described(self._said(), varies=True)
         return found
+
+    def _mix(self, encoder: str) -> Float[Tensor, "c m"] | None:
+        """The principal axes of the channels of features that are too wide to be read one by one; None for others."""
+        places, channels = self.features[encoder][0].shape
+        if places * channels <= MOST_FLAT:
+            return None
+        sample = self.sample_of_features(encoder).flatten(0, 1)
+        covariance = torch.cov(sample.T)
+        return torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, : max(1, MOST_MIXED // places)].contiguous()
 
     def pieces(self) -> Int[Tensor, "p"]:
         """The codes of captions that are counted, the most frequent first."""

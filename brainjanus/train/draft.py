@@ -179,11 +179,13 @@ class LeftOut:
 
 class Described(NamedTuple):
     """What readings read of each stimulus of the split. varies: whether one stimulus may be described in several ways
-    (its captions), of which this is the mean. side: places along a side of the picture, if it is a grid of them."""
+    (its captions), of which this is the mean. side: places along a side of the picture, if it is a grid of them. mix:
+    by which a picture's channels became the fewer ones of the table; None: they are as they were."""
 
     table: Float[Tensor, "n p"]
     varies: bool = False
     side: int = 0
+    mix: Float[Tensor, "c m"] | None = None
 
 
 def windows(width: int, side: int, num_stimuli: int) -> Float[Tensor, "a p"]:
@@ -217,7 +219,7 @@ def solve_readings(
             row = torch.full((max(num_stimuli),), -1)
             row[here] = torch.arange(len(here))
             apart = {}
-            for kind, (table, varies, side) in described.items():
+            for kind, (table, varies, side, _) in described.items():
                 x = table[here]
                 fit = fit_among(x, y, windows(x.shape[1], side, len(x)))
                 reading = drafts.reading(kind, subject)
@@ -365,11 +367,15 @@ def with_readings(
 ) -> Drafts:
     """The same with room for encoding and decoding models."""
     sizes = {kind: (one.table.shape[1], min(one.table.shape[1], MOST_READ)) for kind, one in described.items()}
-    made = Drafts(drafts.ranks, drafts.pairs, sizes, 0 if pieces is None else len(pieces), guessed, pictured)
-    state = {name: values for name, values in drafts.state_dict().items() if name != "pieces"}
+    mix = described["image"].mix if "image" in described else None
+    mixed = (0, 0) if mix is None else tuple(mix.shape)
+    made = Drafts(drafts.ranks, drafts.pairs, sizes, 0 if pieces is None else len(pieces), guessed, pictured, mixed)
+    state = {name: values for name, values in drafts.state_dict().items() if name not in ("pieces", "mix")}
     made.load_state_dict(state, strict=False)
     if pieces is not None:
         made.pieces.copy_(pieces)
+    if mix is not None:
+        made.mix.copy_(mix)
     return made
 
 

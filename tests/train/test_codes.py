@@ -13,9 +13,9 @@ from brainjanus.data.dataset import Stimuli, Subject
 from brainjanus.data.write import write_dataset
 from brainjanus.model.checkpoint import Tokenizers, interface_of
 from brainjanus.model.decoder import DecoderConfig
-from brainjanus.model.draft import GUESS, channels_of, weighed
+from brainjanus.model.draft import GUESS, Drafts, channels_of, weighed
 from brainjanus.model.omni import OmniConfig, OmniModel
-from brainjanus.model.sequence import Task
+from brainjanus.model.sequence import Block, Task
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizer, ImageTokenizerConfig
 from brainjanus.tokenizers.patch import PatchConfig
@@ -499,6 +499,27 @@ def test_nothing_is_added_to_what_is_told_without_held_out_stimuli(tokenizers, s
         found[held_out is None] = [float(drafts.trust("s2").of(kind)) for kind in ("image", "text", "image+text")]
     assert found[True] == [0.0, 0.0, 0.0]
     assert any(0 < share < 1 for share in found[False])
+
+
+def test_features_that_are_wide_are_read_by_few_of_their_channels(study, codes, monkeypatch):
+    config = OmniConfig(DecoderConfig(16, 16, 1, 2, 2))
+    whole = codes.described(config)["image"]
+    places, channels = codes.features["wavelet"][0].shape
+    monkeypatch.setattr(module, "MOST_FLAT", places * channels - 1)
+    monkeypatch.setattr(module, "MOST_MIXED", 2 * places)
+    few = codes.described(config)["image"]
+    assert few.mix.shape == (channels, 2) and few.side == whole.side
+    assert few.table.shape == (len(codes.ids), 2 * places)
+    torch.testing.assert_close(few.mix.T @ few.mix, torch.eye(2), atol=1e-5, rtol=0)
+    spread = whole.table.unflatten(1, (places, channels)).flatten(0, 1)
+    kept = few.table.unflatten(1, (places, 2)).flatten(0, 1)
+    most = torch.linalg.eigvalsh(torch.cov(spread.T))[-2:].sum()
+    torch.testing.assert_close(torch.cov(kept.T).diagonal().sum(), most)
+    drafts = solve_drafts(study, codes.descriptions(), described={"image": few}).whole.drafts
+    again = Drafts(**drafts.facts())
+    again.load_state_dict(drafts.state_dict())
+    block = Block("image", vectors=codes.features["wavelet"][:5].float(), features="wavelet")
+    torch.testing.assert_close(again.described(block), few.table[:5])
 
 
 @torch.no_grad()

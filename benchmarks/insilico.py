@@ -1,0 +1,88 @@
+"""Experiments on a trained model against what is known of the cortex: planted selectivity and receptive fields of the
+simulated one, published regions of object2vec (real fMRI).
+
+The simulated part reads the demo's run, which is made where it is not there yet. Of object2vec the first published fold
+is trained on; its prompts are words of the dataset, which has no word for a face but "figurine".
+python benchmarks/insilico.py --out benchmarks/results/insilico.json [--simulated] [--object2vec] [--quick] [--seed 1]
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import object2vec
+from records import Claim, arguments, write
+
+from brainjanus import Run, localize, retinotopy
+from brainjanus.demo import demo
+from brainjanus.recipes import few_trials
+
+MADE_FOR = {  # sentence -> the regions of the simulated cortex that answer most to it
+    "a face": ("FFA", "OFA"),
+    "a house": ("PPA", "OPA", "RSC"),
+    "a person": ("EBA",),
+    "a sign": ("VWFA",),
+}
+AREAS = ("V1", "V2", "V3")
+LEAST_AUC, MOST_P, LEAST_R = 0.85, 0.01, 0.8
+TOP = {  # words of object2vec's stimuli -> regions one of which is expected to come first
+    ("figurine",): ("FFA", "OFA"),
+    ("house", "building", "mountain", "road", "cliff"): ("PPA", "OPA", "RSC"),
+}
+
+
+def of_simulated(args: argparse.Namespace) -> list[Claim]:
+    out = args.work / f"simulated_cortex-{'quick-' if args.quick else ''}{args.seed}"
+    demo(out, seed=args.seed, quick=args.quick)
+    run, claims = Run.open(out / "run"), []
+    for sentence, regions in MADE_FOR.items():
+        found = localize(run, [sentence], seed=args.seed).results["subjects"]
+        for subject, facts in found.items():
+            title = f"'{sentence}', {subject}"
+            for region in (name for name in regions if name in facts["regions"]):
+                auc = facts["regions"][region]["auc"]
+                claims.append(Claim(f"{title}, {region} AUC", auc, "", bar=LEAST_AUC))
+            for against in ("truth", "measured"):
+                if facts[against] is not None:
+                    claims.append(Claim(f"{title}, r with {against}", facts[against]["r"], ""))
+                    p = facts[against]["p"]
+                    claims.append(Claim(f"{title}, spin p of {against}", p, "", bar=MOST_P, at_most=True))
+    fields = retinotopy(run, seed=args.seed).results["subjects"]
+    for subject, facts in fields.items():
+        for area in AREAS:
+            for kind, sites in facts["truth"][area].items():
+                if sites is not None:
+                    bar, title = LEAST_R if kind == "all" else None, f"{subject} {area}, {kind} sites"
+                    claims.append(Claim(f"{title}, polar angle r", sites["angle_r"], "", bar=bar))
+                    claims.append(Claim(f"{title}, eccentricity r", sites["eccentricity_r"], "", bar=bar))
+    return claims
+
+
+def of_object2vec(args: argparse.Namespace) -> list[Claim]:
+    dataset = object2vec.fold_of(args.work.resolve(), 1)
+    config = few_trials(args.seed, "mobilenet", "word2vec")
+    if args.quick:
+        config = replace(config, training=replace(config.training, optim=replace(config.training.optim, steps=60)))
+    run = Run.train(dataset, args.work / f"object2vec-{'quick-' if args.quick else ''}{args.seed}-fold1", config)
+    claims = []
+    for words, wanted in TOP.items():
+        for facts in localize(run, list(words), dataset=dataset.path, seed=args.seed).results["subjects"].values():
+            single = [name for name in facts["regions"] if "+" not in name]
+            place = 1 + min(single.index(name) for name in wanted if name in single)
+            print(f"{', '.join(words)}: {', '.join(single)}", flush=True)
+            title = f"object2vec, {words[0]}, place of {' or '.join(wanted)}"
+            claims.append(Claim(title, place, f"of {len(single)}", bar=1, at_most=True))
+    return claims
+
+
+def main() -> None:
+    parts = {"simulated": of_simulated, "object2vec": of_object2vec}
+    args = arguments(__doc__, flags={part: f"the part of {part} alone" for part in parts})
+    claims = []
+    for part in [part for part in parts if getattr(args, part)] or parts:
+        claims += parts[part](args)
+    write(claims, Path(args.out))
+
+
+if __name__ == "__main__":
+    main()
