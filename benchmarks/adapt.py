@@ -221,14 +221,20 @@ def unseen(args: argparse.Namespace, dataset: Dataset, size: SimulationConfig, c
     part = part_of(dataset, work / "direction" / "data", dataset.subjects)
     left_out = "text->brain"
     tasks = {task: weight for task, weight in config.training.tasks.items() if "text" not in task.split("->")[0]}
-    found = {}
+    found: dict = {}
     for twin in (False, True):
         some = config if twin else replace(config, training=replace(config.training, tasks=tasks))
         folder = work / "direction" / ("twin" if twin else "without")
         checkpoint = train(part, folder, some).prepare()
-        values = predict(checkpoint, part, left_out, subject, GenerationConfig()).values
-        found[twin] = scored(part, subject, left_out, values)
-    claims.append(Claim(f"{left_out} voxel r, never trained", found[False], "", "twin", found[True]))
+        assert checkpoint.drafts is not None
+        for who, trust in (("linear draft", 0.0), ("transformer", 1.0)):  # the draft was fitted in this direction
+            checkpoint.drafts.trust(subject).of("text").fill_(trust)
+            values = predict(checkpoint, part, left_out, subject, GenerationConfig()).values
+            found[twin, who] = scored(part, subject, left_out, values)
+    title = f"{left_out} voxel r, transformer alone"
+    claims.append(Claim(f"{title}, never trained", found[False, "transformer"], "", "twin", found[True, "transformer"]))
+    ridge = found[True, "linear draft"]
+    claims.append(Claim(f"{title}, trained", found[True, "transformer"], "", "linear draft", ridge))
     return claims
 
 

@@ -30,8 +30,11 @@ from brainjanus.generate import GenerationConfig
 from brainjanus.model.draft import KINDS
 from brainjanus.recipes import few_trials
 from brainjanus.run import condition, predict
+from brainjanus.tokenizers.vision import vision_encoder
+from brainjanus.train.codes import features_of
 
 MEAN = GenerationConfig(estimate="mean")
+SEEN_AS = "wavelet"  # features by which decoded pictures are compared with those that were seen
 PARTS = ("v4", "simulated", "object2vec")
 
 
@@ -111,34 +114,52 @@ def encoding(
 
 
 def identified(name: str, run: Run, dataset: Dataset, feature: str) -> list[Claim]:
-    """Which test picture was seen, from the response: by the response that the model expects to each picture, by ridge
-    to the pictures' features, and by those of the nearest training response."""
+    """Which test picture was seen, from the response, in two ways.
+
+    By expected responses (Kay et al. 2008): the picture to which the model expects the response most like the measured
+    one; ridge from features does the same. By decoding: the picture whose features SEEN_AS are most like those of the
+    decoded one; ridge decodes these features. Beside them ridge from the response to `feature`, and the features of the
+    nearest training response.
+    """
     scores: dict[str, list[float]] = {}
     for subject in dataset.subjects:
         train, test = dataset.averages(subject, "train"), dataset.averages(subject, "test")
-        x, y = (flat(dataset, feature, one.stimulus_ids) for one in (train, test))
-        centre, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
-        x, y = (x - centre) / spread, (y - centre) / spread
         near = alike(test.responses, train.responses).argmax(axis=1)
+        linear = linear_baseline(dataset, subject, "image->brain", test.stimulus_ids)
+        pictures = predict(run.checkpoint, dataset, "brain->image", subject, MEAN).values
         tables = {
-            "model": alike(test.responses, expected(run, dataset, subject, "image")),
-            "ridge": alike(fit_ridge(train.responses, x).predict(test.responses), y),
-            "nearest": alike(x[near], y),
+            "expected responses": alike(test.responses, expected(run, dataset, subject, "image")),
+            "ridge's expected responses": alike(test.responses, np.asarray(linear)),
         }
+        for kind in (feature, SEEN_AS):
+            x, y = (flat(dataset, kind, one.stimulus_ids) for one in (train, test))
+            centre, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
+            x, y = (x - centre) / spread, (y - centre) / spread
+            tables[f"ridge to {kind}"] = alike(fit_ridge(train.responses, x).predict(test.responses), y)
+            tables[f"nearest response's {kind}"] = alike(x[near], y)
+            if kind == SEEN_AS:
+                pixels = torch.as_tensor(np.asarray(pictures)).permute(0, 3, 1, 2).float()
+                seen = vision_encoder(SEEN_AS)(pixels).flatten(1).numpy()
+                tables["decoded pictures"] = alike((seen - centre) / spread, y)
         for which, table in tables.items():
             scores.setdefault(f"{which} top-1", []).append(top(table, range(len(table))))
             scores.setdefault(f"{which} two-way", []).append(two_way_scores(table.T).diagonal().mean())
     mean = {which: float(np.mean(values)) for which, values in scores.items()}
     claims = []
     for metric in ("top-1", "two-way"):
-        title, ridge = f"{name}, brain->image identification {metric}", mean[f"ridge {metric}"]
-        claims.append(Claim(title, mean[f"model {metric}"], "", "ridge to features", ridge, 1.0))
-        claims.append(Claim(f"{title}, nearest response", mean[f"nearest {metric}"], "", "ridge to features", ridge))
+        for which, against, bar in (
+            ("expected responses", f"ridge to {feature}", 1.0),
+            ("expected responses", "ridge's expected responses", None),
+            ("decoded pictures", f"ridge to {SEEN_AS}", 1.0),
+            (f"nearest response's {feature}", f"ridge to {feature}", None),
+        ):
+            title = f"{name}, brain->image identification {metric} by {which}"
+            claims.append(Claim(title, mean[f"{which} {metric}"], "", against, mean[f"{against} {metric}"], bar))
     return claims
 
 
 def flat(dataset: Dataset, feature: str, ids: Sequence[str]) -> Float[np.ndarray, "n f"]:
-    return dataset.features(feature, list(ids)).astype(np.float32).reshape(len(ids), -1)
+    return features_of(dataset, feature, list(ids)).numpy().astype(np.float32).reshape(len(ids), -1)
 
 
 def decoding(name: str, records: Sequence[dict], metrics: Sequence[tuple[str, str, str]]) -> list[Claim]:
@@ -175,7 +196,8 @@ def of_simulated(args: argparse.Namespace) -> list[Claim]:
 
 
 def of_object2vec(args: argparse.Namespace) -> list[Claim]:
-    """Words are looked for among those of the fold (two against two), and among all 81 (top 5)."""
+    """Words are looked for among those of the fold (two against two), and among all 81 (top 5), by the responses that
+    are expected to them; ridge decodes their features."""
     sums: dict[str, list[float]] = {}
     for fold in range(1, (2 if args.quick else object2vec.NUM_FOLDS) + 1):
         dataset = object2vec.fold_of(args.work.resolve(), fold)

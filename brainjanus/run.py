@@ -359,20 +359,19 @@ def held_out(
     store: Path,
     device: torch.device,
 ) -> tuple[Codes, Codes | None]:
-    """What is trained on, and what losses are measured on meanwhile: the split "val", if every subject has one;
-    otherwise some stimuli of the training split, which then are not trained on. None if there would be too few.
+    """What is trained on, and what losses are measured on meanwhile and experts weighed on at the end: the split "val",
+    if every subject has one; otherwise some stimuli of the training split, which then are not trained on, at least
+    LEAST_HELD_OUT if they are no more than a quarter. None if there would be too few, or no share is to be held out.
 
     The test split is no part of either. device: where a split is encoded.
     """
-    training = config.training
-    if not training.validate_every:
-        return codes, None
     if has_validation(dataset):
         val = encode_split(dataset, tokenizers, "val", features, store, device)
         return codes, replace(val, solved=codes.solved.for_others(len(val.ids)) if codes.solved else None)
-    count = round(training.validation * len(codes.ids))
-    if count < LEAST_HELD_OUT:
+    share = config.training.validation
+    if not share or len(codes.ids) < 4 * LEAST_HELD_OUT:
         return codes, None
+    count = max(round(share * len(codes.ids)), LEAST_HELD_OUT)
     apart = torch.zeros(len(codes.ids), dtype=torch.bool)
     apart[torch.randperm(len(apart), generator=generator_of(config.seed, HELD_OUT))[:count]] = True
     return codes.among(~apart), codes.among(apart)
@@ -432,7 +431,7 @@ def check_fits(dataset: Dataset, config: RunConfig, janus: JanusFolder | None = 
     captions = [caption for group in captions_of_each(dataset, ids) for caption in group] if captioned else []
     if captioned:
         captions_of_each(dataset, dataset.split_ids("test"))
-        if config.training.validate_every and has_validation(dataset):
+        if has_validation(dataset):
             captions_of_each(dataset, dataset.split_ids("val"))
     for subject in dataset.subjects:
         for split, least in LEAST_STIMULI.items():

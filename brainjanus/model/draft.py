@@ -308,8 +308,7 @@ class Drafts(nn.Module):
         """The small picture, around [0, 1], that a response tells of; None where pictures are not drafted."""
         if not self.pictured:
             return None
-        pixels = self.pictures[f"brain:{subject}"](self.complete(values, subject))
-        return pixels.unflatten(1, (3, PICTURE_SIDE, PICTURE_SIDE))
+        return small_picture(self.pictures[f"brain:{subject}"](self.complete(values, subject)))
 
     def reading(self, kind: str, subject: str) -> Reading:
         self.gaussian(subject)
@@ -369,6 +368,10 @@ def guess_of(drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]]) -> Blo
         return None
     vectors = torch.stack(found).mean(dim=0)
     return Block("text", vectors=vectors.unflatten(1, (-1, channels_of(vectors.shape[1]))), features=GUESS)
+
+
+def small_picture(pixels: Float[Tensor, "b x"]) -> Float[Tensor, "b 3 h w"]:
+    return pixels.unflatten(1, (3, PICTURE_SIDE, PICTURE_SIDE))
 
 
 def picture_of(drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]]) -> Float[Tensor, "b 3 h w"] | None:

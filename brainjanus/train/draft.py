@@ -4,7 +4,8 @@ Two subjects rarely saw the same training pictures. So where one did not see a p
 model says what its response would have been, and the map between them is fitted to measured and expected pairs alike.
 What a training row is shown as its draft comes from a solution that did not see its stimulus (out of fold): a draft
 that was fitted to the row itself would be trusted too much. For what pictures and words tell, leaving a stimulus out
-needs no further solution: its leverage says what it did to its own prediction.
+needs no further solution: its leverage says what it did to its own prediction (exactly with one prior, nearly with
+several).
 
 A site that looks at a part of the picture is better predicted by a model that does so, too: of several priors, which
 weigh the places of the picture's features by a Gaussian window, those have the most to say that generalise best.
@@ -34,6 +35,7 @@ from brainjanus.model.draft import (
     fit_gaussian,
     own_randomness,
     principal,
+    small_picture,
 )
 from brainjanus.model.sequence import Block
 
@@ -73,7 +75,8 @@ class Solved:
     told: Mapping[tuple[str, str], "LeftOut"] = field(default_factory=dict)
     guesses: Mapping[str, "LeftOut"] = field(default_factory=dict)
     facts: Float[Tensor, "n g"] | None = None  # what is guessed
-    others: bool = False  # asked for stimuli that none of it was solved on
+    pictures: Mapping[str, "LeftOut"] = field(default_factory=dict)  # their scores in `look`
+    look: "Look | None" = None
 
     def at(self, stimuli: Int[Tensor, "b"], means: "Means | None" = None) -> "OutOfFold":
         """Drafts of responses to these stimuli, row by row. means: the measured ones, of which each is left out of what
@@ -84,7 +87,7 @@ class Solved:
         """Drafts of so many stimuli that none of this was solved on; responses that were not measured are not
         expected."""
         unexpecting = Solution(self.whole.drafts, dict.fromkeys(self.whole.encoders))
-        return Solved(unexpecting, [unexpecting], torch.zeros(count, dtype=torch.long), None, others=True)
+        return Solved(unexpecting, [unexpecting], torch.zeros(count, dtype=torch.long), None)
 
     def expects(self, subject: str) -> bool:
         """Whether responses to stimuli that this subject did not see can be expected."""
@@ -123,8 +126,11 @@ class OutOfFold(NamedTuple):
         return left_out.predict(self.complete(values, subject), self.stimuli, facts[self.stimuli])
 
     def picture(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b 3 h w"] | None:
-        """None of the stimuli that it was solved on: the pixels of them all would have to be kept to leave one out."""
-        return self.solved.whole.drafts.picture(values, subject) if self.solved.others else None
+        left_out, look = self.solved.pictures.get(subject), self.solved.look
+        if left_out is None or look is None:
+            return self.solved.whole.drafts.picture(values, subject)
+        scores = left_out.predict(self.complete(values, subject), self.stimuli, look.scores[self.stimuli])
+        return small_picture(look.mean + scores @ look.axes)
 
     def complete(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b v"]:
         out = torch.empty_like(values)
@@ -303,9 +309,9 @@ def solve_drafts(
     guessed, pictured = 0 if facts is None else facts.shape[1], 0 if look is None else look.scores.shape[1]
     drafts = with_readings(whole.drafts, described or {}, pieces, guessed, pictured)
     told = solve_readings(drafts, seen, means, described) if described else {}
-    guesses = {} if facts is None else solve_guesses(drafts, seen, means, facts, look)
+    guesses, painted = ({}, {}) if facts is None else solve_guesses(drafts, seen, means, facts, look)
     whole = Solution(drafts, whole.encoders)
-    return Solved(whole, folds, torch.from_numpy(fold), descriptions, told, guesses, facts)
+    return Solved(whole, folds, torch.from_numpy(fold), descriptions, told, guesses, facts, painted, look)
 
 
 def facts_of(descriptions: Float[Tensor, "n f"]) -> Float[Tensor, "n g"]:
@@ -336,30 +342,35 @@ def solve_guesses(
     means: Mapping[str, Float[np.ndarray, "s v"]],
     facts: Float[Tensor, "n g"],
     look: Look | None = None,
-) -> dict[str, LeftOut]:
-    """Linear decoding models of every subject, to facts and to pictures, into `drafts`, and what leaves out each of the
-    stimuli whose facts are guessed."""
-    found, guessed = {}, facts.shape[1]
+) -> tuple[dict[str, LeftOut], dict[str, LeftOut]]:
+    """Linear decoding models of every subject, to facts and to pictures, into `drafts`; what leaves out each of their
+    stimuli, of facts and of the scores of pictures."""
+    found: dict[str, LeftOut] = {}
+    painted: dict[str, LeftOut] = {}
+    guessed = facts.shape[1]
     goals = facts if look is None else torch.cat([facts, look.scores], dim=1)
     for subject, rows in seen.items():
         x, here = torch.from_numpy(means[subject]).float(), torch.from_numpy(rows)
         both = fit_among(x, goals[here], torch.ones(1, x.shape[1]))
-        fit = both.targets(slice(0, guessed))
-        reading = drafts.guesses[f"brain:{subject}"]
-        assert isinstance(reading, Reading)
-        load_reading(reading, fit)
-        if look is not None:
-            picture, seen_fit = drafts.pictures[f"brain:{subject}"], both.targets(slice(guessed, None))
-            assert isinstance(picture, Reading)
-            picture.described.copy_(seen_fit.feature_mean)
-            picture.read.copy_(seen_fit.weights)
-            picture.write.copy_(look.axes)
-            picture.offset.copy_(look.mean + seen_fit.target_mean @ look.axes)
         row = torch.full((len(facts),), -1)
         row[here] = torch.arange(len(here))
-        spread, _, axes = decomposed(x - fit.feature_mean)
+        spread, _, axes = decomposed(x - both.feature_mean)
+        fit, reading = both.targets(slice(0, guessed)), drafts.guesses[f"brain:{subject}"]
+        assert isinstance(reading, Reading)
+        load_reading(reading, fit)
         found[subject] = LeftOut(reading, fit, row, x, axes, spread)
-    return found
+        if look is not None:
+            fit, picture = both.targets(slice(guessed, None)), drafts.pictures[f"brain:{subject}"]
+            assert isinstance(picture, Reading)
+            scores = Reading(x.shape[1], fit.weights.shape[1], fit.weights.shape[1])
+            for made, write, offset in (
+                (scores, torch.eye(len(look.axes)), fit.target_mean),
+                (picture, look.axes, look.mean + fit.target_mean @ look.axes),
+            ):
+                values = {"described": fit.feature_mean, "read": fit.weights, "write": write, "offset": offset}
+                made.load_state_dict(values)
+            painted[subject] = LeftOut(scores, fit, row, x, axes, spread)
+    return found, painted
 
 
 def with_readings(

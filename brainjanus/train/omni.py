@@ -69,7 +69,8 @@ class OmniTrainingConfig:
     target is hidden (brains and pictures). expectation: weight of the squared error of their decoded expectation.
     shown: which response stands for a repeated stimulus: "averages", mostly that of all its repeats, otherwise a single
     one, or "repeats", the mean of some of them, drawn anew each time and tokenized on the fly.
-    validation: share of the training stimuli that is held out of training where the dataset has no split "val".
+    validation: share of the training stimuli that is held out of training where the dataset has no split "val", at
+    least 16 of 64 or more; on them losses are measured, and the model is weighed against linear drafts.
     validate_every: steps between measurements of the losses there; 0: none. patience: see `Watch`. sample_every: steps
     between samples in all directions; 0: none.
     """
@@ -360,7 +361,7 @@ def measure_drafts(codes: Codes, drafts: Drafts, model: OmniConfig, seed: int, s
         for number, (kind, tasks) in enumerate(drafted_tasks(codes, drafts, subject).items()):
             for task in tasks[:1]:
                 batch = codes.batch(task, size, generator_of(seed, number), model)
-                if batch.draft is None or batch.continuous is None:
+                if kind == PICTURE or batch.draft is None or batch.continuous is None:
                     continue
                 apart = [codes.tokenizer.latents(x, subject) for x in (batch.draft, batch.continuous)]
                 distance = (apart[0] - apart[1]).square().mean()

@@ -524,7 +524,7 @@ def test_features_that_are_wide_are_read_by_few_of_their_channels(study, codes, 
 
 @torch.no_grad()
 def test_trust_in_the_picture_that_is_expected_is_what_lowers_the_error_most(tokenizers, study, codes):
-    """Of held-out stimuli; none of the stimuli that the drafts were solved on are drafted."""
+    """Of held-out stimuli."""
     config = OmniConfig(DecoderConfig(16, 16, 1, 2, 2))
     solved = solve_drafts(study, codes.descriptions(), pictures=codes.small_pictures())
     channels = channels_of(solved.whole.drafts.guessed)
@@ -537,7 +537,6 @@ def test_trust_in_the_picture_that_is_expected_is_what_lowers_the_error_most(tok
     task = Task(("brain:s2",), "image")
     own, drafts = replace(codes, solved=solved), solved.whole.drafts
     held_out = replace(codes, solved=solved.for_others(len(codes.ids)))
-    assert own.batch(task, 4, generator_of(0, 0), config).draft is None
     weigh_drafts(model, tokenizers, own, drafts, 0, batches=2, size=30)
     assert float(drafts.trust("s2").of("picture")) == 0
     weigh_drafts(model, tokenizers, own, drafts, 0, batches=2, size=30, validation=held_out)
