@@ -91,8 +91,8 @@ def adapt(
     )
     config = read_json(run / "config.json").get("config", {})
     path = str(dataset.path.resolve())
-    told = {"dataset": dataset.name, "path": path, "fingerprint": dataset.fingerprint}
-    told |= {"learnt_from": list(dict.fromkeys([*learnt_from(run), path]))}
+    told: dict[str, Any] = {"dataset": dataset.name, "path": path, "fingerprint": dataset.fingerprint}
+    told["learnt_from"] = list(dict.fromkeys([*learnt_from(run), path]))
     with written_beside(out) as beside:
         made.save(beside)
         (beside / "config.json").write_text(json.dumps(told | {"config": config, "adapted": facts}, indent=1))
@@ -151,9 +151,9 @@ def check_fits(
     said = checkpoint.tokenizers.text is not None and captioned == len(shown)
     if not shown or not (said or (image is not None and dataset.image_size)):
         raise UserError(
-            f"{dataset.path}: expected pictures or captions of all {len(shown)} stimuli that {subject} was shown, which "
-            f"{run} knows what to expect of, got {f'captions of {captioned}' if captioned else 'none'}. Prepare the "
-            "dataset with what was shown."
+            f"{dataset.path}: expected pictures or captions of all {len(shown)} stimuli that {subject} was shown, "
+            f"which {run} knows what to expect of, got {f'captions of {captioned}' if captioned else 'none'}. "
+            "Prepare the dataset with what was shown."
         )
     stored = [name for name in checkpoint.model.interface.features if name == config.image_input]
     if (
