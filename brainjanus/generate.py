@@ -197,7 +197,7 @@ def check_drawn(
             f"{request}: expected a request for one mean response, as the answer is an expectation that linear maps "
             f"of an adapted subject tell, got {', '.join(options)}. Leave {' and '.join(options)} out."
         )
-    if config.trial_noise and new and not drafts_of(checkpoint, target).scatter(subject).spread.any():
+    if config.trial_noise and new and not drafts_of(checkpoint, target).scatter(subject).axes.any():
         raise UserError(
             f"{request}: expected a subject of whom trials were measured, by which noise is drawn, got {subject}, who "
             "was adapted without any. Leave --trial-noise out, or adapt with some stimuli."
@@ -569,9 +569,13 @@ def rows_in(checkpoint: Checkpoint, name: str, rows: object) -> Tensor | list[st
     if subject_of(name):
         return responses_in(checkpoint, name, rows)
     require(checkpoint, name)
-    if modality_of(name) == "text" and checkpoint.model.config.text_input == "codes":
+    if modality_of(name) == "text" and (is_words(rows) or checkpoint.model.config.text_input == "codes"):
         return captions_in(rows)
     return tensor_of(rows, name, "pictures [b, h, w, 3] or features [b, t, c]")
+
+
+def is_words(rows: object) -> bool:
+    return isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows))
 
 
 def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes: bool = False) -> Block:
@@ -595,7 +599,7 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
             prompt = tokenizers.text.prompt(captions_in(rows))
             padded = config.text_opening or not bool(prompt.seen.all())
             return Block("text", codes=prompt.codes.to(device), seen=prompt.seen.to(device) if padded else None)
-        if isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows)):
+        if is_words(rows):
             raise UserError(
                 f"text: expected the features '{encoder}', through which this model reads text, got words. "
                 "Take them from a dataset that was prepared with these features, or train with text_input codes."
