@@ -1,7 +1,7 @@
 """A new subject into a trained model, with little data or none. A run and a dataset enter; a run leaves.
 
 OUT/    model.json, ...         a run as any other, whose subjects are the old ones and the new one
-        relays.safetensors      all that was learnt: how the old subjects speak for the new one (model/relay.py)
+        relays.safetensors      how the old subjects speak for the new one (model/relay.py)
         adapt.json              from how many stimuli, and how well they are explained
 
 Nothing of the model is changed: what it answers for the old subjects stays the same to the bit. Its brain tokenizer
@@ -28,7 +28,7 @@ from brainjanus.generate import condition_block, generate
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.model.draft import Drafts, chosen, fit_gaussian, gaussian_of, principal
 from brainjanus.model.relay import Relays
-from brainjanus.run import Run, condition, dataset_of
+from brainjanus.run import Run, condition
 from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.train.relay import LEAST, Fit, Kind, Known, ranks_of, solve_relay
 from brainjanus.train.tokenizer import Repeats, solve_axes
@@ -53,18 +53,20 @@ def adapt(
     drawn with `seed`; 0: none of its responses, where its sites lie alone; None: all.
     Raises UserError if the dataset does not fit the run, or `out` holds something.
     """
+    if seed < 0:
+        raise UserError(f"--seed: expected 0 or more, got {seed}. Any such number will do.")
     run, out = Path(run), Path(out)
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
     checkpoint = Checkpoint.load(run)
     subject = new_subject(checkpoint, dataset, run, subject)
     ids = training_stimuli(dataset, subject, stimuli, seed)
-    check_fits(checkpoint, dataset, subject, run, zero_shot=not ids)
+    shown = described(dataset, subject, ids, seed)
+    check_fits(checkpoint, dataset, subject, run, shown, zero_shot=not ids)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
             f"{out}: expected a new or an empty folder, got one that holds something. Choose another --out."
         )
     warn_of_leaks(run, dataset, subject)
-    shown = described(dataset, subject, ids, seed)
     fit, drafts, brain = solve(Checkpoint.load(run).prepare(), checkpoint, dataset, subject, ids, shown)
     relays = added_relay(checkpoint.relays, subject, fit)
     facts = {
@@ -88,7 +90,9 @@ def adapt(
         relays=relays,
     )
     config = read_json(run / "config.json").get("config", {})
-    told = {"dataset": dataset.name, "path": str(dataset.path.resolve()), "fingerprint": dataset.fingerprint}
+    path = str(dataset.path.resolve())
+    told: dict[str, Any] = {"dataset": dataset.name, "path": path, "fingerprint": dataset.fingerprint}
+    told["learnt_from"] = list(dict.fromkeys([*learnt_from(run), path]))
     with written_beside(out) as beside:
         made.save(beside)
         (beside / "config.json").write_text(json.dumps(told | {"config": config, "adapted": facts}, indent=1))
@@ -127,8 +131,11 @@ def training_stimuli(dataset: Dataset, subject: str, stimuli: int | None, seed: 
     return sorted(every[row] for row in np.random.default_rng(seed).permutation(len(every))[:count])
 
 
-def check_fits(checkpoint: Checkpoint, dataset: Dataset, subject: str, run: Path, *, zero_shot: bool) -> None:
-    """Raises UserError if the known subjects cannot speak for the new one."""
+def check_fits(
+    checkpoint: Checkpoint, dataset: Dataset, subject: str, run: Path, shown: list[str], *, zero_shot: bool
+) -> None:
+    """Raises UserError if the known subjects cannot speak for the new one, by what both are expected to have for
+    `shown`."""
     if checkpoint.drafts is None or not checkpoint.tokenizers.brain.subjects:
         raise UserError(
             f"{run}: expected a model of brains with linear drafts, whose subjects can speak for another, got one "
@@ -140,11 +147,13 @@ def check_fits(checkpoint: Checkpoint, dataset: Dataset, subject: str, run: Path
             f"{dataset.path}: expected pictures of {image.config.image_size} pixels a side, as {run} was trained on, "
             f"got {dataset.image_size}. Prepare the dataset with --image-size {image.config.image_size}."
         )
-    captions = any(dataset.captions(stimulus) for stimulus in dataset.trials(subject).stimuli("train")[:1])
-    if not (image is not None and dataset.image_size) and not (checkpoint.tokenizers.text is not None and captions):
+    captioned = sum(bool(dataset.captions(stimulus)) for stimulus in shown)
+    said = checkpoint.tokenizers.text is not None and captioned == len(shown)
+    if not shown or not (said or (image is not None and dataset.image_size)):
         raise UserError(
-            f"{dataset.path}: expected pictures or captions, which {run} knows what to expect of, got none. Prepare "
-            "the dataset with what was shown."
+            f"{dataset.path}: expected pictures or captions of all {len(shown)} stimuli that {subject} was shown, "
+            f"which {run} knows what to expect of, got {f'captions of {captioned}' if captioned else 'none'}. "
+            "Prepare the dataset with what was shown."
         )
     stored = [name for name in checkpoint.model.interface.features if name == config.image_input]
     if (
@@ -271,19 +280,28 @@ def added_axes(
     return brain.eval().requires_grad_(False)
 
 
+def learnt_from(run: Path) -> list[str]:
+    """Paths of the datasets that the run was trained on, and of those by which subjects were added to it."""
+    config = read_json(run / "config.json")
+    return config.get("learnt_from") or [path for path in [config.get("path")] if path]
+
+
 def warn_of_leaks(run: Path, dataset: Dataset, subject: str) -> None:
-    """Say how many of the new subject's test pictures the run was trained on, where its dataset is still there."""
-    try:
-        trained_on = Dataset.open(dataset_of(run))
-    except UserError:
-        return
-    if trained_on.image_size is None or dataset.image_size is None:
-        return
+    """Say how many of the new subject's test pictures the run has learnt from, where its datasets are still there."""
 
     def digests(data: Dataset, ids: tuple[str, ...]) -> Mapping[str, set[bytes]]:
         return {stimulus: {digest_of(picture) for picture in data.pictures(stimulus)} for stimulus in ids}
 
-    seen = set().union(*digests(trained_on, trained_on.split_ids("train")).values())
+    if dataset.image_size is None:
+        return
+    seen: set[bytes] = set()
+    for path in learnt_from(run):
+        try:
+            before = Dataset.open(path)
+        except UserError:
+            continue
+        if before.image_size is not None:
+            seen = seen.union(*digests(before, before.split_ids("train")).values())
     test = digests(dataset, dataset.trials(subject).stimuli("test"))
     if leaked := [stimulus for stimulus, pictures in test.items() if pictures & seen]:
         print(

@@ -161,19 +161,47 @@ def relayed(
     checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, config: GenerationConfig
 ) -> Generated:
     """`estimate` of a request that concerns a subject whom others speak for."""
-    assert checkpoint.relays is not None and checkpoint.drafts is not None
-    require(checkpoint, target)
-    mean = config.estimate == "mean" and target != "text"
-    given = {
-        name: responses_in(checkpoint, name, rows) if subject_of(name) else rows for name, rows in conditions.items()
-    }
-    plain = replace(config, trial_noise=False)
-    told = checkpoint.relays.answer(
-        lambda some, goal: estimate(checkpoint, some, goal, plain),
+    relays, drafts = checkpoint.relays, checkpoint.drafts
+    assert relays is not None and drafts is not None
+    check_names(checkpoint, conditions, target)
+    given = {name: rows_in(checkpoint, name, rows) for name, rows in conditions.items()}
+    check_paired({name: len(rows) for name, rows in given.items()})
+    new = subject_of(target) if relays.concern((target,)) else None
+    check_drawn(checkpoint, conditions, target, config)
+    asked = replace(config, trial_noise=config.trial_noise and new is None)
+    told = relays.answer(
+        lambda some, goal: estimate(checkpoint, some, goal, asked),
         lambda rows: condition_block(checkpoint, "image", rows).content.flatten(1),
-        checkpoint.drafts, given, target, mean=mean, seed=config.seed if config.trial_noise else None,
+        drafts, given, target, mean=config.estimate == "mean" and target != "text",
     )  # fmt: skip
-    return Generated(*told)
+    if new is None or not config.trial_noise:
+        return Generated(*told)
+    seeds = [(config.seed * 1_000_003 + number) % 2**63 for number in range(len(told.samples))]
+    drawn = told.samples + drafts.scatter(new).draw(told.samples.shape[1], seeds).to(told.samples)
+    return Generated(drawn[:, 0], samples=drawn)
+
+
+def check_drawn(
+    checkpoint: Checkpoint, conditions: Mapping[str, object], target: str, config: GenerationConfig
+) -> None:
+    """Raises UserError if samples are asked for of a response that linear maps tell: nothing is drawn of it."""
+    relays, subject = checkpoint.relays, subject_of(target)
+    assert relays is not None
+    if subject is None or (config.estimate == "mean" and not config.num_samples):
+        return
+    request, new = f"{'+'.join(conditions) or 'nothing'}->{target}", relays.concern((target,))
+    if (new and config.estimate == "mean") or not relays.drawn(conditions, target):
+        options = ["--estimate sample"] * (config.estimate == "sample") + ["--samples"] * (config.num_samples > 0)
+        options += ["--trial-noise"] * config.trial_noise
+        raise UserError(
+            f"{request}: expected a request for one mean response, as the answer is an expectation that linear maps "
+            f"of an adapted subject tell, got {', '.join(options)}. Leave {' and '.join(options)} out."
+        )
+    if config.trial_noise and new and not drafts_of(checkpoint, target).scatter(subject).axes.any():
+        raise UserError(
+            f"{request}: expected a subject of whom trials were measured, by which noise is drawn, got {subject}, who "
+            "was adapted without any. Leave --trial-noise out, or adapt with some stimuli."
+        )
 
 
 def estimate_rows(
@@ -421,18 +449,7 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
 
     Raises UserError if a condition does not fit the model, or rows do not pair.
     """
-    if target in conditions:
-        raise UserError(
-            f"generation: expected a target that is not among the conditions, got '{target}'. "
-            "Leave it out of the conditions, or choose another target."
-        )
-    unnamed = [name for name in (*conditions, target) if name in ("brain", "part")]
-    if unnamed:
-        raise UserError(
-            f"generation: expected the subject of a brain ({', '.join(checkpoint.tokenizers.brain.subjects)}), got "
-            f"'{unnamed[0]}'. Name it: {unnamed[0]}:SUBJECT."
-        )
-    require(checkpoint, target)
+    check_names(checkpoint, conditions, target)
     tokenizer, config = checkpoint.tokenizers.brain, checkpoint.model.config
     brain_input, fold = config.brain_input, config.brain_fold
     given = {name: responses_in(checkpoint, name, rows) for name, rows in conditions.items() if subject_of(name)}
@@ -446,7 +463,8 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
             blocks[name] = brain_block(tokenizer, given[name], str(subject_of(name)), brain_input, fold)
         else:
             blocks[name] = condition_block(checkpoint, name, rows)
-    check_paired(blocks if goal is None else blocks | {target: goal})
+    every = blocks if goal is None else blocks | {target: goal}
+    check_paired({name: block.batch for name, block in every.items()})
     if goal is None:
         goal = target_block(checkpoint, target, next(iter(blocks.values())).batch if blocks else 1)
     subject = str(subject_of(target))
@@ -466,6 +484,22 @@ def asked_of(checkpoint: Checkpoint, conditions: Mapping[str, object], target: s
     if known is None:
         shown.append(draft_block(tokenizer, draft, subject, brain_input, fold))
     return Asked(shown, goal, draft, beyond_codes(tokenizer, draft, subject, lean), believed, known)
+
+
+def check_names(checkpoint: Checkpoint, conditions: Mapping[str, object], target: str) -> None:
+    """Raises UserError if the target is given, a brain is of nobody, or the model knows no such target."""
+    if target in conditions:
+        raise UserError(
+            f"generation: expected a target that is not among the conditions, got '{target}'. "
+            "Leave it out of the conditions, or choose another target."
+        )
+    unnamed = [name for name in (*conditions, target) if name in ("brain", "part")]
+    if unnamed:
+        raise UserError(
+            f"generation: expected the subject of a brain ({', '.join(checkpoint.tokenizers.brain.subjects)}), got "
+            f"'{unnamed[0]}'. Name it: {unnamed[0]}:SUBJECT."
+        )
+    require(checkpoint, target)
 
 
 def asked_of_stimulus(
@@ -523,10 +557,25 @@ def device_of(checkpoint: Checkpoint) -> torch.device:
     return checkpoint.model.embed_tokens.weight.device
 
 
-def check_paired(blocks: Mapping[str, Block]) -> None:
-    if len({block.batch for block in blocks.values()}) > 1:
-        sizes = ", ".join(f"{name} {block.batch}" for name, block in blocks.items())
+def check_paired(counts: Mapping[str, int]) -> None:
+    """counts: of the rows of each. Raises UserError if they differ."""
+    if len(set(counts.values())) > 1:
+        sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise UserError(f"generation: expected as many rows of everything, got {sizes}. Pair them by stimulus id.")
+
+
+def rows_in(checkpoint: Checkpoint, name: str, rows: object) -> Tensor | list[str]:
+    """A condition as rows that can be counted, at least one. Raises UserError if it does not fit."""
+    if subject_of(name):
+        return responses_in(checkpoint, name, rows)
+    require(checkpoint, name)
+    if modality_of(name) == "text" and (is_words(rows) or checkpoint.model.config.text_input == "codes"):
+        return captions_in(rows)
+    return tensor_of(rows, name, "pictures [b, h, w, 3] or features [b, t, c]")
+
+
+def is_words(rows: object) -> bool:
+    return isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows))
 
 
 def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes: bool = False) -> Block:
@@ -550,7 +599,7 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
             prompt = tokenizers.text.prompt(captions_in(rows))
             padded = config.text_opening or not bool(prompt.seen.all())
             return Block("text", codes=prompt.codes.to(device), seen=prompt.seen.to(device) if padded else None)
-        if isinstance(rows, str) or (isinstance(rows, Sequence) and any(isinstance(row, str) for row in rows)):
+        if is_words(rows):
             raise UserError(
                 f"text: expected the features '{encoder}', through which this model reads text, got words. "
                 "Take them from a dataset that was prepared with these features, or train with text_input codes."

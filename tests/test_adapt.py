@@ -150,13 +150,11 @@ def test_no_stimuli_are_told_by_anatomy(run, new, tmp_path):
     made = bj.adapt(run, new, tmp_path / "out", "c", stimuli=0)
     assert voxels(made, new, "image->brain") > 0.25
     assert voxels(made, new, "text->brain") > 0.25
-    shown = new.averages("c", "test")
-    table = score_candidates(
-        made.checkpoint, {"brain:c": shown.responses[:8]}, "text", ["red left", "green left", "blue left", "white left"]
-    )
-    assert (
-        table.argmax(dim=1).numpy() == [list(COLOURS).index(new.captions(s)[0].split()[0]) for s in shown[0][:8]]
-    ).mean() > 0.25
+    shown, options = new.averages("c", "test"), [f"{one} {side}" for one in COLOURS for side in ("left", "right")]
+    table = score_candidates(made.checkpoint, {"brain:c": shown.responses}, "text", options)
+    best = table.argmax(dim=1).tolist()
+    said = [options[i].split()[0] == new.captions(s)[0].split()[0] for i, s in zip(best, shown[0], strict=True)]
+    assert np.mean(said) > 0.75  # of 24; chance is .25
 
 
 def test_every_direction_is_answered(adapted, new):
@@ -202,8 +200,71 @@ def test_samples_scatter_around_what_is_expected(adapted, new):
     noisy = adapted.estimate(shown, "brain:c", replace(config, trial_noise=True)).samples
     assert plain.shape == (4, 8, 180) and torch.equal(plain, adapted.estimate(shown, "brain:c", config).samples)
     assert noisy.std(dim=1).mean() > 1.3 * plain.std(dim=1).mean() > 0
-    mean = adapted.estimate(shown, "brain:c", GenerationConfig(num_samples=4))
-    assert mean.values.shape == (4, 180)
+    far = replace(config, num_samples=1, trial_noise=True, seed=2**62)
+    assert adapted.generate(shown, "brain:c", far).isfinite().all()
+    both = shown | {"brain:c": new.averages("c", "test").responses[:4]}
+    kept = [adapted.estimate(both, "brain:a", replace(config, trial_noise=noise)).samples for noise in (False, True)]
+    assert kept[1].std(dim=1).mean() > 1.1 * kept[0].std(dim=1).mean() > 0  # of a known subject's trials, too
+
+
+def test_what_is_not_drawn_is_refused_as_a_sample(adapted, run, new, tmp_path):
+    """Linear maps tell one expectation; and nothing was measured of how the trials of a zero-shot subject scatter."""
+    response = torch.from_numpy(new.averages("c", "test").responses[:3])
+    part = response.clone()
+    part[:, ::2] = float("nan")
+    image, known = new.images(IDS[:3]), torch.zeros(3, 200)
+    sample, mean = GenerationConfig("sample", 3), GenerationConfig("mean", 3)
+    asked = [({"brain:c": response}, "brain:a"), ({"brain:a": known}, "brain:c"), ({"part:c": part}, "brain:c"),
+             ({"part:c": part}, "brain:a"), ({"image": image, "part:c": part}, "brain:c"),
+             ({"image": image, "brain:a": known}, "brain:c")]  # fmt: skip
+    for conditions, target in asked:
+        assert adapted.estimate(conditions, target).samples is None
+        for config, options in (
+            (sample, "--estimate sample, --samples"),
+            (replace(sample, num_samples=0, trial_noise=True), "--estimate sample, --trial-noise"),
+            (mean, "--samples"),
+        ):
+            with pytest.raises(UserError, match=f"expectation that linear maps .*, got {options}. Leave"):
+                adapted.estimate(conditions, target, config)
+    with pytest.raises(UserError, match=r"expectation that linear maps .*, got --samples\. Leave"):
+        adapted.estimate({"image": image}, "brain:c", mean)
+    assert adapted.estimate({"image": image, "brain:c": response}, "brain:a", mean).standard_error.shape == (3, 200)
+    zero = bj.adapt(run, new, tmp_path / "zero", "c", stimuli=0)
+    with pytest.raises(UserError, match="image->brain:c: expected a subject of whom trials were measured"):
+        zero.estimate({"image": image}, "brain:c", replace(sample, trial_noise=True))
+
+
+def test_samples_are_drawn_by_one_speaker(adapted, new, monkeypatch):
+    """All known subjects have a say in a mean alone."""
+    relays, response = adapted.checkpoint.relays, new.averages("c", "test").responses[:2]
+    spoken = []
+    monkeypatch.setattr(
+        relays, "spoken", lambda given, who: spoken.append(who) or type(relays).spoken(relays, given, who)
+    )
+    for target, config, speakers in (
+        ("text", GenerationConfig(), 1), ("image", GenerationConfig("sample", 2), 1), ("image", GenerationConfig(), 2),
+    ):  # fmt: skip
+        spoken.clear()
+        adapted.estimate({"brain:c": response}, target, config)
+        assert len(spoken) == speakers
+
+
+@pytest.mark.parametrize(
+    ("given", "target", "message"),
+    [
+        ({"brain:a": 5, "part:c": 3}, "brain:c", "expected as many rows of everything, got brain:a 5, part:c 3"),
+        ({"text": 1, "brain:c": 3}, "brain:a", "expected as many rows of everything, got text 1, brain:c 3"),
+        ({"brain:c": 3, "part:c": 3}, "brain:c", "expected a target that is not among the conditions, got 'brain:c'"),
+        ({"brain:c": 3}, "brain:c", "expected a target that is not among the conditions, got 'brain:c'"),
+        ({"brain:c": 3}, "brain", "expected the subject of a brain"),
+        ({"brain:c": 3, "part:c": 3}, "text", "expected a response of c whole or in part, got both"),
+    ],
+)
+def test_a_request_is_checked_as_those_of_known_subjects(adapted, given, target, message):
+    sites = {"brain:a": 200, "brain:c": 180, "part:c": 180}
+    rows = {name: "red left" if name == "text" else np.ones((n, sites[name]), "f4") for name, n in given.items()}
+    with pytest.raises(UserError, match=message):
+        adapted.generate(rows, target)
 
 
 # --- what stays as it was
@@ -296,19 +357,33 @@ def test_mistakes_are_answered_in_a_sentence(run, new, adapted, written, picture
     refused("expected pictures of 16 pixels a side", run, small, out)
     with pytest.raises(UserError, match="expected a new or an empty folder"):
         bj.adapt(run, new, adapted.path)
+    refused("--seed: expected 0 or more, got -1", run, new, out, seed=-1)
+    partly = Stimuli(IDS, features={"x": np.zeros((96, 1, 4), "f4")}, captions={s: ["red left"] for s in IDS[:20]})
+    refused(
+        "expected .* captions of all 48 .*, got captions of 20",
+        run,
+        written("partly", subject("e", 60, 0), stimuli=partly),
+        out,
+    )
     responses = new.averages("c", "test").responses[:2]
     with pytest.raises(UserError, match="a whole response of an adapted subject as a condition"):
         adapted.score({"image": new.images(IDS[:2])}, "brain:c", responses)
 
 
-def test_pictures_that_the_run_was_trained_on_are_told(run, new, written, pictures, capsys, tmp_path):
+def test_pictures_that_the_run_was_trained_on_are_told(run, adapted, new, written, pictures, capsys, tmp_path):
     bj.adapt(run, new, tmp_path / "one", stimuli=5)
     assert "test stimuli" not in capsys.readouterr().err
     turned = subject("e", 60, 0)
     split = ["test" if name < "s010" else "train" for name in turned.trials.stimulus_id]
     leaking = written("leaking", replace(turned, trials=turned.trials._replace(split=split)))
     bj.adapt(run, leaking, tmp_path / "two", stimuli=5)
-    assert "10 of 10 test stimuli of e ('s000' first) are pictures that" in capsys.readouterr().err
+    told = "10 of 10 test stimuli of e ('s000' first) are pictures that"
+    assert told in capsys.readouterr().err
+    bj.adapt(adapted.path, leaking, tmp_path / "three", stimuli=5)  # its own dataset shows none of these
+    assert told in capsys.readouterr().err
+    twice = bj.adapt(adapted.path, written("between", subject("d", 60, 24)), tmp_path / "four", stimuli=5)
+    bj.adapt(twice.path, leaking, tmp_path / "five", stimuli=5)
+    assert told in capsys.readouterr().err
 
 
 def test_the_command(run, new, tmp_path, capsys):

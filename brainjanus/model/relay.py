@@ -2,15 +2,15 @@
 
 Enters: a request that names the new subject. Leaves: the answer, out of the model's answers for the subjects that it
 knows. A response of the new subject becomes the response that each known subject is expected to have; what each known
-subject is expected to have becomes the response of the new one. Both maps are linear, and all that is learnt of the new
-subject; the model, and what it answers for others, stays as it was.
+subject is expected to have becomes the response of the new one. Both maps are linear; the model, and what it
+answers for others, stays as it was.
 
 A known subject's expected responses have few dimensions; z are their coordinates, x = mean + z axes.
 Differs from hyperalignment (Haxby et al. 2011), which maps measured responses to shared stimuli: the known subjects
 need not have seen any of the new one's stimuli, and what they are expected to have is free of noise.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -162,15 +162,25 @@ class Relays(nn.Module):
         """Whether one of these conditions and targets is a new subject."""
         return any(subject_of(name) in self.subjects for name in names)
 
+    def drawn(self, conditions: Iterable[str], target: str) -> bool:
+        """Whether samples of the answer can be drawn, by the model; or it is told by linear maps alone."""
+        subject, names = subject_of(target), set(conditions)
+        if subject is None:
+            return True
+        if names and all(subject_of(name) in self.subjects for name in names):
+            return False
+        if subject not in self.subjects:
+            return True
+        return not names & {f"part:{subject}", *(f"brain:{known}" for known in self.relay(subject).known)}
+
     def answer(
-        self, ask: Ask, see: See, drafts: Drafts, conditions: Mapping[str, Any], target: str, *, mean: bool,
-        seed: int | None,
-    ) -> Told:  # fmt: skip
+        self, ask: Ask, see: See, drafts: Drafts, conditions: Mapping[str, Any], target: str, *, mean: bool
+    ) -> Told:
         """What `ask` answers for known subjects, made the answer to a request that concerns a new one.
 
         see: the features of pictures. conditions: brains are tensors of the right length. mean: whether an expectation
-        is asked for, in which all known subjects have a say, and no sample. seed: of the noise of trials that samples
-        of a new subject get; None: they get none.
+        is asked for, in which all known subjects have a say, and no sample.
+        Raises UserError if nobody can speak, or a brain is given both whole and in part.
         """
         subject = subject_of(target)
         if subject in self.subjects and f"part:{subject}" in conditions:
@@ -179,16 +189,21 @@ class Relays(nn.Module):
         for name, rows in conditions.items():
             own = subject_of(name)
             partly = own in self.subjects and name.startswith("part:")
+            if partly and f"brain:{own}" in conditions:
+                raise UserError(
+                    f"generation: expected a response of {own} whole or in part, got both. Leave one of them out."
+                )
             given[f"brain:{own}" if partly else name] = drafts.complete(rows, str(own)) if partly else rows
         if subject in self.subjects:
-            return self.responded(ask, see, drafts, given, str(subject), seed)
+            return self.responded(ask, see, drafts, given, str(subject))
         if subject is not None and all(subject_of(name) in self.subjects for name in given):
             return Told(self.expected(given, subject))
-        answers = [ask(self.spoken(given, speaker), target) for speaker in self.speakers(given, target)]
+        speakers = self.speakers(given, target)
+        answers = [ask(self.spoken(given, speaker), target) for speaker in speakers[: None if mean else 1]]
         if not mean:
             return Told(*answers[0])
         errors = [answer.standard_error for answer in answers if answer.standard_error is not None]
-        error = torch.stack(errors).square().sum(dim=0).sqrt() / len(errors) if errors else None
+        error = torch.stack(errors).mean(dim=0) if errors else None  # at most: all are drawn by the same numbers
         return Told(torch.stack([answer.values for answer in answers]).mean(dim=0), error)
 
     def completed(
@@ -199,13 +214,11 @@ class Relays(nn.Module):
         others = {name: rows for name, rows in conditions.items() if name != f"part:{subject}"}
         if not others:
             return drafts.complete(known, subject)
-        told = self.answer(ask, see, drafts, others, f"brain:{subject}", mean=True, seed=None).values
+        told = self.answer(ask, see, drafts, others, f"brain:{subject}", mean=True).values
         mean = drafts.gaussian(subject).mean
         return torch.where(known.isnan(), told - mean + drafts.complete(known - told + mean, subject), known)
 
-    def responded(
-        self, ask: Ask, see: See, drafts: Drafts, given: Mapping[str, Any], subject: str, seed: int | None
-    ) -> Told:
+    def responded(self, ask: Ask, see: See, drafts: Drafts, given: Mapping[str, Any], subject: str) -> Told:
         """The response of a new subject, from those of all known ones; a picture or a text alone tells of it in a
         way of its own."""
         relay, values, samples = self.relay(subject), {}, {}
@@ -224,9 +237,6 @@ class Relays(nn.Module):
         if len(samples) < len(relay.known) or any(some is None for some in samples.values()):
             return Told(relay.respond(values, kind, features))
         drawn = relay.respond(samples, kind, features)
-        if seed is not None:
-            rows = range(seed * 1_000_003, seed * 1_000_003 + len(drawn))
-            drawn = drawn + drafts.scatter(subject).draw(drawn.shape[1], rows)
         return Told(drawn[:, 0], samples=drawn)
 
     def expected(self, given: Mapping[str, Tensor], known: str) -> Float[Tensor, "b w"]:
