@@ -140,12 +140,16 @@ def folder_of(target: Target, made: Mapping[Target, Generated]) -> str:
 
 def loaded(request: Request) -> Checkpoint:
     """The model that is asked, laid out for generation. Raises UserError for a device that is not there."""
-    if not is_usable(request.device):
+    check_device(request.device)
+    return Checkpoint.load(request.run, device=request.device).prepare(request.precision, request.acceleration)
+
+
+def check_device(name: str) -> None:
+    if not is_usable(name):
         raise UserError(
             f"--device: expected cpu, or cuda where there is a GPU that torch can use ({torch.cuda.device_count()} "
-            f"here, counted from cuda:0), got '{request.device}'. Leave --device out, or install torch for this GPU."
+            f"here, counted from cuda:0), got '{name}'. Leave --device out, or install torch for this GPU."
         )
-    return Checkpoint.load(request.run, device=request.device).prepare(request.precision, request.acceleration)
 
 
 def is_usable(name: str) -> bool:

@@ -2,12 +2,26 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from brainjanus import arguments
 from brainjanus.arguments import DatasetFolder, RunFolder, gathered
+
+if TYPE_CHECKING:
+    from brainjanus.run import Run
+
+
+def opened(run: Path, device: str, out: Path) -> "Run":
+    """A run to be asked. Raises UserError for results that exist, and a device that is not there."""
+    from brainjanus.insilico.experiment import check_new
+    from brainjanus.outputs import check_device
+    from brainjanus.run import Run
+
+    check_new(out)
+    check_device(device)
+    return Run.open(run, device=device)
 
 
 def adapt(argv: list[str]) -> Path:
@@ -80,14 +94,11 @@ def localize(argv: list[str]) -> Path:
         dataset: Path | None = None,
         device: str = "cpu",
     ) -> Path:
-        from brainjanus.insilico.experiment import check_new
         from brainjanus.insilico.localize import localize as ask
         from brainjanus.insilico.localize import summary
-        from brainjanus.run import Run
 
-        check_new(out)
         found = ask(
-            Run.open(run, device=device), shown, against, out=out, subjects=subjects, settings=settings, split=split,
+            opened(run, device, out), shown, against, out=out, subjects=subjects, settings=settings, split=split,
             truth=truth, dataset=dataset, seed=seed,
         )  # fmt: skip
         print("\n".join(summary(found)))
@@ -128,14 +139,11 @@ def retinotopy(argv: list[str]) -> Path:
         dataset: Path | None = None,
         device: str = "cpu",
     ) -> Path:
-        from brainjanus.insilico.experiment import check_new
         from brainjanus.insilico.retinotopy import retinotopy as ask
         from brainjanus.insilico.retinotopy import summary
-        from brainjanus.run import Run
 
-        check_new(out)
         found = ask(
-            Run.open(run, device=device), out=out, field_deg=field_deg, stimuli=stimuli, passes=passes,
+            opened(run, device, out), out=out, field_deg=field_deg, stimuli=stimuli, passes=passes,
             subjects=subjects, truth=truth, dataset=dataset, seed=seed,
         )  # fmt: skip
         print("\n".join(summary(found)))
@@ -184,14 +192,12 @@ def prefer(argv: list[str]) -> Path:
         dataset: Path | None = None,
         device: str = "cpu",
     ) -> Path:
-        from brainjanus.insilico.experiment import check_new, lines_of
+        from brainjanus.insilico.experiment import lines_of
         from brainjanus.insilico.prefer import prefer as ask
-        from brainjanus.run import Run
 
-        check_new(out)
         sentences = (*prompts, *(lines_of(prompts_file) if prompts_file else ()))
         found = ask(
-            Run.open(run, device=device), region, out=out, dataset=dataset, subjects=subjects, less_others=less_others,
+            opened(run, device, out), region, out=out, dataset=dataset, subjects=subjects, less_others=less_others,
             split=split, prompts=sentences, top=top, samples=samples, level=level, seed=seed,
         )  # fmt: skip
         r = found.results["prediction"]
@@ -243,22 +249,14 @@ def lesion(argv: list[str]) -> Path:
         dataset: Path | None = None,
         device: str = "cpu",
     ) -> Path:
-        from brainjanus.insilico.experiment import check_new
         from brainjanus.insilico.lesion import lesion as ask
-        from brainjanus.run import Run
+        from brainjanus.insilico.lesion import summary
 
-        check_new(out)
         found = ask(
-            Run.open(run, device=device), regions, out=out, dataset=dataset, subjects=subjects, kind=kind, only=only,
+            opened(run, device, out), regions, out=out, dataset=dataset, subjects=subjects, kind=kind, only=only,
             attributes=attributes, pictures=pictures, captions=captions, controls=controls, seed=seed,
         )  # fmt: skip
-        cells = sorted(found.results["cells"], key=lambda cell: (cell["p_holm"], -(cell["excess"] or 0)))
-        told = "told" if only else "lost"
-        for cell in cells[:10]:
-            print(
-                f"{cell['region']:<12} {cell['attribute']:<12} {told} {cell['loss']:+.3f} bits a mention, elsewhere "
-                f"{cell['floor']:+.3f} (p {cell['p_holm']:.3g})"
-            )
+        print("\n".join(summary(found)))
         return out
 
     return arguments.parse(lesion, run, gathered(argv, ("--subjects", "--attributes")))
@@ -294,13 +292,10 @@ def neighbours(argv: list[str]) -> Path:
         dataset: Path | None = None,
         device: str = "cpu",
     ) -> Path:
-        from brainjanus.insilico.experiment import check_new
         from brainjanus.insilico.neighbours import neighbours as ask
-        from brainjanus.run import Run
 
-        check_new(out)
         found = ask(
-            Run.open(run, device=device), out=out, dataset=dataset, subjects=subjects, words=words, patterns=patterns,
+            opened(run, device, out), out=out, dataset=dataset, subjects=subjects, words=words, patterns=patterns,
             top=top, seed=seed,
         )  # fmt: skip
         for subject, codes in found.codes.items():

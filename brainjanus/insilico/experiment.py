@@ -24,10 +24,12 @@ from numpy.typing import ArrayLike
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import SPLITS, Dataset, listed
+from brainjanus.data.simulate import Truth
+from brainjanus.data.truth import load_truth
 from brainjanus.evaluate.protocol import hash_of_ids, software
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.outputs import save_gifti, save_nifti
-from brainjanus.run import Run, check_same_data, dataset_of
+from brainjanus.run import Run, check_same_data, dataset_of, subjects_of
 
 BLOCKS = 8  # parts that a brain without ROIs is cut into
 RESAMPLES, PERMUTATIONS = 2000, 50_000
@@ -70,19 +72,94 @@ class Experiment(NamedTuple):
 
 
 def opened(run: Run | Path | str, dataset: Path | str | None = None, subjects: Sequence[str] = ()) -> Experiment:
-    """A run to be asked. dataset: where it is now, if it was moved. subjects: default: all.
+    """A run to be asked. dataset: where it is now, if it was moved. subjects: default: all that both know.
 
-    Raises UserError if the dataset is another than that of training, or lacks a subject.
+    Raises UserError if the dataset is another than that of training, or the run or the dataset lacks a subject.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     found = Dataset.open(dataset_of(run.path, "--dataset DATASET") if dataset is None else dataset)
     check_same_data(run.checkpoint, found, run.path)
-    unknown = [subject for subject in subjects if subject not in found.subjects]
+    known = subjects_of(run.checkpoint, found)
+    shared = tuple(subject for subject in found.subjects if subject in known)
+    unknown = [subject for subject in subjects if subject not in shared]
     if unknown:
+        raise UserError(f"--subjects: expected some of {', '.join(shared)}, got '{unknown[0]}'. Name some of these.")
+    return Experiment(run.path, run.checkpoint, found, tuple(dict.fromkeys(subjects)) or shared)
+
+
+def own_subjects(checkpoint: Checkpoint) -> list[str]:
+    """The subjects that a model was trained on: those that were added later speak through them."""
+    added = () if checkpoint.relays is None else checkpoint.relays.subjects
+    return [subject for subject in checkpoint.tokenizers.brain.subjects if subject not in added]
+
+
+def check_own(asked: Experiment, command: str) -> None:
+    """Raises UserError for a subject that the model has expected responses of, but no codes and no likelihoods."""
+    own = own_subjects(asked.checkpoint)
+    added = [subject for subject in asked.subjects if subject not in own]
+    if added:
         raise UserError(
-            f"--subjects: expected some of {', '.join(found.subjects)}, got '{unknown[0]}'. Name some of these."
+            f"{command}: expected subjects that the model was trained on ({', '.join(own)}), got '{added[0]}', which "
+            "`brainjanus adapt` added: others speak for it, and the model has no likelihoods and no codes of its own "
+            "for it. Ask about the others, with the dataset of training (--dataset)."
         )
-    return Experiment(run.path, run.checkpoint, found, tuple(dict.fromkeys(subjects)) or tuple(found.subjects))
+
+
+def check_seed(command: str, seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"{command} --seed: expected a number of 0 or more, got {seed}. Give another.")
+
+
+def truth_of(asked: Experiment, subject: str, folder: Path | str | None = None) -> Truth | None:
+    """What a simulated study knows of a subject's cortex. folder: default: that of the dataset; None without one.
+
+    Raises UserError for a folder that was named and has no truth of this subject.
+    """
+    place = asked.dataset.path.parent if folder is None else Path(folder)
+    space = asked.space(subject)
+    has = "simulation" in asked.dataset.manifest.get("provenance", {}) and space.geometry.get("type") != "sensors"
+    if folder is None and not (has and (place / "truth" / f"{subject}.safetensors").is_file()):
+        return None
+    if not has:
+        raise UserError(
+            f"--truth {folder}: expected a run on a simulated cortex, which alone has a truth, got one on "
+            f"{asked.dataset.path}. Leave --truth out."
+        )
+    truth = load_truth(Truth, place, subject)
+    if len(truth.x_deg) != space.num_sites:
+        raise UserError(
+            f"--truth {place}: expected the {space.num_sites} sites of {subject}, got {len(truth.x_deg)}. Does it "
+            "belong to another study? Give the folder that this dataset was simulated into."
+        )
+    return truth
+
+
+def trust_of(asked: Experiment, kinds: Sequence[str] = ()) -> dict[str, Any]:
+    """How much of the expected responses is the model, and how much the linear draft.
+
+    kinds: from what they are expected, "image", "text", "image+text"; none: there are no expected responses.
+    """
+    if not kinds:
+        return {"definition": "no expected responses: likelihoods and codes are the model's alone"}
+    drafts, relays = asked.checkpoint.drafts, asked.checkpoint.relays
+    told: dict[str, Any] = {
+        "definition": "expected response = trust x the model's + (1 - trust) x the linear draft's; an adapted subject "
+        "has a linear map of those of its speakers"
+    }
+    for subject in asked.subjects:
+        added = relays is not None and subject in relays.subjects
+        speakers = list(relays.relay(subject).known) if relays is not None and added else [subject]
+        each = {
+            speaker: {
+                kind: float(drafts.trust(speaker).of(kind))
+                if drafts is not None and set(kind.split("+")) & set(drafts.reads)
+                else 1.0
+                for kind in dict.fromkeys(kinds)
+            }
+            for speaker in speakers
+        }
+        told[subject] = {"speakers": each} if added else each[subject]
+    return told
 
 
 # --- regions --------------------------------------------------------------------------------------------------------
@@ -251,6 +328,11 @@ def as_numbers(values: Any) -> Any:
     if isinstance(values, float | np.floating):
         return float(f"{values:.6g}") if np.isfinite(values) else None
     return int(values) if isinstance(values, np.integer) else values
+
+
+def as_told(value: float | None, form: str = ".2f") -> str:
+    """A figure as it is told; a dash for one that is not known."""
+    return "–" if value is None or not np.isfinite(value) else format(value, form)
 
 
 def stacked(pngs: Sequence[bytes]) -> bytes:

@@ -28,8 +28,6 @@ from brainjanus.core.errors import UserError
 from brainjanus.core.fused import nats
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.scenes import CATEGORIES, COLOURS, PLACES, SETTINGS
-from brainjanus.data.simulate import Truth
-from brainjanus.data.truth import load_truth
 from brainjanus.evaluate.cortex import draw_maps
 from brainjanus.evaluate.text import content_words, words
 from brainjanus.evaluate.topography import caption_groups
@@ -39,7 +37,10 @@ from brainjanus.insilico.experiment import (
     Experiment,
     all_regions,
     as_numbers,
+    as_told,
     check_new,
+    check_own,
+    check_seed,
     encoded,
     holm,
     interval,
@@ -50,6 +51,8 @@ from brainjanus.insilico.experiment import (
     save_results,
     sign_p,
     stacked,
+    trust_of,
+    truth_of,
 )
 from brainjanus.outputs import can_draw
 from brainjanus.run import Run
@@ -102,11 +105,13 @@ def lesion(
     attributes: words, or NAME=WORD,WORD; default: the categories, colours, settings and places of a simulated study,
     else the content words that captions share. pictures: the codes of the picture as one attribute more.
     captions: of each stimulus, at most. controls: lesions elsewhere for each region and subject.
-    Raises UserError for an unknown region, an attribute that no stimulus mentions, or data without captions and
-    pictures.
+    Raises UserError for an unknown region, an attribute that no stimulus mentions, data without captions and pictures,
+    or a subject that was added to a trained model: it has no likelihoods.
     """
     check_new(out)
+    check_seed("lesion", seed)
     asked = opened(run, dataset, subjects)
+    check_own(asked, "lesion")
     if kind not in ("mean", "hidden") or captions < 1 or controls < 1:
         raise UserError(
             f"lesion: expected the kind mean or hidden, and at least one caption and one control, got {kind}, "
@@ -175,6 +180,7 @@ def lesion(
         "cells": cells,
         "truth": against_truth(asked, found, masks),
         "examples": examples(asked, found, masks, groups, shown) if texts else [],
+        "trust": trust_of(asked),
         "seed": seed,
         "protocol": asked.protocol(ids, "test", captions=captions),
     }
@@ -377,14 +383,16 @@ def against_truth(
 ) -> dict[str, Any] | None:
     """Of a simulated cortex: is lost what a region was made to know? Rank correlation, over regions and categories, of
     the excess with how strongly the region's sites prefer the category; shuffled over categories. None without one."""
-    folder = asked.dataset.path.parent
     columns = [a for a, family in enumerate(found.families) if family == "category"]
-    if not columns or not (folder / "truth").is_dir():
+    if not columns:
         return None
     wanted = [list(CATEGORIES).index(found.attributes[a]) for a in columns]
     tuning: dict[str, list[np.ndarray]] = {}
     for subject, own in masks.items():
-        truth = load_truth(Truth, folder, subject).category
+        known = truth_of(asked, subject)
+        if known is None:
+            return None
+        truth = known.category
         for name, sites in own.items():
             if np.isfinite(truth[sites]).all():
                 tuning.setdefault(name, []).append(truth[sites][:, wanted].mean(axis=0))
@@ -439,6 +447,17 @@ def examples(
             }
         )  # fmt: skip
     return told
+
+
+def summary(found: Lesions) -> list[str]:
+    """A line for each of the surest cells."""
+    cells = sorted(found.results["cells"], key=lambda cell: (cell["p_holm"], -(cell["excess"] or 0)))
+    told = "told" if found.results["only"] else "lost"
+    return [
+        f"{cell['region']:<12} {cell['attribute']:<12} {told} {as_told(cell['loss'], '+.3f')} bits a mention, "
+        f"elsewhere {as_told(cell['floor'], '+.3f')} (p {cell['p_holm']:.3g})"
+        for cell in cells[:10]
+    ]
 
 
 def draw(asked: Experiment, found: Lesions) -> bytes:

@@ -4,7 +4,8 @@ What is shown is one of
     sentence        "a face"; it is read in SETTINGS places that training captions speak of ("a face on the beach")
     stimuli:WORD    stimuli of a split whose captions say the word(s): their pictures, or captions without pictures
     picture files, folders of pictures, FILE[:KEY] (an array of pictures, or of the features that the model reads)
-Where the model reads text by features, a sentence stands for the stimuli whose captions say its words.
+Where the model reads text by features, a sentence stands for the stimuli whose captions say its words: held-out ones,
+or, where these are fewer than MIN_STIMULI, all.
 
 The contrast of a site is the mean expected response to one kind less that to the other, in z-scored units. Its t
 (Welch) and its two-sided p (labels permuted) take exemplars (sentences, pictures) as a random sample: they say whether
@@ -13,10 +14,12 @@ rate over sites (Benjamini & Hochberg 1995). Without --against the baseline is a
 say, or of other pictures. Both kinds stand in the same settings, so that nothing but the kind differs.
 
 What is right is judged by what is known: ROIs (area under the ROC curve of the contrast, inside against outside), the
-measured contrast of held-out stimuli whose captions name the kinds, and the truth of a simulated cortex, both by r
-across sites with a spin test (topography.py). Source: Kanwisher et al. 1997 (the localizer).
+measured contrast of held-out stimuli whose captions name the kinds (not of training stimuli), and the truth of a
+simulated cortex, both by r across sites with a spin test (topography.py).
+Source: Kanwisher et al. 1997 (the localizer).
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -34,7 +37,6 @@ from brainjanus.data.readers.arrays import is_array
 from brainjanus.data.readers.pictures import PICTURE_SUFFIXES
 from brainjanus.data.scenes import CATEGORIES
 from brainjanus.data.simulate import Truth
-from brainjanus.data.truth import load_truth
 from brainjanus.evaluate.cortex import draw_maps
 from brainjanus.evaluate.text import content_words, words
 from brainjanus.evaluate.topography import MIN_STIMULI, Spins, map_agreement, selectivity_maps, spins
@@ -47,13 +49,17 @@ from brainjanus.insilico.experiment import (
     Experiment,
     all_regions,
     as_numbers,
+    as_told,
     check_new,
+    check_seed,
     encoded,
     opened,
     results_in,
     save_maps,
     save_results,
     stacked,
+    trust_of,
+    truth_of,
 )
 from brainjanus.outputs import can_draw
 from brainjanus.request import Given, Reader, Request
@@ -77,11 +83,13 @@ class Exemplars(NamedTuple):
     """What is shown of one kind. rows: sentences, pictures or features, as `generate` takes them under `modality`.
 
     said: for each thing that was asked for by words, these words: a caption that has all of one of them names the kind.
+    trained: how many rows the model was trained on, with the responses to them.
     """
 
     modality: Literal["text", "image"]
     rows: list[str] | Shaped[np.ndarray, "n ..."]
     said: list[frozenset[str]]
+    trained: int = 0
 
 
 class Contrast(NamedTuple):
@@ -118,12 +126,15 @@ def localize(
     prompts, against: see the head of this file. against: none is a broad baseline. settings: in how many a sentence is
     read; 0 as it stands. split: of `stimuli:WORD`, and of the measured responses. truth: folder of a simulated study;
     default: that of the dataset, if it has one.
-    Raises UserError for unknown subjects or words, kinds that are the same, and an `out` that exists.
+    Raises UserError for unknown subjects or words, kinds that are the same, a `truth` without the subjects, and an
+    `out` that exists.
     """
     check_new(out)
-    if seed < 0 or settings < 0:
-        raise UserError(f"localize: expected a seed and a number of settings of 0 or more, got {seed} and {settings}.")
+    check_seed("localize", seed)
+    if settings < 0:
+        raise UserError(f"--settings: expected a number of 0 or more, got {settings}. 0 takes sentences as they stand.")
     found = opened(run, dataset, subjects)
+    truths = {subject: truth_of(found, subject, truth) for subject in found.subjects}
     shown, other, baseline = kinds(found, prompts, against, settings, split, np.random.default_rng(seed))
     contrasts: dict[str, Contrast] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -132,7 +143,9 @@ def localize(
         rng = np.random.default_rng([seed, found.dataset.subjects.index(subject)])
         first, second = (expected(found, kind, subject) for kind in (shown, other))
         contrasts[subject] = contrast(first, second, rng)
-        facts, maps = judged(found, subject, contrasts[subject], (first, second), (shown, other), split, truth, rng)
+        facts, maps = judged(
+            found, subject, contrasts[subject], (first, second), (shown, other), split, truths[subject], rng
+        )
         told[subject] = facts
         if out is not None and len(panels) < MOST_DRAWN and can_draw(found.space(subject)):
             panels.append(draw_maps(found.space(subject), maps, label="contrast (z)"))
@@ -142,6 +155,8 @@ def localize(
         "shown": list(prompts),
         "against": list(against) or baseline,
         "exemplars": {"shown": len(shown.rows), "against": len(other.rows)},
+        "trained_on": {"shown": shown.trained, "against": other.trained},
+        "trust": trust_of(found, [shown.modality]),
         "examples": examples(shown, other),
         "settings": settings,
         "seed": seed,
@@ -224,6 +239,7 @@ class Source:
     def __init__(self, found: Experiment, settings: int, split: Split) -> None:
         self.found, self.settings, self.split = found, settings, split
         data = found.dataset
+        self.learnt = frozenset(data.split_ids("train"))
         self.captions = [caption for stimulus in data.split_ids("train") for caption in data.captions(stimulus)]
         self.by_words = found.checkpoint.tokenizers.text is not None and (
             found.checkpoint.model.config.text_input == "codes"
@@ -239,13 +255,13 @@ class Source:
             )
         for part in parts[1:]:
             check_same_form(parts[0], part)
-        return Exemplars(parts[0].modality, joined([part.rows for part in parts]), [s for p in parts for s in p.said])
+        rows, said = joined([part.rows for part in parts]), [words for part in parts for words in part.said]
+        return Exemplars(parts[0].modality, rows, said, sum(part.trained for part in parts))
 
     def of_one(self, asked: str) -> Exemplars:
         if asked.startswith("stimuli:"):
             return self.stimuli(asked.removeprefix("stimuli:"), asked)
-        path = Path(asked)
-        if path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES or is_array(asked):
+        if os.path.isdir(asked) or Path(asked).suffix.lower() in PICTURE_SUFFIXES or is_array(asked):
             require(self.found.checkpoint, "image")
             return Exemplars("image", self.read(asked), [])
         return self.sentence(asked)
@@ -282,7 +298,7 @@ class Source:
         return np.array([any(one <= caption for one in said for caption in captions) for captions in each], dtype=bool)
 
     def looked_up(self, asked: str, said: frozenset[str]) -> Exemplars:
-        """Features of the stimuli, of any split, whose captions say it: no response enters."""
+        """Features of the stimuli whose captions say it."""
         data = self.found.dataset
         ids = [stimulus for stimulus in data.stimulus_ids if data.captions(stimulus)]
         which = self.named([said], ids)
@@ -293,8 +309,16 @@ class Source:
                 f"This model reads text by the features '{self.found.checkpoint.model.config.text_input}', which only "
                 "these have: choose among them, or give pictures."
             )
-        chosen = [stimulus for stimulus, kept in zip(ids, which, strict=True) if kept]
-        return Exemplars("text", self.rows("text", chosen), [said])
+        chosen = self.held_out([stimulus for stimulus, kept in zip(ids, which, strict=True) if kept])
+        return Exemplars("text", self.rows("text", chosen), [said], self.trained(chosen))
+
+    def held_out(self, ids: Sequence[str]) -> list[str]:
+        """Those that the model was not trained on, if there are enough of them; else all."""
+        others = [stimulus for stimulus in ids if stimulus not in self.learnt]
+        return others if len(others) >= MIN_STIMULI else list(ids)
+
+    def trained(self, ids: Sequence[str]) -> int:
+        return sum(stimulus in self.learnt for stimulus in ids)
 
     def stimuli(self, phrase: str, asked: str) -> Exemplars:
         ids, said = list(self.found.dataset.split_ids(self.split)), content_words(phrase)
@@ -305,7 +329,7 @@ class Source:
                 f"{len(ids)}. Choose another word, or another --split."
             )
         chosen = [stimulus for stimulus, kept in zip(ids, which, strict=True) if kept]
-        return Exemplars(self.seen, self.rows(self.seen, chosen), [said])
+        return Exemplars(self.seen, self.rows(self.seen, chosen), [said], self.trained(chosen))
 
     @property
     def seen(self) -> Literal["text", "image"]:
@@ -344,7 +368,7 @@ class Source:
                 raise UserError("localize: expected training captions of other things, got none. Give --against.")
             picks = rng.choice(len(others), min(NUM_BASELINE, len(others)), replace=False)
             rows = [others[pick] for pick in sorted(picks)]
-            return Exemplars("text", rows, []), f"{len(rows)} random training captions that do not name it"
+            return Exemplars("text", rows, [], len(rows)), f"{len(rows)} random training captions that do not name it"
         if self.found.dataset.image_size is None and shown.modality == "image":
             raise UserError("localize: expected --against, got none, and the dataset has no pictures to be a baseline.")
         data = self.found.dataset
@@ -352,13 +376,14 @@ class Source:
         ids = list(data.split_ids(split)) if split else [s for s in data.stimulus_ids if data.captions(s)]
         kept = ~self.named(shown.said, ids)
         ids = [stimulus for stimulus, other in zip(ids, kept, strict=True) if other]
+        ids = ids if split else self.held_out(ids)
         if not ids:
             raise UserError(
                 "localize: expected stimuli that do not show it, to be its baseline, got none. Give --against."
             )
         picks = np.sort(rng.choice(len(ids), min(NUM_BASELINE, len(ids)), replace=False))
-        rows = self.rows(shown.modality, [ids[pick] for pick in picks])
-        other = Exemplars(shown.modality, rows, [])
+        chosen = [ids[pick] for pick in picks]
+        other = Exemplars(shown.modality, self.rows(shown.modality, chosen), [], self.trained(chosen))
         check_same_form(shown, other)
         return other, f"{len(picks)} {f'random {split} stimuli' if split else 'other stimuli'} that do not show it"
 
@@ -451,7 +476,7 @@ def judged(
     responses: tuple[np.ndarray, np.ndarray],
     kinds_shown: tuple[Exemplars, Exemplars],
     split: Split,
-    truth: Path | str | None,
+    truth: Truth | None,
     rng: np.random.Generator,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Figures of one subject, and the maps that are drawn."""
@@ -468,7 +493,7 @@ def judged(
     maps = {f"{subject}: predicted": made.contrast}
     said = (kinds_shown[0].said, kinds_shown[1].said)
     measured, why = measured_contrast(found, subject, said, split)
-    true = true_contrast(found, subject, said, truth)
+    true = None if truth is None else true_contrast(truth, said)
     turned = spins(space, ROTATIONS, rng) if measured is not None or true is not None else None
     if measured is None:
         facts["measured_note"] = why
@@ -503,6 +528,8 @@ def measured_contrast(
     """The same contrast of measured responses to stimuli whose captions name the kinds; or why there is none."""
     if not said[0]:
         return None, "No measured contrast: files have no words that captions could be searched for."
+    if split == "train":
+        return None, "No measured contrast: the model was trained on the responses to these stimuli. Use --split test."
     averages = found.dataset.averages(subject, split)
     source = Source(found, 0, split)
     first = source.named(said[0], averages.stimulus_ids)
@@ -520,19 +547,8 @@ class Selectivity(NamedTuple):
     ratio: Float[np.ndarray, "v"]  # (A - B) / (A + B)
 
 
-def true_contrast(
-    found: Experiment,
-    subject: str,
-    said: tuple[list[frozenset[str]], list[frozenset[str]]],
-    folder: Path | str | None,
-) -> Selectivity | None:
+def true_contrast(known: Truth, said: tuple[list[frozenset[str]], list[frozenset[str]]]) -> Selectivity | None:
     """How much more a simulated site is selective for the categories named first; sites without categories have 0."""
-    place = found.dataset.path.parent if folder is None else Path(folder)
-    if folder is None and not (place / "truth" / f"{subject}.safetensors").is_file():
-        return None
-    if "simulation" not in found.dataset.manifest.get("provenance", {}):
-        return None
-    known = load_truth(Truth, place, subject)
     columns = [
         [i for i, (nouns, _) in enumerate(CATEGORIES.values()) if any(set(nouns) & one for one in kind)]
         for kind in said
@@ -583,7 +599,7 @@ def summary(found: Localized) -> list[str]:
             if facts[name] is not None:
                 p = "" if facts[name]["p"] is None else f" (p {facts[name]['p']:.3g})"
                 told.append(
-                    f"r with the {'measured contrast' if name == 'measured' else name} {facts[name]['r']:.2f}{p}"
+                    f"r with the {'measured contrast' if name == 'measured' else name} {as_told(facts[name]['r'])}{p}"
                 )
         lines.append("; ".join(told))
     return lines

@@ -36,12 +36,16 @@ from brainjanus.insilico.experiment import (
     Experiment,
     as_numbers,
     check_new,
+    check_own,
+    check_seed,
     encoded,
     opened,
+    own_subjects,
     results_in,
     save_maps,
     save_results,
     stacked,
+    trust_of,
 )
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.outputs import can_draw
@@ -86,10 +90,13 @@ def neighbours(
 
     words: to be looked at; default: the content words that captions of the test stimuli share. patterns: ids of test
     stimuli whose responses' words are listed; default: the first ones. top: codes of each subject that are mapped.
-    Raises UserError for a word or stimulus that the test split lacks, or too few stimuli that all subjects saw.
+    Raises UserError for a word or stimulus that the test split lacks, too few stimuli that all subjects saw, or a
+    subject that was added to a trained model: it has no codes.
     """
     check_new(out)
+    check_seed("neighbours", seed)
     asked = opened(run, dataset, subjects)
+    check_own(asked, "neighbours")
     seen = [set(asked.dataset.trials(subject).stimuli("test")) for subject in asked.subjects]
     ids = sorted(set.intersection(*seen))
     if len(ids) < LEAST:
@@ -130,6 +137,7 @@ def neighbours(
         "subjects": subjects_compared(asked, expected, rng),
         "words": {word: int(mask.sum()) for word, mask in groups.items()},
         "floor": f"mean over {SHUFFLES} shuffles",
+        "trust": trust_of(asked),
         "seed": seed,
         "protocol": asked.protocol(ids, "test"),
     }
@@ -177,13 +185,14 @@ def states_of(asked: Experiment, ids: Sequence[str]) -> States:
     if not all(asked.dataset.captions(one) for one in ids):
         lacks.add("text")
     names = [*(name for name in ("image", "text") if name not in lacks), *(f"brain:{s}" for s in asked.subjects)]
-    answer = f"brain:{checkpoint.tokenizers.brain.subjects[0]}"
+    own = own_subjects(checkpoint)
+    answer = f"brain:{own[0]}"
     found: States = {READING: {}, ANSWERING: {}}
     for name in names:
         rows = condition(checkpoint, asked.dataset, name, ids)
         target = answer
         if name == answer:  # nobody answers with the brain that is given
-            others = [f"brain:{s}" for s in checkpoint.tokenizers.brain.subjects if f"brain:{s}" != name]
+            others = [f"brain:{s}" for s in own if f"brain:{s}" != name]
             target = [*others, *(one for one in ("text", "image") if getattr(checkpoint.tokenizers, one))][0]
         request = asked_of(checkpoint, {name: rows}, target)
         parts = [layers_of(checkpoint, request.rows(slice(i, i + ROWS))) for i in range(0, len(ids), ROWS)]

@@ -19,8 +19,6 @@ from scipy.stats import hypergeom, mannwhitneyu
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.scenes import CATEGORIES
-from brainjanus.data.simulate import Truth
-from brainjanus.data.truth import load_truth
 from brainjanus.evaluate.cortex import draw_maps
 from brainjanus.evaluate.text import content_words
 from brainjanus.evaluate.topography import caption_groups
@@ -32,6 +30,7 @@ from brainjanus.insilico.experiment import (
     Experiment,
     as_numbers,
     check_new,
+    check_seed,
     encoded,
     holm,
     interval,
@@ -42,6 +41,8 @@ from brainjanus.insilico.experiment import (
     save_maps,
     save_results,
     stacked,
+    trust_of,
+    truth_of,
 )
 from brainjanus.model.checkpoint import JANUS
 from brainjanus.outputs import can_draw
@@ -50,6 +51,7 @@ from brainjanus.tokenizers.vision import can_encode
 
 MOST_PROMPTS = 1000  # captions of a dataset that are ranked
 SHOWN_WORDS = 5
+LEARNT = {"test": ", never trained on", "val": ", of the validation split", "train": ", trained on"}
 TEMPERATURE = 0.7  # of generated pictures: at 1 they scatter so much that those of a raised region are like any others
 
 
@@ -114,6 +116,7 @@ def prefer(
     Raises UserError for an unknown region or subject, or more to be preferred than there are stimuli.
     """
     check_new(out)
+    check_seed("prefer", seed)
     asked, name = opened(run, dataset, subjects), named(roi)
     if top < 1 or samples < 0 or not np.isfinite(level):
         raise UserError(
@@ -149,6 +152,7 @@ def prefer(
         "stimuli": [one._asdict() for one in stimuli],
         "prompts": [one._asdict() for one in said],
         "generated": {"facts": made} | {kind: [one._asdict() for one in part] for kind, part in drawn.items()},
+        "trust": trust_of(asked, [source, *(["text"] if said else []), *(kind for kind in drawn if drawn[kind])]),
         "seed": seed,
         "protocol": asked.protocol(ids, split),
     }
@@ -280,10 +284,10 @@ def against_truth(
 ) -> dict[str, Any] | None:
     """Of a simulated cortex: r with the noise-free answer, and whether what is preferred holds the category that the
     region was made to prefer; None without a truth."""
-    folder = asked.dataset.path.parent
-    if not asked.dataset.manifest["provenance"].get("simulation") or not (folder / "truth").is_dir():
+    known = {subject: truth_of(asked, subject) for subject in asked.subjects}
+    truths = {subject: truth for subject, truth in known.items() if truth is not None}
+    if len(truths) < len(known):
         return None
-    truths = {subject: load_truth(Truth, folder, subject) for subject in asked.subjects}
     rows = {s: [t.stimulus_ids.index(one) if one in t.stimulus_ids else -1 for one in ids] for s, t in truths.items()}
     free = {s: np.where(np.array(rows[s])[:, None] < 0, np.nan, t.responses[rows[s]]) for s, t in truths.items()}
     found: dict[str, Any] = {"r_noise_free": _r(probe.read(free), predicted)}
@@ -416,7 +420,7 @@ def draw(asked: Experiment, found: Preferred, top: int) -> bytes:
     rows: list[tuple[str, list[Answer], np.ndarray | None]] = []
     for title, part in (("most preferred", found.stimuli[:shown]), ("least preferred", found.stimuli[::-1][:shown])):
         pictures = asked.dataset.images([one.name for one in part]) if pictured else None
-        rows.append((f"{title}, never trained on", part, pictures))
+        rows.append((title + LEARNT[found.results["protocol"]["split"]], part, pictures))
     if len(found.pictures):
         rows.append(
             (

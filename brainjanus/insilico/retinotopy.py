@@ -1,9 +1,10 @@
 """Retinotopy in silico: a trained model sees bars, wedges and rings; receptive fields of its sites leave.
 
 A model that was trained on scenes knows no checkerboard on grey. A stimulus is therefore one training picture seen
-through an aperture (bars in DIRECTIONS, wedges, rings), and another around it; every aperture is shown in each pass,
-with other pictures. `patches` are random blobs for apertures, `scenes` whole pictures: these are what the model was
-trained on, and apertures take apart what goes together in a picture, as its left and right. Default: all of them.
+through an aperture (bars in DIRECTIONS, wedges, rings), and another around it; every aperture is shown in each pass.
+Half of the pictures are for even passes, half for odd ones, which so have no picture in common. `patches` are random
+blobs for apertures, `scenes` whole pictures: these are what the model was trained on, and apertures take apart what
+goes together in a picture, as its left and right. Default: all of them.
 
 A site is fitted as the compressed energy inside a Gaussian of the field, summed with weights of its own over CHANNELS
 (opponent colours and Gabor energies): so many linear weights for each place and size of a grid, of which the best is
@@ -30,7 +31,6 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.simulate import FIELD_DEG, Truth
-from brainjanus.data.truth import load_truth
 from brainjanus.evaluate.cortex import draw_maps
 from brainjanus.generate import GenerationConfig, generate, require
 from brainjanus.insilico.experiment import (
@@ -38,13 +38,17 @@ from brainjanus.insilico.experiment import (
     INK,
     Experiment,
     as_numbers,
+    as_told,
     check_new,
+    check_seed,
     encoded,
     opened,
     results_in,
     save_maps,
     save_results,
     stacked,
+    trust_of,
+    truth_of,
 )
 from brainjanus.outputs import can_draw
 from brainjanus.run import Run
@@ -112,16 +116,17 @@ def retinotopy(
 
     field_deg: width of a picture in degrees of the visual field; default: that of the simulated cortex; needed for
     others. truth: folder of a simulated study; default: that of the dataset, if it has one.
-    Raises UserError for a model without pictures, unknown subjects, and an `out` that exists.
+    Raises UserError for a model without pictures, unknown subjects, a `truth` without them, and an `out` that exists.
     """
     check_new(out)
-    if passes < 2 or seed < 0:
+    check_seed("retinotopy", seed)
+    if passes < 2:
         raise UserError(
-            f"retinotopy: expected at least 2 passes (one is fitted, one is judged on) and a seed of 0 or more, got "
-            f"{passes} and {seed}."
+            f"--passes: expected at least 2 (one is fitted, one is judged on), got {passes}. Give a larger number."
         )
     found = opened(run, dataset, subjects)
     width = field_of(found, field_deg)
+    truths = {subject: truth_of(found, subject, truth) for subject in found.subjects}
     pictures, held_out = mapping_stimuli(found, stimuli, passes, np.random.default_rng(seed))
     energies = channels(pictures)
     fields: dict[str, Fields] = {}
@@ -134,7 +139,7 @@ def retinotopy(
         )
         fields[subject] = fit(energies, responses, held_out, width)
         told[subject] = facts_of(fields[subject], space.rois)
-        known = truth_of(found, subject, truth)
+        known = truths[subject]
         told[subject]["truth"] = None if known is None else compared(fields[subject], known, space.rois)
         if out is not None and len(panels) < 2 * MOST_DRAWN and can_draw(space):
             panels += drawn(space, fields[subject], width)
@@ -145,6 +150,7 @@ def retinotopy(
             "field_deg": width,
             "stimuli": {"kind": stimuli, "pictures": len(pictures), "passes": passes},
             "least_r2": LEAST_R2,
+            "trust": trust_of(found, ["image"]),
             "seed": seed,
             "protocol": found.protocol(list(found.dataset.split_ids("train")), "train", definition=DEFINITION),
             "subjects": told,
@@ -161,7 +167,7 @@ def retinotopy(
 DEFINITION = (
     "angle_r: circular correlation (Jammalamadaka & SenGupta 2001, 8.2.2) in the right and in the left hemifield, "
     "averaged; angle_r_of_both: over both at once, for marginals without a mean direction (8.2.4); eccentricity_r, "
-    "size_r: Pearson; r2: of passes that were not fitted"
+    "size_r: Pearson; r2: of passes that were not fitted, of other pictures"
 )
 
 
@@ -215,9 +221,10 @@ def blobs(side: int, count: int, rng: np.random.Generator) -> Bool[np.ndarray, "
 def mapping_stimuli(
     found: Experiment, kind: Stimuli, passes: int, rng: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "n h w 3"], Bool[np.ndarray, "n"]]:
-    """Pictures, one seen in an aperture of another, and which of them belong to odd passes.
+    """Pictures, one seen in an aperture of another, and which of them belong to odd passes: these are made of other
+    pictures than the even ones.
 
-    Raises UserError for a model that cannot see new pictures, and a dataset without any.
+    Raises UserError for a model that cannot see new pictures, and a dataset with fewer than four.
     """
     require(found.checkpoint, "image")
     encoder = found.checkpoint.model.config.image_input
@@ -228,9 +235,10 @@ def mapping_stimuli(
             "transformers:NAME."
         )
     ids = list(found.dataset.split_ids("train"))
-    if found.dataset.image_size is None or len(ids) < 2:
+    if found.dataset.image_size is None or len(ids) < 4:
         raise UserError(
-            "retinotopy: expected a dataset with training pictures, which are seen through apertures, got none."
+            "retinotopy: expected a dataset with at least 4 training pictures, which are seen through apertures, got "
+            f"{0 if found.dataset.image_size is None else len(ids)}. Prepare it with the pictures that were shown."
         )
     ids = [ids[pick] for pick in rng.permutation(len(ids))[:400]]
     textures = found.dataset.images(ids)
@@ -242,10 +250,11 @@ def mapping_stimuli(
         kept = [some for name, some in shown.items() if kind in (name, "all")]
         masks += kept
         numbers += [number] * sum(map(len, kept))
-    mask = np.concatenate(masks)[..., None]
-    inside, around = rng.integers(len(ids), size=len(mask)), rng.integers(len(ids) - 1, size=len(mask))
+    mask, odd = np.concatenate(masks)[..., None], np.array(numbers) % 2 == 1
+    half = len(ids) // 2  # those of even passes stand before it, those of odd ones behind
+    inside, around = rng.integers(half, size=len(mask)), rng.integers(half - 1, size=len(mask))
     around += around >= inside  # another picture
-    return np.where(mask, textures[inside], textures[around]), np.array(numbers) % 2 == 1
+    return np.where(mask, textures[inside + half * odd], textures[around + half * odd]), odd
 
 
 @torch.no_grad()
@@ -402,14 +411,6 @@ def facts_of(fields: Fields, rois: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def truth_of(found: Experiment, subject: str, folder: Path | str | None) -> Truth | None:
-    """What a simulated study knows of a subject; None for others."""
-    place = found.dataset.path.parent if folder is None else Path(folder)
-    if folder is None and not (place / "truth" / f"{subject}.safetensors").is_file():
-        return None
-    return load_truth(Truth, place, subject) if "simulation" in found.dataset.manifest.get("provenance", {}) else None
-
-
 def compared(fields: Fields, truth: Truth, rois: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Fitted against true fields in each early area: all sites, and those that are determined."""
     told = {}
@@ -529,12 +530,13 @@ def summary(found: Retinotopy) -> list[str]:
     for subject, facts in found.results["subjects"].items():
         everywhere = facts["regions"]["all sites"]
         lines.append(
-            f"{subject}: median R2 {everywhere['median_r2']:.2f}, {everywhere['determined']} of {everywhere['sites']} "
-            "sites determined"
+            f"{subject}: median R2 {as_told(everywhere['median_r2'])}, {everywhere['determined']} of "
+            f"{everywhere['sites']} sites determined"
         )
         for name, both in (facts["truth"] or {}).items():
             told = [
-                f"{which} {one['n']} sites: angle {one['angle_r']:.2f}, eccentricity {one['eccentricity_r']:.2f}"
+                f"{which} {one['n']} sites: angle {as_told(one['angle_r'])}, eccentricity "
+                f"{as_told(one['eccentricity_r'])}"
                 for which, one in both.items()
                 if one is not None
             ]

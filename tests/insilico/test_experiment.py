@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import brainjanus as bj
+from brainjanus import cli
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.insilico import experiment
 from brainjanus.insilico.experiment import (
     all_regions,
     as_numbers,
+    as_told,
     holm,
     interval,
     lines_of,
@@ -21,6 +24,8 @@ from brainjanus.insilico.experiment import (
     results_in,
     save_maps,
     sign_p,
+    trust_of,
+    truth_of,
 )
 
 VOLUME = {"type": "volume", "shape": [2, 2, 2], "affine": np.eye(4).tolist()}
@@ -151,3 +156,95 @@ def test_an_experiment_knows_its_subjects(tiny_run):
         opened(tiny_run, None, ("s3",))
     with pytest.raises(UserError, match="expected stimuli of the split 'val', got none"):
         opened(tiny_run).stimuli("val")
+
+
+def test_of_an_added_subject_there_are_expected_responses_alone(adapted_run, study):
+    assert opened(adapted_run).subjects == ("n1",)  # n2 of the same dataset is unknown
+    assert opened(adapted_run, study.path).subjects == ("s1", "s2")
+    assert list(bj.localize(adapted_run, ["red"], ["blue"], settings=0).contrasts) == ["n1"]
+    for ask in (bj.lesion, bj.neighbours):
+        with pytest.raises(UserError, match=r"expected subjects that the model was trained on \(s1, s2\), got 'n1'"):
+            ask(adapted_run)
+
+
+def test_neighbours_of_a_subject_answer_with_one_that_the_model_knows(adapted_run, study, monkeypatch):
+    from brainjanus.insilico import neighbours
+
+    monkeypatch.setattr(neighbours, "SHUFFLES", 20)
+    found = bj.neighbours(adapted_run, dataset=study.path, subjects=["s1"])
+    assert {one["pair"][0] for one in found.modalities} == {"picture", "sentence"}
+
+
+COMMANDS = {"localize": ["red"], "retinotopy": ["--field-deg", "8"], "prefer": ["V1"], "lesion": [], "neighbours": []}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--seed", "-1"], "--seed: expected a number of 0 or more, got -1."),
+        (["--device", "foo"], "--device: expected cpu, or cuda where there is a GPU that torch can use"),
+    ],
+)
+def test_wrong_seeds_and_devices_are_one_sentence(tiny_run, tmp_path, capsys, command, wrong, sentence):
+    argv = [command, str(tiny_run), *COMMANDS[command], *wrong, "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 2
+    told = capsys.readouterr().err
+    assert sentence in told and told.startswith("brainjanus: ") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["localize", "retinotopy"])
+def test_a_truth_that_cannot_be_is_told(tiny_run, tmp_path, capsys, command):
+    argv = [command, str(tiny_run), *COMMANDS[command], "--truth", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 2
+    assert "--truth" in (told := capsys.readouterr().err) and "expected a run on a simulated cortex" in told
+
+
+@pytest.fixture
+def simulated(tiny_run, monkeypatch):
+    """The tiny run, as if its dataset were simulated."""
+    asked = opened(tiny_run)
+    monkeypatch.setitem(asked.dataset.manifest["provenance"], "simulation", {})
+    return asked
+
+
+def test_the_truth_is_that_of_the_subject(simulated, tmp_path):
+    from brainjanus.data.simulate import Truth
+    from brainjanus.data.truth import save_truth
+
+    assert truth_of(simulated, "s1") is None
+    with pytest.raises(UserError, match="expected the truth of s1, got no such file"):
+        truth_of(simulated, "s1", tmp_path)
+    (tmp_path / "truth").mkdir()
+    arrays = {name: np.zeros(40, np.float32) for name in Truth._fields if name != "stimulus_ids"}
+    for subject in ("s1", "s2"):
+        save_truth(tmp_path / f"truth/{subject}.safetensors", Truth(**arrays, stimulus_ids=["a"]))
+    assert len(truth_of(simulated, "s1", tmp_path).x_deg) == 40
+    with pytest.raises(UserError, match=r"expected the 28 sites of s2, got 40"):
+        truth_of(simulated, "s2", tmp_path)
+
+
+def test_how_much_of_an_expected_response_is_the_model(tiny_run, adapted_run):
+    asked = opened(tiny_run)
+    drafts = asked.checkpoint.drafts
+    drafts.trust("s1").of("image").fill_(0.25)
+    drafts.trust("s1").of("text").fill_(0.75)
+    told = trust_of(asked, ["image", "text", "image"])
+    assert told["s1"] == {"image": 0.25, "text": 0.75} and set(told) == {"definition", "s1", "s2"}
+    assert list(trust_of(asked)) == ["definition"]
+    assert set(trust_of(opened(adapted_run), ["text"])["n1"]["speakers"]) == {"s1", "s2"}
+
+
+def test_the_trust_of_results_is_that_of_the_answer(tiny_run):
+    """A mean over what the model expects and what is drafted has the weight that is written."""
+    from brainjanus.generate import asked_of
+
+    asked = opened(tiny_run)
+    told = bj.localize(tiny_run, ["red"], ["blue"], settings=0).results["trust"]
+    for subject in ("s1", "s2"):
+        used = asked_of(asked.checkpoint, {"text": ["red"]}, f"brain:{subject}").trust
+        assert told[subject] == {"text": pytest.approx(used, rel=1e-5)}
+
+
+def test_what_is_not_known_is_a_dash():
+    assert [as_told(None), as_told(float("nan")), as_told(0.126), as_told(2.0, "+.3f")] == ["–", "–", "0.13", "+2.000"]

@@ -13,7 +13,7 @@ from brainjanus.core.space import BrainSpace
 from brainjanus.generate import score
 from brainjanus.insilico import lesion as module
 from brainjanus.insilico.experiment import opened
-from brainjanus.insilico.lesion import Lesioner, attributes_of, control_sites, log_p_of, pieces_of
+from brainjanus.insilico.lesion import Lesioner, Lesions, attributes_of, control_sites, log_p_of, pieces_of, summary
 from brainjanus.tokenizers.text import TextTokenizer, TextTokenizerConfig
 
 SETTINGS = {"subjects": ["s1"], "controls": 2, "captions": 1}
@@ -108,6 +108,16 @@ def test_attributes_that_are_given(tiny_run):
     assert found == {"words": {"left": frozenset(["left"]), "warm": frozenset(["red", "white"])}}
     with pytest.raises(UserError, match=r"--attributes 'cat': expected words in captions of at least 5 .*, got 0"):
         attributes_of(asked, texts, ["cat"])
+
+
+def test_an_attribute_that_nothing_is_known_of_is_told_as_a_dash():
+    cell = {"region": "V1", "attribute": "cat", "loss": None, "floor": None, "excess": None, "p_holm": 1.0}
+    other = cell | {"attribute": "dog", "loss": 1.0, "floor": 0.25, "excess": 0.75, "p_holm": 0.01}
+    found = Lesions([], [], [], *np.zeros((4, 0, 0)), {}, {"only": False, "cells": [cell, other]})
+    assert [line.split() for line in summary(found)] == [
+        ["V1", "dog", "lost", "+1.000", "bits", "a", "mention,", "elsewhere", "+0.250", "(p", "0.01)"],
+        ["V1", "cat", "lost", "–", "bits", "a", "mention,", "elsewhere", "–", "(p", "1)"],
+    ]
 
 
 def test_the_command_writes_matrix_maps_and_examples(tiny_run, tmp_path, capsys):

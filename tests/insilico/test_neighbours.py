@@ -1,6 +1,8 @@
 """Neighbours: measures against their definitions, vectors against the model's own logits, floors where nothing is."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from sklearn.metrics import roc_auc_score
 
 import brainjanus as bj
 from brainjanus import cli
+from brainjanus.core.space import BrainSpace
 from brainjanus.generate import asked_of
 from brainjanus.insilico import neighbours as module
-from brainjanus.insilico.experiment import opened
+from brainjanus.insilico.experiment import Experiment
 from brainjanus.insilico.neighbours import (
     ANSWERING,
     READING,
@@ -163,9 +166,22 @@ def test_words_near_a_response_are_those_that_let_it_be_expected(rng):
     assert found["nearest"]["3"] == (["face", "house"] if more else ["house", "face"])
 
 
-def test_places_of_the_same_anatomy_are_matched(tiny_run):
-    asked = opened(tiny_run)
-    np.testing.assert_array_equal(nearest_places(asked, "s1", "s1"), np.arange(5))
+def test_places_of_the_same_anatomy_are_matched():
+    """Two subjects with the same 12 sites, which the second has in another order: a place is three of them."""
+    rng = np.random.default_rng(0)
+    points, places, sites = rng.standard_normal((12, 3)) * 30, np.array([2, 0, 3, 1]), rng.permutation(12)
+    patches = {"a": np.arange(12) // 3, "b": np.argsort(places)[np.arange(12) // 3][sites]}
+    spaces = {"a": BrainSpace("a", 12, coordinates_mm=points), "b": BrainSpace("b", 12, coordinates_mm=points[sites])}
+    brain = SimpleNamespace(
+        token_axes=lambda _subject: None,
+        num_patches=lambda _subject: 4,
+        site_patch=lambda subject: torch.from_numpy(patches[subject]),
+        config=SimpleNamespace(quantizer=SimpleNamespace(stages=1)),
+    )
+    checkpoint = SimpleNamespace(tokenizers=SimpleNamespace(brain=brain))
+    asked = Experiment(Path(), checkpoint, SimpleNamespace(space=spaces.__getitem__), ("a", "b"))
+    assert nearest_places(asked, "b", "a").tolist() == places.tolist()
+    assert nearest_places(asked, "a", "b").tolist() == np.argsort(places).tolist()
 
 
 def test_the_command_writes_figures_and_maps(tiny_run, tmp_path, monkeypatch):

@@ -115,6 +115,16 @@ def test_the_command_writes_pictures_maps_and_figures(tiny_run, tmp_path, capsys
         assert figure.size[0] > 500
 
 
+@pytest.mark.parametrize(("split", "told"), [("test", "never trained on"), ("train", "trained on")])
+def test_the_figure_says_what_was_trained_on(tiny_run, tmp_path, monkeypatch, split, told):
+    from matplotlib.figure import Figure
+
+    said, text = [], Figure.text
+    monkeypatch.setattr(Figure, "text", lambda self, x, y, s, **more: said.append(s) or text(self, x, y, s, **more))
+    bj.prefer(tiny_run, "V1", subjects=["s1"], top=2, samples=0, split=split, out=tmp_path / "out")
+    assert f"most preferred, {told}" in said
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [

@@ -9,8 +9,10 @@ from brainjanus import cli
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.insilico import retinotopy as module
+from brainjanus.insilico.experiment import opened
 from brainjanus.insilico.retinotopy import (
     Fields,
+    Retinotopy,
     apertures,
     blobs,
     channels,
@@ -18,8 +20,10 @@ from brainjanus.insilico.retinotopy import (
     drawn,
     fit,
     grid_of,
+    mapping_stimuli,
     retinotopy,
     scatter,
+    summary,
 )
 
 FIELD = 24.0
@@ -79,6 +83,30 @@ def test_held_out_pictures_are_not_fitted(planted):
     changed = answers.copy()
     changed[odd] = np.random.default_rng(3).permutation(changed[odd])
     assert (fit(energies, changed, odd, FIELD).r2 < 0.1).all()
+
+
+@pytest.mark.parametrize("kind", ["bars", "scenes"])
+def test_held_out_passes_are_of_other_pictures(tiny_run, monkeypatch, kind):
+    asked = opened(tiny_run)
+
+    def numbered(_dataset, ids):
+        return np.arange(len(ids), dtype=np.uint8)[:, None, None, None] * np.ones((16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(type(asked.dataset), "images", numbered)
+    pictures, odd = mapping_stimuli(asked, kind, 3, np.random.default_rng(0))
+    fitted, held_out = set(np.unique(pictures[~odd])), set(np.unique(pictures[odd]))
+    assert len(odd) == 3 * 132 and odd.sum() == 132
+    assert not fitted & held_out and min(len(fitted), len(held_out)) > 28  # of 32 each
+
+
+def test_what_has_no_truth_is_told_as_a_dash():
+    area = {"n": 12, "angle_r": None, "eccentricity_r": 0.5}
+    everywhere = {"sites": 20, "median_r2": 0.7, "determined": 3}
+    facts = {"regions": {"all sites": everywhere}, "truth": {"V1": {"all": area, "determined": None}}}
+    assert summary(Retinotopy({}, {"subjects": {"s1": facts}})) == [
+        "s1: median R2 0.70, 3 of 20 sites determined",
+        "  V1, r with the truth: all 12 sites: angle –, eccentricity 0.50",
+    ]
 
 
 def test_apertures_cover_the_field():
@@ -141,7 +169,7 @@ def test_mistakes_are_told(tiny_run):
         retinotopy(tiny_run)
     with pytest.raises(UserError, match="from 0 to 180, got -3"):
         retinotopy(tiny_run, field_deg=-3.0)
-    with pytest.raises(UserError, match="at least 2 passes"):
+    with pytest.raises(UserError, match="--passes: expected at least 2"):
         retinotopy(tiny_run, field_deg=8.0, passes=1)
     with pytest.raises(UserError, match="expected some of s1, s2"):
         retinotopy(tiny_run, field_deg=8.0, subjects=["s7"])
