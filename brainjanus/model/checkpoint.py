@@ -44,7 +44,7 @@ from brainjanus.tokenizers.janus import (
 from brainjanus.tokenizers.text import TextTokenizer
 from brainjanus.tokenizers.vision import vision_encoder
 
-FORMAT, VERSION = "brainjanus-model", 3
+FORMAT, VERSION = "brainjanus-model", 4
 MIXED = "The files of two runs were mixed: copy the run again."
 KEYS = (
     "brain_tokenizer", "num_sites", "image_tokenizer", "text_tokenizer", "vision", "omni", "interface", "drafts",

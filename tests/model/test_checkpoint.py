@@ -142,9 +142,9 @@ def test_says_that_model_json_lacks_a_key(saved, key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "pytorch"}, "expected format 'brainjanus-model', version 3, got .*pytorch"),
-        ({"version": 2}, "version 3, got .*'version': 2.* another version of brainjanus: use that one, or train again"),
-        ({"version": 4}, "version 3, got .*'version': 4.* another version of brainjanus"),
+        ({"format": "pytorch"}, "expected format 'brainjanus-model', version 4, got .*pytorch"),
+        ({"version": 2}, "version 4, got .*'version': 2.* another version of brainjanus: use that one, or train again"),
+        ({"version": 5}, "version 4, got .*'version': 5.* another version of brainjanus"),
         ({"omni": {"layers": 3}}, "unknown key 'layers'"),
         ({"image_tokenizer": {"kind": "other"}}, "image_tokenizer: expected the kind own or janus, got 'other'"),
         ({"text_tokenizer": 7}, "text_tokenizer: expected the kind own or janus, got 'None'"),
@@ -157,7 +157,7 @@ def test_says_that_it_is_foreign_or_of_another_version(saved, change, message):
         Checkpoint.load(saved)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "expected JSON, got"), ("[]", "version 3, got list")])
+@pytest.mark.parametrize(("text", "message"), [("{", "expected JSON, got"), ("[]", "version 4, got list")])
 def test_says_that_model_json_is_damaged(saved, text, message):
     (saved / "model.json").write_text(text)
     with pytest.raises(UserError, match=message):
