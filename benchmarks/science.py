@@ -1,9 +1,9 @@
 """One model of a dataset against a specialist for each direction, on held-out stimuli, in one run.
 
-Specialists: ridge with a penalty for each target from the features that the model reads, a subject at a time; ridge to
-features and the nearest training response for what is decoded. The model's linear draft stands beside it alone, so that
-what the transformer adds is seen. Three parts: six sessions of macaque V4, the simulated cortex, nine folds of
-object2vec.
+Specialists: ridge with a penalty for each target from the features that the model reads, a subject at a time; banded
+ridge over all feature spaces where there are several; ridge to features and the nearest training response for what is
+decoded. The model's linear draft stands beside it alone, so that what the transformer adds is seen. Three parts: six
+sessions of macaque V4, the simulated cortex, nine folds of object2vec.
 python benchmarks/science.py --out benchmarks/results/science.json [--v4] [--simulated] [--object2vec] [--quick]
 """
 
@@ -17,20 +17,21 @@ import numpy as np
 import object2vec
 import torch
 import v4
+from himalaya.kernel_ridge import MultipleKernelRidgeCV
 from jaxtyping import Float
 from records import Claim, arguments, write
 
 from brainjanus import Dataset, Run
 from brainjanus.core.ridge import fit_ridge
 from brainjanus.demo import demo
-from brainjanus.evaluate.baselines import linear_baseline
+from brainjanus.evaluate.baselines import TEXT_FEATURES, BagOfWords, linear_baseline
 from brainjanus.evaluate.brain import voxel_r
 from brainjanus.evaluate.image import two_way_scores
 from brainjanus.generate import GenerationConfig
 from brainjanus.model.draft import KINDS
 from brainjanus.recipes import few_trials
 from brainjanus.run import condition, predict
-from brainjanus.tokenizers.vision import vision_encoder
+from brainjanus.tokenizers.vision import ENCODERS, vision_encoder
 from brainjanus.train.codes import features_of
 
 MEAN = GenerationConfig(estimate="mean")
@@ -83,10 +84,49 @@ def expected(run: Run, dataset: Dataset, subject: str, given: str) -> Float[np.n
     return np.stack([made[rows == row].mean(axis=0) for row in range(len(ids))])
 
 
+def spaces_of(dataset: Dataset, given: str, ids: Sequence[str], train: Sequence[str]) -> list[Float[np.ndarray, "n f"]]:
+    """Each feature space of the stimuli: of pictures the built-in and the stored ones, of captions content words."""
+    found = []
+    if "image" in given:
+        stored = [name for name in dataset.feature_names if name not in TEXT_FEATURES]
+        found += [flat(dataset, name, ids) for name in sorted({*ENCODERS, *stored})]
+    if "text" in given:
+        bag = BagOfWords([dataset.captions(stimulus) for stimulus in train])
+        found.append(bag.encode([dataset.captions(stimulus) for stimulus in ids]))
+    return found
+
+
+def banded(dataset: Dataset, subject: str, given: str, seed: int) -> Float[np.ndarray, "n v"] | None:
+    """What banded ridge over all feature spaces expects of the test stimuli; None where there is one space alone.
+
+    Source: Dupre la Tour et al. 2022 (himalaya), random search over the weights of spaces, 5-fold cross-validation.
+    """
+    train, test = dataset.averages(subject, "train"), dataset.averages(subject, "test")
+    pairs = zip(
+        *(spaces_of(dataset, given, one.stimulus_ids, train.stimulus_ids) for one in (train, test)), strict=True
+    )
+    kernels = []
+    for x, y in pairs:
+        mean = x.mean(axis=0)
+        own, other = (x - mean) @ (x - mean).T, (y - mean) @ (x - mean).T
+        scale = np.trace(own) / len(own)
+        kernels.append((own / scale, other / scale))
+    if len(kernels) < 2:
+        return None
+    search = {"n_iter": 30, "alphas": np.logspace(-3, 4, 15), "n_targets_batch": 500, "progress_bar": False}
+    model = MultipleKernelRidgeCV(
+        kernels="precomputed", solver="random_search", solver_params=search, cv=5, random_state=seed
+    )
+    offset = train.responses.mean(axis=0)
+    model.fit(np.stack([own for own, _ in kernels]), train.responses - offset)
+    return np.asarray(model.predict(np.stack([other for _, other in kernels]))) + offset
+
+
 def encoding(
     name: str, run: Run, dataset: Dataset, given: str, bar: float, top_bar: float | None = None
 ) -> list[Claim]:
-    """Voxel r and identification of what is expected, of ridge, and of the draft alone; mean over subjects."""
+    """Voxel r and identification of what is expected, of ridge, of banded ridge where there are several feature spaces,
+    and of the draft alone; mean over subjects."""
     alone = draft_alone(run)
     figures: dict[str, list[float]] = {}
     for subject in dataset.subjects:
@@ -95,6 +135,9 @@ def encoding(
         if given != "image+text":
             direction = f"{given}->brain"
             made["ridge"] = linear_baseline(dataset, subject, direction, averages.stimulus_ids)  # type: ignore[arg-type,assignment]
+        several = banded(dataset, subject, given, run.checkpoint.provenance.get("seed", 0))
+        if several is not None:
+            made["banded ridge"] = several
         for which, values in made.items():
             figures.setdefault(f"{which} r", []).append(voxel_r(averages.responses, values).mean())
             found = top(alike(averages.responses, values), range(len(values)))
@@ -102,14 +145,11 @@ def encoding(
     mean = {which: float(np.mean(values)) for which, values in figures.items()}
     claims = []
     for metric, least in (("r", bar), ("top-1", top_bar)):
-        if f"ridge {metric}" in mean:
-            ridge = mean[f"ridge {metric}"]
-            title = f"{name}, {given}->brain {metric}"
-            claims.append(Claim(title, mean[f"model {metric}"], "", "ridge", ridge, least))
-            claims.append(Claim(f"{title}, linear draft alone", mean[f"draft {metric}"], "", "ridge", ridge))
-        else:
-            draft = mean[f"draft {metric}"]
-            claims.append(Claim(f"{name}, {given}->brain {metric}", mean[f"model {metric}"], "", "draft alone", draft))
+        title = f"{name}, {given}->brain {metric}"
+        for specialist in (one for one in ("ridge", "banded ridge") if f"{one} {metric}" in mean):
+            value = mean[f"{specialist} {metric}"]
+            claims.append(Claim(title, mean[f"model {metric}"], "", specialist, value, least))
+            claims.append(Claim(f"{title}, linear draft alone", mean[f"draft {metric}"], "", specialist, value))
     return claims
 
 
