@@ -113,7 +113,7 @@ def banded(dataset: Dataset, subject: str, given: str, seed: int) -> Float[np.nd
         kernels.append((own / scale, other / scale))
     if len(kernels) < 2:
         return None
-    search = {"n_iter": 30, "alphas": np.logspace(-3, 4, 15), "n_targets_batch": 500, "progress_bar": False}
+    search = {"n_iter": 10, "alphas": np.logspace(-2, 4, 13), "n_targets_batch": 500, "progress_bar": False}
     model = MultipleKernelRidgeCV(
         kernels="precomputed", solver="random_search", solver_params=search, cv=5, random_state=seed
     )
