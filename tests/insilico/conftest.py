@@ -20,7 +20,7 @@ def adapted_run(study, tiny_run, tmp_path_factory: pytest.TempPathFactory) -> Pa
     zeros = np.zeros(len(ids), np.int64)
     subjects = [
         Subject(
-            BrainSpace(name, 30, coordinates_mm=rng.standard_normal((30, 3)) * 30),
+            BrainSpace(name, 30),
             rng.standard_normal((len(ids), 30)).astype(np.float32),
             Trials(ids, zeros, zeros, zeros, split),
         )
