@@ -282,7 +282,7 @@ def nearby(
     return spread
 
 
-def best_width(known: Sequence[Known], z: Sequence[Float[np.ndarray, "n r"]]) -> float:
+def best_width(known: Sequence[Known], z: Sequence[Float[np.ndarray, "n _"]]) -> float:
     """The width with which each known subject is foretold best by the others, each left out in turn."""
     if len(known) < 2 or len(z[0]) < LEAST:
         return WIDTH_MM
