@@ -201,7 +201,8 @@ def prefer(argv: list[str]) -> Path:
             split=split, prompts=sentences, top=top, samples=samples, level=level, seed=seed,
         )  # fmt: skip
         r = found.results["prediction"]
-        print(f"{found.region}: predicted and measured answers to {r['n']} stimuli: r {r['r']:.2f} (p {r['p']:.3g})")
+        of = "stimuli that the model was trained on" if r["trained_on"] else "stimuli"
+        print(f"{found.region}: predicted and measured answers to {r['n']} {of}: r {r['r']:.2f} (p {r['p']:.3g})")
         for one in found.stimuli[:5]:
             print(f"  {one.predicted:+.2f} / {one.measured:+.2f}  {one.name}  {one.caption}")
         return out

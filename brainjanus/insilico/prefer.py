@@ -145,7 +145,7 @@ def prefer(
         "sites": {s: int((w > 0).sum()) for s, w in probe.weights.items()},
         "answer": "mean z over the region's sites" + (", less the mean over all other ROIs" if less_others else ""),
         "predicted_from": source,
-        "prediction": agreement(measured, predicted, rng),
+        "prediction": agreement(measured, predicted, rng) | {"trained_on": split == "train"},
         "top": top,
         "words": preferred_words(captions, order, np.argsort(-measured, kind="stable"), top),
         "truth": against_truth(asked, probe, ids, captions, predicted, order, top),
@@ -455,7 +455,9 @@ def draw(asked: Experiment, found: Preferred, top: int) -> bytes:
     axes.scatter(points[:top, 0], points[:top, 1], s=9, color=RED, lw=0)
     axes.set_xlabel("predicted (z)", fontsize=8, color=INK)
     axes.set_ylabel("measured (z)", fontsize=8, color=INK)
-    axes.set_title(f"r = {found.results['prediction']['r']:.2f}", fontsize=8, color=INK)
+    told = found.results["prediction"]
+    of = " (trained on these)" if told["trained_on"] else ""
+    axes.set_title(f"r = {told['r']:.2f}{of}", fontsize=8, color=INK)
     axes.tick_params(labelsize=7, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     lines = [f"{len(found.stimuli)} stimuli; below each: predicted / measured answer (z)"]
