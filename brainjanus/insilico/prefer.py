@@ -455,9 +455,9 @@ def draw(asked: Experiment, found: Preferred, top: int) -> bytes:
     axes.scatter(points[:top, 0], points[:top, 1], s=9, color=RED, lw=0)
     axes.set_xlabel("predicted (z)", fontsize=8, color=INK)
     axes.set_ylabel("measured (z)", fontsize=8, color=INK)
-    told = found.results["prediction"]
-    of = " (trained on these)" if told["trained_on"] else ""
-    axes.set_title(f"r = {told['r']:.2f}{of}", fontsize=8, color=INK)
+    prediction = found.results["prediction"]
+    of = " (trained on these)" if prediction["trained_on"] else ""
+    axes.set_title(f"r = {prediction['r']:.2f}{of}", fontsize=8, color=INK)
     axes.tick_params(labelsize=7, length=2)
     axes.spines[["top", "right"]].set_visible(False)
     lines = [f"{len(found.stimuli)} stimuli; below each: predicted / measured answer (z)"]
