@@ -7,7 +7,6 @@ python benchmarks/insilico.py --out benchmarks/results/insilico.json [--simulate
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import object2vec
@@ -15,7 +14,6 @@ from records import Claim, arguments, write
 
 from brainjanus import Run, localize, retinotopy
 from brainjanus.demo import demo
-from brainjanus.recipes import few_trials
 
 MADE_FOR = {  # sentence -> the regions of the simulated cortex that answer most to it
     "a face": ("FFA", "OFA"),
@@ -59,11 +57,7 @@ def of_simulated(args: argparse.Namespace) -> list[Claim]:
 
 
 def of_object2vec(args: argparse.Namespace) -> list[Claim]:
-    dataset = object2vec.fold_of(args.work.resolve(), 1)
-    config = few_trials(args.seed, "mobilenet", "word2vec")
-    if args.quick:
-        config = replace(config, training=replace(config.training, optim=replace(config.training.optim, steps=60)))
-    run = Run.train(dataset, args.work / f"object2vec-{'quick-' if args.quick else ''}{args.seed}-fold1", config)
+    dataset, run = object2vec.trained(args, 1)
     claims = []
     for words, wanted in TOP.items():
         for facts in localize(run, list(words), dataset=dataset.path, seed=args.seed).results["subjects"].values():

@@ -5,6 +5,7 @@ eight, without its categories, and p is that of all held-out categories together
 python benchmarks/object2vec.py --out benchmarks/results/object2vec.json [--seed 1] [--quick]
 """
 
+import argparse
 import os
 import runpy
 import subprocess
@@ -51,17 +52,22 @@ def fold_of(work: Path, fold: int) -> Dataset:
     return prepare(replace(spec, test_fold=fold, features=(*spec.features, seen)), path)
 
 
+def trained(args: argparse.Namespace, fold: int) -> tuple[Dataset, Run]:
+    """A fold, and the model that is trained on the others, once."""
+    dataset = fold_of(args.work.resolve(), fold)
+    config = few_trials(args.seed, "mobilenet", "word2vec")
+    if args.quick:
+        config = replace(config, training=replace(config.training, optim=replace(config.training.optim, steps=60)))
+    out = args.work.resolve() / f"object2vec-{'quick-' if args.quick else ''}{args.seed}-fold{fold}"
+    return dataset, Run.train(dataset, out, config)
+
+
 def main() -> None:
     args = arguments(__doc__)
-    work = args.work.resolve()
     records = []
     for fold in range(1, (2 if args.quick else NUM_FOLDS) + 1):
-        dataset = fold_of(work, fold)
-        config = few_trials(args.seed, "mobilenet", "word2vec")
-        if args.quick:
-            config = replace(config, training=replace(config.training, optim=replace(config.training.optim, steps=60)))
-        out = work / f"object2vec-{'quick-' if args.quick else ''}{args.seed}-fold{fold}"
-        records += Run.train(dataset, out, config).evaluate(dataset, out / "scores", seed=args.seed)
+        dataset, run = trained(args, fold)
+        records += run.evaluate(dataset, run.path / "scores", seed=args.seed)
     folds = summary((r for r in records if r.subject != "mean" and r.roi is None), dataset="object2vec, nine folds")
     claims = []
     for direction, metric in FIGURES.items():

@@ -10,7 +10,6 @@ python benchmarks/science.py --out benchmarks/results/science.json [--v4] [--sim
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ from brainjanus.evaluate.brain import voxel_r
 from brainjanus.evaluate.image import two_way_scores
 from brainjanus.generate import GenerationConfig
 from brainjanus.model.draft import KINDS
-from brainjanus.recipes import few_trials
 from brainjanus.run import condition, predict
 from brainjanus.tokenizers.vision import ENCODERS, vision_encoder
 from brainjanus.train.codes import features_of
@@ -240,12 +238,7 @@ def of_object2vec(args: argparse.Namespace) -> list[Claim]:
     are expected to them; ridge decodes their features."""
     sums: dict[str, list[float]] = {}
     for fold in range(1, (2 if args.quick else object2vec.NUM_FOLDS) + 1):
-        dataset = object2vec.fold_of(args.work.resolve(), fold)
-        config = few_trials(args.seed, "mobilenet", "word2vec")
-        if args.quick:
-            config = replace(config, training=replace(config.training, optim=replace(config.training.optim, steps=60)))
-        out = args.work / f"object2vec-{'quick-' if args.quick else ''}{args.seed}-fold{fold}"
-        run = Run.train(dataset, out, config)
+        dataset, run = object2vec.trained(args, fold)
         alone, (subject,) = draft_alone(run), dataset.subjects
         test, train = dataset.averages(subject, "test"), dataset.averages(subject, "train")
         words = [*test.stimulus_ids, *train.stimulus_ids]

@@ -176,9 +176,14 @@ def relayed(
     )  # fmt: skip
     if new is None or not config.trial_noise:
         return Generated(*told)
-    seeds = [(config.seed * 1_000_003 + number) % 2**63 for number in range(len(told.samples))]
+    seeds = seeds_of(config, range(len(told.samples)))
     drawn = told.samples + drafts.scatter(new).draw(told.samples.shape[1], seeds).to(told.samples)
     return Generated(drawn[:, 0], samples=drawn)
+
+
+def seeds_of(config: GenerationConfig, numbers: Sequence[int]) -> list[int]:
+    """By which the noise of a trial is drawn for these rows of a request."""
+    return [(config.seed * 1_000_003 + number) % 2**63 for number in numbers]
 
 
 def check_drawn(
@@ -238,8 +243,8 @@ def estimate_rows(
     codebook = codebook_of(checkpoint, goal)
     drawn = torch.stack([decode_vectors(checkpoint, request, codebook[c]) for c in codes.unbind(dim=1)], dim=1)
     if config.trial_noise and goal.subject is not None:
-        seeds = [(config.seed * 1_000_003 + number) % 2**63 for number in numbers]
-        noise = drafts_of(checkpoint, "trial_noise").scatter(goal.subject).draw(drawn.shape[1], seeds).cpu()
+        scatter = drafts_of(checkpoint, "trial_noise").scatter(goal.subject)
+        noise = scatter.draw(drawn.shape[1], seeds_of(config, numbers)).cpu()
         drawn = drawn + (noise if request.known is None else noise * request.known.isnan()[:, None].cpu())
     return Generated(drawn[:, 0], samples=drawn)
 

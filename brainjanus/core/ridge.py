@@ -6,7 +6,7 @@ leave-one-out, as himalaya and scikit-learn choose theirs by (leave-one-out) cro
 own: docs/decisions/0007-ridge.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -116,11 +116,6 @@ class Chosen:
     own: Float[Tensor, "a g n"]
     r2: Float[Tensor, "t"]
     penalties: Float[Tensor, "a g"]
-
-    def targets(self, which: slice) -> "Chosen":
-        """Some of the targets alone."""
-        own = {name: getattr(self, name)[..., which] for name in ("weights", "target_mean", "share", "penalty", "r2")}
-        return replace(self, **own)
 
     def leverage(self, rows: Int[Tensor, "b"]) -> Float[Tensor, "b t"]:
         """What these training samples say of their own predictions; the rest of these is due to the others."""

@@ -33,7 +33,8 @@ NOISES = (1.0, 2.0, 4.0, 8.0)  # in units of the variance of a site that the axe
 GUESS, GUESS_CHANNELS = "guess", 32  # how the model knows the features that a guess is; numbers that a token of it has
 TOLD = ("image", "text", "image+text")  # what pictures and words tell of a response
 PICTURE, PICTURE_SIDE = "picture", 32  # the draft of a picture, from responses; pixels along its sides
-KINDS = ("part", "brain", *TOLD, PICTURE)  # what a draft of a response comes from; and that of a picture
+SHOWN = ("part", "brain")  # what drafts come from that the model is shown
+KINDS = (*SHOWN, *TOLD, PICTURE)  # what a draft of a response comes from; and that of a picture
 SCATTERED = 32  # dimensions in which single trials scatter together
 SPARE, ROUNDS = 32, 4  # of the randomised decomposition (Halko et al. 2011): more axes than asked for, power iterations
 
@@ -158,21 +159,23 @@ class Stack(nn.Module):
 
 class Trust(nn.Module):
     """Of each kind of draft of one subject's response, and of that of a picture from it: how much of what the model
-    adds to it, or says in place of it, is to be believed, from 0 to 1, and how near to it the measured latents lie (the
-    inverse of their mean squared distance, a dimension)."""
+    adds to it, or says in place of it, is to be believed, from 0 to 1, and how near to one that the model is shown the
+    measured latents lie (the inverse of their mean squared distance, a dimension)."""
 
     def __init__(self) -> None:
         super().__init__()
         for kind in KINDS:
             self.register_buffer(kind.replace("+", "_"), torch.ones(()))
-            self.register_buffer("near_" + kind.replace("+", "_"), torch.ones(()))
+        for kind in SHOWN:
+            self.register_buffer(f"near_{kind}", torch.ones(()))
 
     def of(self, kind: str) -> Tensor:
         """kind: one of KINDS."""
         return self.get_buffer(kind.replace("+", "_"))
 
     def near(self, kind: str) -> Tensor:
-        return self.get_buffer("near_" + kind.replace("+", "_"))
+        """kind: one of SHOWN."""
+        return self.get_buffer(f"near_{kind}")
 
 
 class Drafts(nn.Module):
@@ -187,6 +190,8 @@ class Drafts(nn.Module):
 
     pieces: Tensor
     mix: Tensor
+    look: Tensor
+    look_mean: Tensor
 
     def __init__(
         self,
@@ -217,12 +222,12 @@ class Drafts(nn.Module):
                 for s, sizes in self.ranks.items()
             }
         )
-        self.guessed = guessed
-        backwards = {s: (sizes[0], min(sizes[0], guessed), guessed) for s, sizes in self.ranks.items() if guessed}
+        self.guessed, self.pictured, told = guessed, pictured, guessed + pictured
+        backwards = {s: (sizes[0], min(sizes[0], told), told) for s, sizes in self.ranks.items() if told}
         self.guesses = nn.ModuleDict({f"brain:{s}": Reading(*sizes) for s, sizes in backwards.items()})
-        self.pictured, pixels = pictured, 3 * PICTURE_SIDE**2
-        seen = {s: (sizes[0], pictured, pixels) for s, sizes in self.ranks.items() if pictured}
-        self.pictures = nn.ModuleDict({f"brain:{s}": Reading(*sizes) for s, sizes in seen.items()})
+        pixels = 3 * PICTURE_SIDE**2 if pictured else 0
+        self.register_buffer("look", torch.zeros(pictured, pixels))  # axes of small pictures
+        self.register_buffer("look_mean", torch.zeros(pixels))
         both = self.ranks if len(self.reads) > 1 else {}
         self.stacks = nn.ModuleDict({f"brain:{s}": Stack(sizes[0]) for s, sizes in both.items()})
 
@@ -302,13 +307,17 @@ class Drafts(nn.Module):
         """What a response, filled in where it is not known, tells of its stimulus; None without a decoding model."""
         if not self.guessed:
             return None
-        return self.guesses[f"brain:{subject}"](self.complete(values, subject))
+        return self.guesses[f"brain:{subject}"](self.complete(values, subject))[:, : self.guessed]
 
     def picture(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b 3 h w"] | None:
         """The small picture, around [0, 1], that a response tells of; None where pictures are not drafted."""
         if not self.pictured:
             return None
-        return small_picture(self.pictures[f"brain:{subject}"](self.complete(values, subject)))
+        return self.painted(self.guesses[f"brain:{subject}"](self.complete(values, subject))[:, self.guessed :])
+
+    def painted(self, scores: Float[Tensor, "b g"]) -> Float[Tensor, "b 3 h w"]:
+        """The small picture of these coordinates."""
+        return (self.look_mean + scores @ self.look).unflatten(1, (3, PICTURE_SIDE, PICTURE_SIDE))
 
     def reading(self, kind: str, subject: str) -> Reading:
         self.gaussian(subject)
@@ -368,10 +377,6 @@ def guess_of(drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]]) -> Blo
         return None
     vectors = torch.stack(found).mean(dim=0)
     return Block("text", vectors=vectors.unflatten(1, (-1, channels_of(vectors.shape[1]))), features=GUESS)
-
-
-def small_picture(pixels: Float[Tensor, "b x"]) -> Float[Tensor, "b 3 h w"]:
-    return pixels.unflatten(1, (3, PICTURE_SIDE, PICTURE_SIDE))
 
 
 def picture_of(drafts: Drafting, given: Mapping[str, Float[Tensor, "b _"]]) -> Float[Tensor, "b 3 h w"] | None:

@@ -159,13 +159,15 @@ class Codes:
         config: OmniConfig,
         part: slice = slice(None),
         pixels: bool = True,
+        weighing: bool = False,
     ) -> Batch:
         """Random stimuli for a task, all equally likely, among those that its first brain saw.
 
         A brain is shown as `shown` says. A target that its subject never saw is what its encoding model expects, with
         noise of its own. part: which of the `size` rows are read and made. All are drawn, so that several processes
         with generators of the same state make the parts of one batch, and their generators stay the same. pixels:
-        whether those of a picture that is a target are read.
+        whether those of a picture that is a target are read. weighing: whether drafts come along that the model is not
+        shown, but weighed against.
         """
         drawn_stimuli = self._draw_stimuli(task, size, generator)
         stimuli = drawn_stimuli[part]
@@ -195,15 +197,15 @@ class Codes:
         if task.target == "image":
             picked = pick(self.pictures_of, drawn_stimuli, generator, part)
             shown = unit_pixels(self.pixels[picked]) if pixels and self.pixels is not None else None
-            alone = drafting is not None and len(given) == len(task.conditions)
-            drafted_picture = picture_of(drafting, given) if alone and drafting is not None else None
-            return Batch(conditions, self._picture(picked), shown, drafted_picture)
+            alone = weighing and len(given) == len(task.conditions)
+            picture = picture_of(drafting, given) if alone and drafting is not None else None
+            return Batch(conditions, self._picture(picked), shown, picture)
         goal = Block("brain", codes=drawn[target].codes, subject=target)
-        blocks = dict(zip(task.conditions, conditions, strict=True))
-        drafted = draft_of(drafting, given, target, blocks) if drafting else None
+        told_by = dict(zip(task.conditions, conditions, strict=True)) if weighing else {}
+        drafted = draft_of(drafting, given, target, told_by) if drafting else None
         if drafted is None:
             return Batch(conditions, goal, drawn[target].expected)
-        if drafted.kind in TOLD:  # which is weighed against what the model says by itself, not shown to it
+        if drafted.kind in TOLD:
             return Batch(conditions, goal, drawn[target].expected, drafted.values)
         draft, judged = drafted.values, None
         if f"part:{target}" in given:

@@ -35,7 +35,6 @@ from brainjanus.model.draft import (
     fit_gaussian,
     own_randomness,
     principal,
-    small_picture,
 )
 from brainjanus.model.sequence import Block
 
@@ -74,9 +73,7 @@ class Solved:
     descriptions: Float[Tensor, "n f"] | None
     told: Mapping[tuple[str, str], "LeftOut"] = field(default_factory=dict)
     guesses: Mapping[str, "LeftOut"] = field(default_factory=dict)
-    facts: Float[Tensor, "n g"] | None = None  # what is guessed
-    pictures: Mapping[str, "LeftOut"] = field(default_factory=dict)  # their scores in `look`
-    look: "Look | None" = None
+    facts: Float[Tensor, "n g"] | None = None  # what is guessed: facts, and the coordinates of small pictures
 
     def at(self, stimuli: Int[Tensor, "b"], means: "Means | None" = None) -> "OutOfFold":
         """Drafts of responses to these stimuli, row by row. means: the measured ones, of which each is left out of what
@@ -120,17 +117,21 @@ class OutOfFold(NamedTuple):
         return drafts.combined(parts, subject)
 
     def guess(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b g"] | None:
-        left_out, facts = self.solved.guesses.get(subject), self.solved.facts
-        if left_out is None or facts is None:
-            return self.solved.whole.drafts.guess(values, subject)
-        return left_out.predict(self.complete(values, subject), self.stimuli, facts[self.stimuli])
+        told, drafts = self._decoded(values, subject), self.solved.whole.drafts
+        return drafts.guess(values, subject) if told is None else told[:, : drafts.guessed]
 
     def picture(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b 3 h w"] | None:
-        left_out, look = self.solved.pictures.get(subject), self.solved.look
-        if left_out is None or look is None:
-            return self.solved.whole.drafts.picture(values, subject)
-        scores = left_out.predict(self.complete(values, subject), self.stimuli, look.scores[self.stimuli])
-        return small_picture(look.mean + scores @ look.axes)
+        told, drafts = self._decoded(values, subject), self.solved.whole.drafts
+        if told is None or not drafts.pictured:
+            return drafts.picture(values, subject)
+        return drafts.painted(told[:, drafts.guessed :])
+
+    def _decoded(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b g"] | None:
+        """What responses to training stimuli tell of these, each left out; None for others."""
+        left_out, facts = self.solved.guesses.get(subject), self.solved.facts
+        if left_out is None or facts is None:
+            return None
+        return left_out.predict(self.complete(values, subject), self.stimuli, facts[self.stimuli])
 
     def complete(self, values: Float[Tensor, "b v"], subject: str) -> Float[Tensor, "b v"]:
         out = torch.empty_like(values)
@@ -305,13 +306,16 @@ def solve_drafts(
             advance(number + 1, None)
     whole, folds = solutions[-1], solutions[:-1]
     facts = None if descriptions is None else facts_of(descriptions)
-    look = None if pictures is None or facts is None else look_of(pictures)
-    guessed, pictured = 0 if facts is None else facts.shape[1], 0 if look is None else look.scores.shape[1]
-    drafts = with_readings(whole.drafts, described or {}, pieces, guessed, pictured)
+    guessed = 0 if facts is None else facts.shape[1]
+    look = None
+    if pictures is not None and facts is not None:
+        look = look_of(pictures)
+        facts = torch.cat([facts, (pictures - look[0]) @ look[1].T / look[1].square().sum(dim=1)], dim=1)
+    drafts = with_readings(whole.drafts, described or {}, pieces, guessed, look)
     told = solve_readings(drafts, seen, means, described) if described else {}
-    guesses, painted = ({}, {}) if facts is None else solve_guesses(drafts, seen, means, facts, look)
+    guesses = {} if facts is None else solve_guesses(drafts, seen, means, facts)
     whole = Solution(drafts, whole.encoders)
-    return Solved(whole, folds, torch.from_numpy(fold), descriptions, told, guesses, facts, painted, look)
+    return Solved(whole, folds, torch.from_numpy(fold), descriptions, told, guesses, facts)
 
 
 def facts_of(descriptions: Float[Tensor, "n f"]) -> Float[Tensor, "n g"]:
@@ -321,19 +325,10 @@ def facts_of(descriptions: Float[Tensor, "n f"]) -> Float[Tensor, "n g"]:
     return descriptions[:, :count] / descriptions[:, :count].std(dim=0, correction=0).clamp_min(1e-6)
 
 
-class Look(NamedTuple):
-    """Small pictures in few dimensions: mean + scores @ axes."""
-
-    mean: Float[Tensor, "x"]
-    axes: Float[Tensor, "g x"]
-    scores: Float[Tensor, "n g"]
-
-
-def look_of(pictures: Float[Tensor, "n x"]) -> Look:
-    """In their principal axes."""
+def look_of(pictures: Float[Tensor, "n x"]) -> tuple[Float[Tensor, "x"], Float[Tensor, "g x"]]:
+    """The mean of small pictures, and the axes along which they vary."""
     mean, axes = (torch.from_numpy(x) for x in principal(pictures.numpy(), MOST_PICTURED))
-    axes = axes[axes.square().sum(dim=1) > 0]
-    return Look(mean, axes, (pictures - mean) @ axes.T / axes.square().sum(dim=1))
+    return mean, axes[axes.square().sum(dim=1) > 0]
 
 
 def solve_guesses(
@@ -341,52 +336,44 @@ def solve_guesses(
     seen: Mapping[str, Int[np.ndarray, "s"]],
     means: Mapping[str, Float[np.ndarray, "s v"]],
     facts: Float[Tensor, "n g"],
-    look: Look | None = None,
-) -> tuple[dict[str, LeftOut], dict[str, LeftOut]]:
-    """Linear decoding models of every subject, to facts and to pictures, into `drafts`; what leaves out each of their
-    stimuli, of facts and of the scores of pictures."""
-    found: dict[str, LeftOut] = {}
-    painted: dict[str, LeftOut] = {}
-    guessed = facts.shape[1]
-    goals = facts if look is None else torch.cat([facts, look.scores], dim=1)
+) -> dict[str, LeftOut]:
+    """Linear decoding models of every subject, into `drafts`, and what leaves out each of their stimuli."""
+    found = {}
     for subject, rows in seen.items():
         x, here = torch.from_numpy(means[subject]).float(), torch.from_numpy(rows)
-        both = fit_among(x, goals[here], torch.ones(1, x.shape[1]))
-        row = torch.full((len(facts),), -1)
-        row[here] = torch.arange(len(here))
-        spread, _, axes = decomposed(x - both.feature_mean)
-        fit, reading = both.targets(slice(0, guessed)), drafts.guesses[f"brain:{subject}"]
+        fit = fit_among(x, facts[here], torch.ones(1, x.shape[1]))
+        reading = drafts.guesses[f"brain:{subject}"]
         assert isinstance(reading, Reading)
         load_reading(reading, fit)
+        row = torch.full((len(facts),), -1)
+        row[here] = torch.arange(len(here))
+        spread, _, axes = decomposed(x - fit.feature_mean)
         found[subject] = LeftOut(reading, fit, row, x, axes, spread)
-        if look is not None:
-            fit, picture = both.targets(slice(guessed, None)), drafts.pictures[f"brain:{subject}"]
-            assert isinstance(picture, Reading)
-            scores = Reading(x.shape[1], fit.weights.shape[1], fit.weights.shape[1])
-            for made, write, offset in (
-                (scores, torch.eye(len(look.axes)), fit.target_mean),
-                (picture, look.axes, look.mean + fit.target_mean @ look.axes),
-            ):
-                values = {"described": fit.feature_mean, "read": fit.weights, "write": write, "offset": offset}
-                made.load_state_dict(values)
-            painted[subject] = LeftOut(scores, fit, row, x, axes, spread)
-    return found, painted
+    return found
 
 
 def with_readings(
-    drafts: Drafts, described: Mapping[str, Described], pieces: Int[Tensor, "m"] | None, guessed: int, pictured: int = 0
+    drafts: Drafts,
+    described: Mapping[str, Described],
+    pieces: Int[Tensor, "m"] | None,
+    guessed: int,
+    look: tuple[Float[Tensor, "x"], Float[Tensor, "g x"]] | None,
 ) -> Drafts:
     """The same with room for encoding and decoding models."""
     sizes = {kind: (one.table.shape[1], min(one.table.shape[1], MOST_READ)) for kind, one in described.items()}
     mix = described["image"].mix if "image" in described else None
-    mixed = (0, 0) if mix is None else tuple(mix.shape)
-    made = Drafts(drafts.ranks, drafts.pairs, sizes, 0 if pieces is None else len(pieces), guessed, pictured, mixed)
-    state = {name: values for name, values in drafts.state_dict().items() if name not in ("pieces", "mix")}
-    made.load_state_dict(state, strict=False)
-    if pieces is not None:
-        made.pieces.copy_(pieces)
-    if mix is not None:
-        made.mix.copy_(mix)
+    own = {"pieces": pieces, "mix": mix} | ({} if look is None else {"look_mean": look[0], "look": look[1]})
+    made = Drafts(
+        drafts.ranks, drafts.pairs, sizes,
+        pieces=0 if pieces is None else len(pieces),
+        guessed=guessed,
+        pictured=0 if look is None else len(look[1]),
+        mixed=(0, 0) if mix is None else tuple(mix.shape),
+    )  # fmt: skip
+    kept = {
+        name: values for name, values in drafts.state_dict().items() if not name.startswith(("pieces", "mix", "look"))
+    }
+    made.load_state_dict(kept | {name: values for name, values in own.items() if values is not None}, strict=False)
     return made
 
 

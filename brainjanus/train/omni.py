@@ -329,7 +329,7 @@ def weigh_drafts(
             source = validation if validation is not None and enough else codes
             for number, rows in product(range(batches if some else 0), parts):
                 task = some[number % len(some)]
-                batch = source.batch(task, size, generator_of(seed, number), model.config, rows)
+                batch = source.batch(task, size, generator_of(seed, number), model.config, rows, weighing=True)
                 if batch.draft is None:  # so few shared stimuli that a fold has none left
                     continue
                 batch = moved(batch, device)
@@ -356,12 +356,13 @@ def weigh_drafts(
 
 @torch.no_grad()
 def measure_drafts(codes: Codes, drafts: Drafts, model: OmniConfig, seed: int, size: int = 256) -> None:
-    """Solve for how near measured latents lie to those of drafts that did not see them. Into `drafts`."""
+    """Solve for how near measured latents lie to those of drafts that the model is shown, and that did not see them.
+    Into `drafts`."""
     for subject in codes.brains:
         for number, (kind, tasks) in enumerate(drafted_tasks(codes, drafts, subject).items()):
             for task in tasks[:1]:
                 batch = codes.batch(task, size, generator_of(seed, number), model)
-                if kind == PICTURE or batch.draft is None or batch.continuous is None:
+                if batch.draft is None or batch.continuous is None:  # it is not shown, but weighed
                     continue
                 apart = [codes.tokenizer.latents(x, subject) for x in (batch.draft, batch.continuous)]
                 distance = (apart[0] - apart[1]).square().mean()

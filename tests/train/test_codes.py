@@ -531,7 +531,7 @@ def test_trust_in_the_picture_that_is_expected_is_what_lowers_the_error_most(tok
     sizes = {GUESS: (solved.whole.drafts.guessed // channels, channels)}
     torch.manual_seed(0)
     model = OmniModel(config, interface_of(tokenizers, sizes))
-    solved.whole.drafts.pictures["brain:s2"].offset.sub_(0.4)  # the model is not trained, the draft not good either
+    solved.whole.drafts.look_mean.sub_(0.4)  # the model is not trained, the draft not good either
     model.load_codebooks(tokenizers.image.quantizer.codebook, tokenizers.brain.quantizer.codebook)
     torch.nn.init.normal_(model.heads["image"].weight, std=0.5)
     task = Task(("brain:s2",), "image")
@@ -544,7 +544,7 @@ def test_trust_in_the_picture_that_is_expected_is_what_lowers_the_error_most(tok
     assert 0 < solution < 1
     error = dict.fromkeys((0.0, solution - 0.05, solution, solution + 0.05, 1.0), 0.0)
     for number in range(2):
-        batch = held_out.batch(task, 30, generator_of(0, number), config)
+        batch = held_out.batch(task, 30, generator_of(0, number), config, weighing=True)
         hidden = torch.ones_like(batch.target.codes, dtype=torch.bool)
         p = model(batch.conditions, batch.target, hidden).softmax(dim=-1)
         expected = tokenizers.image.decode_probabilities(p)
