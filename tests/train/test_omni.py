@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +14,7 @@ from brainjanus.generate import GenerationConfig, generate, marginal
 from brainjanus.model.sequence import Block, Task
 from brainjanus.tokenizers.text import END, up_to_end
 from brainjanus.tokenizers.vision import wavelet
+from brainjanus.train import omni
 from brainjanus.train.codes import Batch, BrainRows, Codes
 from brainjanus.train.omni import (
     Drawn,
@@ -321,6 +323,25 @@ def test_tokenizers_stay_as_they_are(make_checkpoint, tmp_path):
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert torch.equal(checkpoint.model.brain_codebook, codebook)
     assert not any(p.requires_grad for p in checkpoint.tokenizers.brain.parameters())
+
+
+def test_losses_are_compared_with_those_of_the_same_task(make_checkpoint, tmp_path, monkeypatch):
+    """Of one pair of subjects they may be several times as large as of another."""
+
+    class Seen(Exception):
+        pass
+
+    def look(model, steps, *_, **__):
+        tasks = [Task(("brain:a",), "brain:b"), Task(("brain:b",), "brain:a")]
+        named = {steps.task(SimpleNamespace(task=task)) for task in tasks}
+        assert named == {"brain:a->brain:b", "brain:b->brain:a"}
+        raise Seen
+
+    checkpoint = make_checkpoint()
+    monkeypatch.setattr(omni, "fit", look)
+    config = OmniTrainingConfig(OptimConfig(steps=2, batch_size=4), tasks={"text->brain": 1.0})
+    with pytest.raises(Seen):
+        fit_omni(checkpoint.model, checkpoint.tokenizers, planted(checkpoint), config, tmp_path, seed=0)
 
 
 @pytest.mark.parametrize("dropped", [0.0, 1.0])
