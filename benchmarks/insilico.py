@@ -11,6 +11,7 @@ from pathlib import Path
 
 import object2vec
 from records import Claim, arguments, write
+from science import draft_alone
 
 from brainjanus import Run, localize, retinotopy
 from brainjanus.demo import demo
@@ -30,29 +31,35 @@ TOP = {  # words of object2vec's stimuli -> regions one of which is expected to 
 
 
 def of_simulated(args: argparse.Namespace) -> list[Claim]:
+    """Bars are the model's; the same of its linear draft alone stands beside each. The floor of an AUC is .5."""
     out = args.work / f"simulated_cortex-{'quick-' if args.quick else ''}{args.seed}"
     demo(out, seed=args.seed, quick=args.quick)
-    run, claims = Run.open(out / "run"), []
+    run = Run.open(out / "run")
+    return asked(run, args.seed, "", True) + asked(draft_alone(run), args.seed, ", linear draft alone", False)
+
+
+def asked(run: Run, seed: int, who: str, judged: bool) -> list[Claim]:
+    """What experiments find, against the truth. judged: whether bars are for it."""
+
+    def claim(name: str, value: float, bar: float | None = None, *, at_most: bool = False) -> Claim:
+        return Claim(f"{name}{who}", value, "", bar=bar if judged else None, at_most=at_most)
+
+    claims = []
     for sentence, regions in MADE_FOR.items():
-        found = localize(run, [sentence], seed=args.seed).results["subjects"]
-        for subject, facts in found.items():
+        for subject, facts in localize(run, [sentence], seed=seed).results["subjects"].items():
             title = f"'{sentence}', {subject}"
             for region in (name for name in regions if name in facts["regions"]):
-                auc = facts["regions"][region]["auc"]
-                claims.append(Claim(f"{title}, {region} AUC", auc, "", bar=LEAST_AUC))
-            for against in ("truth", "measured"):
-                if facts[against] is not None:
-                    claims.append(Claim(f"{title}, r with {against}", facts[against]["r"], ""))
-                    p = facts[against]["p"]
-                    claims.append(Claim(f"{title}, spin p of {against}", p, "", bar=MOST_P, at_most=True))
-    fields = retinotopy(run, seed=args.seed).results["subjects"]
-    for subject, facts in fields.items():
-        for area in AREAS:
-            for kind, sites in facts["truth"][area].items():
-                if sites is not None:
-                    bar, title = LEAST_R if kind == "all" else None, f"{subject} {area}, {kind} sites"
-                    claims.append(Claim(f"{title}, polar angle r", sites["angle_r"], "", bar=bar))
-                    claims.append(Claim(f"{title}, eccentricity r", sites["eccentricity_r"], "", bar=bar))
+                claims.append(claim(f"{title}, {region} AUC", facts["regions"][region]["auc"], LEAST_AUC))
+            for against in (name for name in ("truth", "measured") if facts[name] is not None):
+                claims.append(claim(f"{title}, r with {against}", facts[against]["r"]))
+                claims.append(claim(f"{title}, spin p of {against}", facts[against]["p"], MOST_P, at_most=True))
+    for subject, facts in retinotopy(run, seed=seed).results["subjects"].items():
+        for area, kind in ((area, kind) for area in AREAS for kind in ("all", "determined")):
+            sites, bar = facts["truth"][area][kind], LEAST_R if kind == "all" else None
+            if sites is not None:
+                title = f"{subject} {area}, {kind} sites"
+                claims.append(claim(f"{title}, polar angle r", sites["angle_r"], bar))
+                claims.append(claim(f"{title}, eccentricity r", sites["eccentricity_r"], bar))
     return claims
 
 
