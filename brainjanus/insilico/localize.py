@@ -69,6 +69,7 @@ from brainjanus.tokenizers.vision import can_encode
 
 SETTINGS = 24  # places in which a sentence is read
 NUM_BASELINE = 200  # exemplars of a baseline that nobody named
+ALWAYS = 0.9  # share of the captions that say one thing from which on another is always said with it
 PERMUTATIONS, ROTATIONS = 1000, 1000
 LEAST = 3  # exemplars of either kind, for a t
 FDR = 0.05
@@ -136,6 +137,9 @@ def localize(
     found = opened(run, dataset, subjects)
     truths = {subject: truth_of(found, subject, truth) for subject in found.subjects}
     shown, other, baseline = kinds(found, prompts, against, settings, split, np.random.default_rng(seed))
+    source = Source(found, settings, split)
+    sentences = [asked for asked in (*prompts, *against) if source.is_sentence(asked)] if source.by_words else []
+    remarks = [remark for asked in sentences if (remark := source.remark(asked))]
     contrasts: dict[str, Contrast] = {}
     told: dict[str, dict[str, Any]] = {}
     panels: list[bytes] = []
@@ -158,6 +162,7 @@ def localize(
         "trained_on": {"shown": shown.trained, "against": other.trained},
         "trust": trust_of(found, [shown.modality]),
         "examples": examples(shown, other),
+        "remarks": remarks,
         "settings": settings,
         "seed": seed,
         "protocol": found.protocol(list(found.dataset.split_ids(split)), split, definition=DEFINITION),
@@ -261,10 +266,14 @@ class Source:
     def of_one(self, asked: str) -> Exemplars:
         if asked.startswith("stimuli:"):
             return self.stimuli(asked.removeprefix("stimuli:"), asked)
-        if os.path.isdir(asked) or Path(asked).suffix.lower() in PICTURE_SUFFIXES or is_array(asked):
-            require(self.found.checkpoint, "image")
-            return Exemplars("image", self.read(asked), [])
-        return self.sentence(asked)
+        if self.is_sentence(asked):
+            return self.sentence(asked)
+        require(self.found.checkpoint, "image")
+        return Exemplars("image", self.read(asked), [])
+
+    def is_sentence(self, asked: str) -> bool:
+        files = os.path.isdir(asked) or Path(asked).suffix.lower() in PICTURE_SUFFIXES or is_array(asked)
+        return not (files or asked.startswith("stimuli:"))
 
     def sentence(self, asked: str) -> Exemplars:
         said = content_words(asked)
@@ -290,6 +299,25 @@ class Source:
         """The places that training captions end with most often, but for those that name the thing itself."""
         ends = Counter(end for caption in self.captions if (end := last_place(caption)))
         return [end for end, _ in ends.most_common() if not said & content_words(end)][: self.settings]
+
+    def remark(self, asked: str) -> str | None:
+        """What captions nearly always say where they say this: the model can have learnt the one for the other."""
+        said = content_words(asked)
+        every = [content_words(caption) for caption in self.captions]
+        there = [caption for caption in every if said and said <= caption]
+        among, anywhere = (Counter(word for caption in some for word in caption) for some in (there, every))
+        with_it = sorted(
+            word
+            for word, count in among.items()
+            if word not in said and count >= ALWAYS * len(there) and anywhere[word] < len(every) / 2
+        )
+        if not with_it:
+            return None
+        shortest = min((one for one in self.captions if said | {*with_it} <= content_words(one)), key=len, default="")
+        return (
+            f"captions that say '{asked}' nearly always say {', '.join(map(repr, with_it))}, too, so the model may have "
+            f"learnt that alone. Say it as captions do: '{shortest}'."
+        )
 
     def named(self, said: Sequence[frozenset[str]], ids: Sequence[str]) -> Bool[np.ndarray, "n"]:
         """Which stimuli have a caption with all words of one thing."""
@@ -590,7 +618,7 @@ def draw_regions(told: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
 
 
 def summary(found: Localized) -> list[str]:
-    """A line for each subject: its first regions, and what the map was held against."""
+    """A line for each subject: its first regions, and what the map was held against; and remarks."""
     lines = []
     for subject, facts in found.results["subjects"].items():
         first = ", ".join(f"{name} {one['contrast']:+.2f}" for name, one in list(facts["regions"].items())[:3])
@@ -602,4 +630,4 @@ def summary(found: Localized) -> list[str]:
                     f"r with the {'measured contrast' if name == 'measured' else name} {as_told(facts[name]['r'])}{p}"
                 )
         lines.append("; ".join(told))
-    return lines
+    return lines + [f"Note: {remark}" for remark in found.results["remarks"]]
