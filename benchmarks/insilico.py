@@ -18,6 +18,7 @@ from brainjanus.demo import demo
 
 MADE_FOR = {  # sentence -> the regions of the simulated cortex that answer most to it
     "a face": ("FFA", "OFA"),
+    "a face with white hair": ("FFA", "OFA"),  # as captions say it
     "a house": ("PPA", "OPA", "RSC"),
     "a person": ("EBA",),
     "a sign": ("VWFA",),

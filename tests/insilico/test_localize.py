@@ -191,11 +191,8 @@ def test_the_command(tiny_run, tmp_path, capsys):
 def test_words_that_are_never_said_alone_are_told(tiny_run):
     """Captions say "face" with "hair" nearly always, "house" with other words as often as without."""
     source = Source(opened(tiny_run), 0, "test")
-    source.captions = [f"a {face} with white hair" for face in ("face", "head") * 10] + [
-        "a red house",
-        "a house",
-        "a cup",
-    ] * 20
+    faces = [f"a {face} with white hair" for face in ("face", "head") * 10]
+    source.captions = faces + ["a red house", "a house", "a cup"] * 20
     told = source.remark("a face")
     assert told is not None and "nearly always say 'hair', 'white', too" in told and "'a face with white hair'" in told
     assert source.remark("a house") is None and source.remark("a face with white hair") is None
