@@ -11,10 +11,9 @@ from pathlib import Path
 
 import object2vec
 from records import Claim, arguments, write
-from science import draft_alone
+from science import draft_alone, simulated
 
 from brainjanus import Run, localize, retinotopy
-from brainjanus.demo import demo
 
 MADE_FOR = {  # sentence -> the regions of the simulated cortex that answer most to it
     "a face": ("FFA", "OFA"),
@@ -33,9 +32,7 @@ TOP = {  # words of object2vec's stimuli -> regions one of which is expected to 
 
 def of_simulated(args: argparse.Namespace) -> list[Claim]:
     """Bars are the model's; the same of its linear draft alone stands beside each. The floor of an AUC is .5."""
-    out = args.work / f"simulated_cortex-{'quick-' if args.quick else ''}{args.seed}"
-    demo(out, seed=args.seed, quick=args.quick)
-    run = Run.open(out / "run")
+    run = Run.open(simulated(args) / "run")
     return asked(run, args.seed, "", True) + asked(draft_alone(run), args.seed, ", linear draft alone", False)
 
 

@@ -217,9 +217,16 @@ def of_v4(args: argparse.Namespace) -> list[Claim]:
     return encoding("V4", run, dataset, "image", 1.1, 1.2) + identified("V4", run, dataset, "mobilenet")
 
 
-def of_simulated(args: argparse.Namespace) -> list[Claim]:
+def simulated(args: argparse.Namespace) -> Path:
+    """The folder of the demo, which is run where it is not there yet."""
     out = args.work / f"simulated_cortex-{'quick-' if args.quick else ''}{args.seed}"
-    demo(out, seed=args.seed, quick=args.quick)
+    if not (out / "report.html").exists():
+        demo(out, seed=args.seed, quick=args.quick)
+    return out
+
+
+def of_simulated(args: argparse.Namespace) -> list[Claim]:
+    out = simulated(args)
     run, dataset, name = Run.open(out / "run"), Dataset.open(out / "study" / "dataset"), "simulated"
     claims = encoding(name, run, dataset, "image", 1.0) + encoding(name, run, dataset, "text", 1.0)
     records = json.loads((out / "scores.json").read_text())

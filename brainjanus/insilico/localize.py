@@ -315,8 +315,8 @@ class Source:
             return None
         shortest = min((one for one in self.captions if said | {*with_it} <= content_words(one)), key=len, default="")
         return (
-            f"captions that say '{asked}' nearly always say {', '.join(map(repr, with_it))}, too, so the model may have "
-            f"learnt that alone. Say it as captions do: '{shortest}'."
+            f"captions that say '{asked}' nearly always say {', '.join(map(repr, with_it))}, too, so the model may "
+            f"have learnt that alone. Say it as captions do: '{shortest}'."
         )
 
     def named(self, said: Sequence[frozenset[str]], ids: Sequence[str]) -> Bool[np.ndarray, "n"]:
