@@ -58,6 +58,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {self.seed}. Correct the seed.")
+        if self.janus is not None and self.training.excerpts:
+            raise UserError(
+                f"training.excerpts: expected 0 with Janus, whose prompts are turns of a dialogue, got "
+                f"{self.training.excerpts}. Leave it out, or train without janus."
+            )
 
     @classmethod
     def load(cls, path: Path) -> "RunConfig":
@@ -110,6 +115,7 @@ def laptop(seed: int = 0) -> RunConfig:
         training=OmniTrainingConfig(
             optim=OptimConfig(steps=2000, batch_size=64, learning_rate=4e-3),
             tasks=default_tasks() | {"brain->text": 3.0},
+            excerpts=0.3,
             expectation={"brain": 20.0, "image": 20.0},
             sample_every=1000,
         ),

@@ -10,6 +10,7 @@ from brainjanus.data.simulate import SimulationConfig, simulate
 from brainjanus.demo import demo, print_table
 from brainjanus.evaluate.record import Record
 from brainjanus.run import RunConfig
+from brainjanus.train.omni import OmniTrainingConfig
 
 
 @pytest.mark.parametrize("name", ["laptop", "quick", "neurons", "few-trials", "nsd-1b", "nsd-7b"])
@@ -108,3 +109,8 @@ def test_nsd_is_trained_on_janus_at_its_sizes(name, layers, width):
     assert config.brain_tokenizer.patch_size == 64 and config.brain_tokenizer.quantizer.num_codes == 128
     assert from_dict(RunConfig, to_dict(config)) == config
     assert make(seed=2) == recipes.named(name, seed=2)
+
+
+def test_excerpts_are_not_for_the_turns_of_a_dialogue():
+    with pytest.raises(UserError, match=r"excerpts: expected 0 with Janus, .*, got 0\.2"):
+        RunConfig(janus="models/janus", training=OmniTrainingConfig(excerpts=0.2))

@@ -65,8 +65,10 @@ class OmniTrainingConfig:
     "brain:subj01" is that subject alone.
     tasks_at_end: what the weights of tasks, drawn towards it step by step, come to; None: they stay.
     dropped: share of rows whose conditions are withheld. blurred: share of the numbers of features that a row is not
-    shown, the others being raised accordingly (dropout; drafts are made of all of them). hidden: share of rows whose
-    target is hidden (brains and pictures). expectation: weight of the squared error of their decoded expectation.
+    shown, the others being raised accordingly (dropout; drafts are made of all of them). excerpts: share of captions,
+    as conditions, of which a stretch is shown: prompts that are shorter than captions, and words that captions always
+    say together, are told apart by that. hidden: share of rows whose target is hidden (brains and pictures).
+    expectation: weight of the squared error of their decoded expectation.
     shown: which response stands for a repeated stimulus: "averages", mostly that of all its repeats, otherwise a single
     one, or "repeats", the mean of some of them, drawn anew each time and tokenized on the fly.
     validation: share of the training stimuli that is held out of training where the dataset has no split "val", at
@@ -83,6 +85,7 @@ class OmniTrainingConfig:
     tasks_at_end: Mapping[str, float] | None = None
     dropped: float = 0.1
     blurred: float = 0.0
+    excerpts: float = 0.0
     hidden: float = 0.5
     expectation: Mapping[str, float] = field(default_factory=lambda: {"brain": 2.0, "image": 20.0})
     shown: Literal["averages", "repeats"] = "averages"
@@ -94,7 +97,7 @@ class OmniTrainingConfig:
     def __post_init__(self) -> None:
         problems = [
             f"{n} must lie in [0, 1], got {getattr(self, n)}"
-            for n in ("dropped", "hidden")
+            for n in ("dropped", "excerpts", "hidden")
             if not 0 <= getattr(self, n) <= 1
         ]
         problems += [
@@ -220,6 +223,9 @@ def draw(
     if config.blurred:
         shown = [blur(block, config.blurred, generator, size, part) for block in batch.conditions]
         batch = batch._replace(conditions=shown)
+    if config.excerpts:
+        told = [excerpt(block, config.excerpts, generator, size, part) for block in batch.conditions]
+        batch = batch._replace(conditions=told)
     return Drawn(task, batch, dropped[part], hidden[part], judged)
 
 
@@ -229,6 +235,20 @@ def blur(block: Block, share: float, generator: torch.Generator, size: int, part
         return block
     kept = torch.rand((size, *block.vectors.shape[1:]), generator=generator)[part] >= share
     return replace(block, kept=kept / (1 - share))
+
+
+def excerpt(block: Block, share: float, generator: torch.Generator, size: int, part: slice) -> Block:
+    """The caption with no more than a stretch of its codes, and its end, in a share of the rows; drawn is for all rows
+    of the batch."""
+    if block.modality != "text" or block.codes is None or block.seen is None:
+        return block
+    cut, length, start = torch.rand((3, size, 1), generator=generator)[:, part]
+    last = block.seen.sum(dim=1, keepdim=True) - 1
+    kept = (length * last).long() + 1  # of 1 to all codes
+    first = (start * (last - kept + 1)).long()
+    place = torch.arange(block.length)
+    stretch = (place >= first) & (place < first + kept) | (place == last)
+    return replace(block, seen=block.seen & (stretch | (cut >= share)))
 
 
 def counts_of(drawn: Drawn, text_end: int = END) -> Float[Tensor, "2"]:
@@ -500,7 +520,7 @@ class Validation:
         at_once: int = 0,
     ):
         self.drawn: list[tuple[float, list[Drawn]]] = []
-        plain = replace(config, dropped=0.0, blurred=0.0)
+        plain = replace(config, dropped=0.0, blurred=0.0, excerpts=0.0)
         some = {task: weight for task, weight in tasks.items() if weight > 0 and len(codes.stimuli_of(task))}
         share = Counter(task.direction for task in some)
         for number, (task, weight) in enumerate(some.items()):

@@ -479,6 +479,18 @@ def test_held_out_stimuli_are_shown_whole(codes):
     assert trained.batch.conditions[0].kept is not None and trained.dropped.any()
     ((_, (measured,)),) = omni.Validation(codes, {task: 1.0}, config, model).drawn
     assert measured.batch.conditions[0].kept is None and not measured.dropped.any()
+    said, config = Task(("text",), "brain:s1"), OmniTrainingConfig(excerpts=1.0)
+
+    def ends_late(drawn):
+        """How many codes are shown of each, and where the last of them lies."""
+        seen = drawn.batch.conditions[0].seen
+        return seen.sum(dim=1), (seen * torch.arange(1, seen.shape[1] + 1)).amax(dim=1)
+
+    shown, last = ends_late(omni.draw(codes, said, generator_of(0, 0), config, model, 8))
+    assert (shown < last).any()
+    ((_, (measured,)),) = omni.Validation(codes, {said: 1.0}, config, model).drawn
+    shown, last = ends_late(measured)
+    assert (shown == last).all()
 
 
 def test_nothing_is_added_to_what_is_told_without_held_out_stimuli(tokenizers, study, codes):
