@@ -160,7 +160,7 @@ class Stack(nn.Module):
 class Trust(nn.Module):
     """Of each kind of draft of one subject's response, and of that of a picture from it: how much of what the model
     adds to it, or says in place of it, is to be believed, from 0 to 1, and how near to one that the model is shown the
-    measured latents lie (the inverse of their mean squared distance, a dimension)."""
+    measured latents lie (the inverse of their variance around it, a dimension)."""
 
     def __init__(self) -> None:
         super().__init__()

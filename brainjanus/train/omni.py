@@ -25,7 +25,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.core.fused import nats
 from brainjanus.core.processes import is_first, own_device
 from brainjanus.model.checkpoint import Tokenizers
-from brainjanus.model.draft import PICTURE, TOLD, Drafts, enlarged
+from brainjanus.model.draft import PICTURE, SHOWN, TOLD, Drafts, enlarged, lean_of
 from brainjanus.model.lora import LoraConfig, save_lora
 from brainjanus.model.omni import OmniConfig, OmniModel
 from brainjanus.model.sequence import Block, Task, modality_of, subject_of, total_length
@@ -40,6 +40,7 @@ from brainjanus.train.trained import Trained, keep, prepare, recompute, release
 from brainjanus.train.watch import Sink, Work, moved
 
 VALIDATION_ROWS, VALIDATION_SEED = 96, 17  # of each direction
+NEARNESS = [10 ** (power / 8) for power in range(-16, 17)]  # inverse variances that are tried
 LEAST_WEIGHED = 8  # stimuli of validation that drafts are weighed on
 
 
@@ -375,18 +376,23 @@ def weigh_drafts(
 
 
 @torch.no_grad()
-def measure_drafts(codes: Codes, drafts: Drafts, model: OmniConfig, seed: int, size: int = 256) -> None:
-    """Solve for how near measured latents lie to those of drafts that the model is shown, and that did not see them.
-    Into `drafts`."""
+def measure_drafts(
+    codes: Codes, drafts: Drafts, model: OmniConfig, seed: int, batches: int = 8, size: int = 64
+) -> None:
+    """Find how near measured latents lie to those of drafts that the model is shown, and that did not see them: as near
+    as makes the codes of measured responses, noise and all, the likeliest. Into `drafts`."""
     for subject in codes.brains:
-        for number, (kind, tasks) in enumerate(drafted_tasks(codes, drafts, subject).items()):
-            for task in tasks[:1]:
-                batch = codes.batch(task, size, generator_of(seed, number), model)
-                if batch.draft is None or batch.continuous is None:  # it is not shown, but weighed
+        for kind, tasks in drafted_tasks(codes, drafts, subject).items():
+            unlikely = torch.zeros(len(NEARNESS))
+            for number in range(batches if kind in SHOWN and tasks else 0):
+                batch = codes.batch(tasks[number % len(tasks)], size, generator_of(seed, number), model)
+                if batch.draft is None:  # so few shared stimuli that a fold has none left
                     continue
-                apart = [codes.tokenizer.latents(x, subject) for x in (batch.draft, batch.continuous)]
-                distance = (apart[0] - apart[1]).square().mean()
-                drafts.trust(subject).near(kind).copy_(1 / distance.clamp_min(0.01))
+                assert batch.target.codes is not None
+                leans = (lean_of(codes.tokenizer, batch.draft, subject, near) for near in NEARNESS)
+                unlikely += torch.stack([nats(lean, batch.target.codes).mean() for lean in leans])
+            if unlikely.any():
+                drafts.trust(subject).near(kind).fill_(NEARNESS[int(unlikely.argmin())])
 
 
 def drafted_tasks(codes: Codes, drafts: Drafts, subject: str) -> dict[str, list[Task]]:
