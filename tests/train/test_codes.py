@@ -1,6 +1,7 @@
 """The tokenized training split: nothing of the test split, and each row what it says it is."""
 
 import copy
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.fused import nats
 from brainjanus.data.dataset import Stimuli, Subject
 from brainjanus.data.write import write_dataset
 from brainjanus.model.checkpoint import Tokenizers, interface_of
@@ -469,6 +471,25 @@ def test_trust_in_the_model_is_what_lowers_the_error_most(tokenizers, drafted):
                 made = trust * own + (1 - trust) * batch.draft
                 error[share] += float((made - batch.continuous)[judged].square().sum())
         assert error["solved"] <= min(error[0.0], error[0.5], error[1.0]) + 1e-6
+
+
+def test_a_draft_leans_no_more_to_codes_than_measured_responses_let_it(drafted):
+    """Some of what it leans to is expected, not measured: codes hold noise that an expected response has not."""
+    drafts = copy.deepcopy(drafted.solved.whole.drafts)
+    solved = replace(drafted.solved, whole=drafted.solved.whole._replace(drafts=drafts))
+    fresh, trust = replace(drafted, solved=solved), drafts.trust("s2")
+    omni.measure_drafts(fresh, drafts, OmniConfig(), 0)
+    for kind, name in (("brain", "brain:s1"), ("part", "part:s2")):
+
+        def unlikely(near, kind=kind, name=name):
+            trust.near(kind).fill_(near)
+            batches = [draw(fresh, Task((name,), "brain:s2"), 64, seed) for seed in range(100, 112)]
+            return float(torch.stack([nats(b.target.lean, b.target.codes).mean() for b in batches]).mean())
+
+        found = float(trust.near(kind))
+        least = unlikely(found)
+        assert least < math.log(QUANTIZER.num_codes), "no better than nothing"
+        assert least < 1.02 * min(unlikely(found / 4), unlikely(found * 4))
 
 
 def test_held_out_stimuli_are_shown_whole(codes):
