@@ -115,7 +115,7 @@ def laptop(seed: int = 0) -> RunConfig:
         training=OmniTrainingConfig(
             optim=OptimConfig(steps=2000, batch_size=64, learning_rate=4e-3),
             tasks=default_tasks() | {"brain->text": 3.0},
-            excerpts=0.3,
+            excerpts=0.5,
             sample_every=1000,
         ),
     )

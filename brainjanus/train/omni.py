@@ -67,9 +67,9 @@ class OmniTrainingConfig:
     tasks_at_end: what the weights of tasks, drawn towards it step by step, come to; None: they stay.
     dropped: share of rows whose conditions are withheld. blurred: share of the numbers of features that a row is not
     shown, the others being raised accordingly (dropout; drafts are made of all of them). excerpts: share of captions,
-    as conditions, of which a stretch is shown: prompts that are shorter than captions, and words that captions always
-    say together, are told apart by that. hidden: share of rows whose target is hidden (brains and pictures).
-    expectation: weight of the squared error of their decoded expectation.
+    as conditions, of which a stretch alone is shown, or left out: prompts that are shorter than captions, and words
+    that captions always say together, are told apart by that. hidden: share of rows whose target is hidden (brains and
+    pictures). expectation: weight of the squared error of their decoded expectation.
     shown: which response stands for a repeated stimulus: "averages", mostly that of all its repeats, otherwise a single
     one, or "repeats", the mean of some of them, drawn anew each time and tokenized on the fly.
     validation: share of the training stimuli that is held out of training where the dataset has no split "val", at
@@ -239,17 +239,18 @@ def blur(block: Block, share: float, generator: torch.Generator, size: int, part
 
 
 def excerpt(block: Block, share: float, generator: torch.Generator, size: int, part: slice) -> Block:
-    """The caption with no more than a stretch of its codes, and its end, in a share of the rows; drawn is for all rows
-    of the batch."""
+    """The caption with no more than a stretch of its codes, or without one, and its end, in a share of the rows ("a
+    face"; "a face on the beach" of "a face with white hair on the beach"); drawn is for all rows of the batch."""
     if block.modality != "text" or block.codes is None or block.seen is None:
         return block
     cut, length, start = torch.rand((3, size, 1), generator=generator)[:, part]
     last = block.seen.sum(dim=1, keepdim=True) - 1
-    kept = (length * last).long() + 1  # of 1 to all codes
-    first = (start * (last - kept + 1)).long()
+    count = (length * last).long() + 1  # of 1 to all codes
+    first = (start * (last - count + 1)).long()
     place = torch.arange(block.length)
-    stretch = (place >= first) & (place < first + kept) | (place == last)
-    return replace(block, seen=block.seen & (stretch | (cut >= share)))
+    stretch = (place >= first) & (place < first + count)
+    kept = torch.where((cut < share / 2) | (count >= last), stretch, ~stretch)  # something always is
+    return replace(block, seen=block.seen & (kept | (place == last) | (cut >= share)))
 
 
 def counts_of(drawn: Drawn, text_end: int = END) -> Float[Tensor, "2"]:
