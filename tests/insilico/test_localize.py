@@ -198,3 +198,7 @@ def test_words_that_are_never_said_alone_are_told(tiny_run):
     assert source.remark("a house") is None and source.remark("a face with white hair") is None
     assert source.remark("a zebra") is None
     assert source.is_sentence("a face") and not source.is_sentence("stimuli:face")
+    source.captions = [*faces, "a red house at night", "a house at night", "a cup at night", "a cup"] * 20
+    assert source.remark("a house") is not None, "night is said with every house"
+    source.captions = [f"{caption} at night" for caption in ["a red house", "a house", "a cup"] * 20]
+    assert source.remark("a house") is None, "night is said with everything"
