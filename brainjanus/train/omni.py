@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from brainjanus.core.errors import UserError
 from brainjanus.core.fused import nats
 from brainjanus.core.processes import is_first, own_device
+from brainjanus.core.progress import progress
 from brainjanus.model.checkpoint import Tokenizers
 from brainjanus.model.draft import PICTURE, SHOWN, TOLD, Drafts, enlarged, lean_of
 from brainjanus.model.lora import LoraConfig, save_lora
@@ -341,8 +342,10 @@ def weigh_drafts(
     device = torch.device(device)
     model.to(device)
     there, parts = tokenizers.on(device), parts_of(size, at_once or size)
-    for subject in codes.brains:
-        for kind, some in drafted_tasks(codes, drafts, subject).items():
+    kinds = [(s, kind, some) for s in codes.brains for kind, some in drafted_tasks(codes, drafts, s).items()]
+    with progress("drafts weighed", len(kinds)) as advance:
+        for done, (subject, kind, some) in enumerate(kinds):
+            advance(done, None)
             products = torch.zeros(2, dtype=torch.float64)
             enough = validation is not None and all(len(validation.stimuli_of(t)) >= LEAST_WEIGHED for t in some)
             if some and kind in (*TOLD, PICTURE) and not enough:
@@ -373,6 +376,7 @@ def weigh_drafts(
                 products += torch.stack([(added * missing)[judged].sum(), added[judged].square().sum()]).double().cpu()
             if products[1] > 0:
                 drafts.trust(subject).of(kind).fill_((products[0] / products[1]).clamp(0, 1))
+        advance(len(kinds), None)
     model.to("cpu")
 
 
