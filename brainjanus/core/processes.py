@@ -24,6 +24,8 @@ TASKS = "SLURM_STEP_NUM_TASKS"  # of what srun started; SLURM_NTASKS is also the
 LEFT = ("Connection closed by peer", "Connection reset by peer")  # gloo, of a process that is gone
 T = TypeVar("T")
 _alone = [False]
+_groups: list[Any] = []  # of all jobs, so that torch's gradient buckets, which what went wrong may hold, never hold the
+# last of one: they would wait for its threads with Python's lock held, which one of these may wait for
 
 
 @contextmanager
@@ -44,6 +46,7 @@ def together(device: torch.device | str = "cpu") -> Iterator[None]:
         )
     on_gpu = torch.device(device).type == "cuda"
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    _groups.append(dist.group.WORLD)
     try:
         yield
     except RuntimeError as error:

@@ -3,6 +3,7 @@
 One process is started, and forks the others: see parallel_script.py.
 """
 
+import fcntl
 import json
 import os
 import subprocess
@@ -21,14 +22,19 @@ from brainjanus.train.parallel import Hardware
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, make_checkpoint):
-    folder = tmp_path_factory.mktemp("parallel")
-    make_checkpoint().save(folder / "checkpoint")
-    script = Path(__file__).with_name("parallel_script.py")
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    done = subprocess.run(
-        [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    """The folder of all trainings, which are done once for all workers of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "parallel"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "checkpoint").exists():
+            make_checkpoint().save(folder / "checkpoint")
+            script = Path(__file__).with_name("parallel_script.py")
+            environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+            with (folder / "said").open("w") as said:
+                subprocess.run([sys.executable, script, folder], env=environment, stderr=said, timeout=240)
+    assert (folder / "ended.json").exists(), (folder / "said").read_text()[-4000:]
     return folder
 
 
