@@ -152,7 +152,9 @@ def draw(model: dict[int, dict[str, float]], ridge: dict[int, dict[str, float]],
     import matplotlib.pyplot as plt
 
     directions = list(next(iter(model.values())))
-    figure, panels = plt.subplots(1, len(directions), figsize=(3.1 * len(directions), 3.1), squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(directions), figsize=(3.1 * len(directions), 3.1), squeeze=False, layout="constrained"
+    )
     for panel, direction in zip(panels[0], directions, strict=True):
         some = [budget for budget in model if budget]
         panel.plot(some, [model[budget][direction] for budget in some], "o-", label="adapted")
@@ -163,9 +165,10 @@ def draw(model: dict[int, dict[str, float]], ridge: dict[int, dict[str, float]],
         panel.set_xticks(some, [str(budget) for budget in some])
         panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0][0].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
@@ -218,24 +221,34 @@ def unseen(args: argparse.Namespace, dataset: Dataset, size: SimulationConfig, c
             )
             for direction, value in found[False].items()
         ]
-    part = part_of(dataset, work / "direction" / "data", dataset.subjects)
-    left_out = "text->brain"
-    tasks = {task: weight for task, weight in config.training.tasks.items() if "text" not in task.split("->")[0]}
-    found: dict = {}
-    for twin in (False, True):
-        some = config if twin else replace(config, training=replace(config.training, tasks=tasks))
-        folder = work / "direction" / ("twin" if twin else "without")
-        checkpoint = train(part, folder, some).prepare()
+    return claims + left_out(dataset, work / "direction", config)
+
+
+def left_out(dataset: Dataset, work: Path, config: RunConfig) -> list[Claim]:
+    """A direction that was never trained, alone or with all others that read a sentence, by the transformer alone: the
+    linear draft is fitted in this direction."""
+    part, direction, subject = part_of(dataset, work / "data", dataset.subjects), "text->brain", dataset.subjects[0]
+    tasks = config.training.tasks
+    mixtures = {
+        "twin": tasks,
+        "alone": {task: weight for task, weight in tasks.items() if task != direction},
+        "without": {task: weight for task, weight in tasks.items() if "text" not in task.split("->")[0]},
+    }
+    found: dict[tuple[str, str], float] = {}
+    for which, mixture in mixtures.items():
+        own = replace(config, training=replace(config.training, tasks=mixture))
+        checkpoint = train(part, work / which, own).prepare()
         assert checkpoint.drafts is not None
-        for who, trust in (("linear draft", 0.0), ("transformer", 1.0)):  # the draft was fitted in this direction
+        for who, trust in (("draft", 0.0), ("transformer", 1.0)):
             checkpoint.drafts.trust(subject).of("text").fill_(trust)
-            values = predict(checkpoint, part, left_out, subject, GenerationConfig()).values
-            found[twin, who] = scored(part, subject, left_out, values)
-    title = f"{left_out} voxel r, transformer alone"
-    claims.append(Claim(f"{title}, never trained", found[False, "transformer"], "", "twin", found[True, "transformer"]))
-    ridge = found[True, "linear draft"]
-    claims.append(Claim(f"{title}, trained", found[True, "transformer"], "", "linear draft", ridge))
-    return claims
+            values = predict(checkpoint, part, direction, subject, GenerationConfig()).values
+            found[which, who] = scored(part, subject, direction, values)
+    twin, title = found["twin", "transformer"], f"{direction} voxel r, transformer alone"
+    return [
+        Claim(f"{title}, never trained, image+text->brain is", found["alone", "transformer"], "", "twin", twin),
+        Claim(f"{title}, never trained, nor any that reads words", found["without", "transformer"], "", "twin", twin),
+        Claim(f"{title}, trained", twin, "", "linear draft", found["twin", "draft"]),
+    ]
 
 
 def main() -> None:

@@ -103,25 +103,24 @@ def eigen(scatter: Float[Tensor, "m m"]) -> tuple[Float[Tensor, "m"], Float[Tens
 class Chosen:
     """Ridge regression under several priors for each target; see `fit_among`.
 
-    share: how much each prior has to say of each target; they sum to 1. penalty: which of them each target has under
-    each prior. weights act on features minus `feature_mean`. own: what each training sample says of its own prediction
-    (its leverage), for each prior and penalty. r2: by generalised cross-validation, the mean over priors.
+    say: how much each prior with each penalty has to say of each target; they sum to 1. weights act on features minus
+    `feature_mean`. own: what each training sample says of its own prediction (its leverage), for each prior and
+    penalty. r2: by generalised cross-validation with the best penalty, the mean over priors.
     """
 
     feature_mean: Float[Tensor, "p"]
     weights: Float[Tensor, "p t"]
     target_mean: Float[Tensor, "t"]
-    share: Float[Tensor, "a t"]
-    penalty: Int[Tensor, "a t"]
+    say: Float[Tensor, "a g t"]
     own: Float[Tensor, "a g n"]
     r2: Float[Tensor, "t"]
     penalties: Float[Tensor, "a g"]
 
     def leverage(self, rows: Int[Tensor, "b"]) -> Float[Tensor, "b t"]:
         """What these training samples say of their own predictions; the rest of these is due to the others."""
-        each = zip(self.share, self.own, self.penalty, strict=True)
-        total = sum(share * own[:, rows].T[:, penalty] for share, own, penalty in each)
-        assert isinstance(total, Tensor)
+        total = self.say.new_zeros(len(rows), self.say.shape[2])
+        for say, own in zip(self.say, self.own, strict=True):
+            total += own[:, rows].T @ say
         return total
 
 
@@ -131,8 +130,11 @@ def fit_among(
     priors: Float[Tensor, "a p"],
     penalties: Float[np.ndarray, "g"] = AMONG,
 ) -> Chosen:
-    """Ridge regression under several priors, each with a penalty chosen for each target by generalised
-    cross-validation; of these the mean, in which a prior has the less to say the larger its error is (see LESS_SAY).
+    """Ridge regression under several priors and penalties; of these the mean, in which each has the less to say of a
+    target the larger its error is by generalised cross-validation.
+
+    Of the penalties of a prior, each has a say of error^(-n / 2), as models have by their likelihood: of few samples
+    several, of many the best one alone. Of priors, by their best penalty: see LESS_SAY.
 
     priors: the standard deviation that each prior gives the weight of each feature, up to the penalty; 0 leaves a
     feature out. One decomposition a prior, on the smaller of the two scatter matrices. Raises UserError with fewer
@@ -146,8 +148,8 @@ def fit_among(
     feature_mean, target_mean = features.mean(dim=0), targets.mean(dim=0)
     centred, y = features - feature_mean, targets - target_mean
     num, variance = len(y), y.square().sum(dim=0)
-    errors, penalties_of, owns, grids = [], [], [], []
-    weights, say = y.new_zeros(features.shape[1], y.shape[1]), torch.full((y.shape[1],), -torch.inf)
+    errors, says, owns, grids = [], [], [], []
+    weights, all_say = y.new_zeros(features.shape[1], y.shape[1]), torch.full((y.shape[1],), -torch.inf)
     for scale in priors:
         used = scale > 0
         x = centred[:, used] * scale[used]
@@ -158,21 +160,22 @@ def fit_among(
         residual = (1 - kept).square() @ projected.square() + (variance - projected.square().sum(dim=0)).clamp_min(0)
         degrees = num - 1 - kept.sum(dim=1)
         error = num * residual / degrees.square()[:, None].clamp_min(1e-12)
-        least, which = error.min(dim=0)  # at a tie the largest penalty
+        error = torch.where(variance > 0, error / (variance / num).clamp_min(1e-30), 1.0)
         owns.append(kept @ vectors.square().T + 1 / num)
         grids.append(grid)
-        errors.append(torch.where(variance > 0, least / (variance / num).clamp_min(1e-30), 1.0))
-        penalties_of.append(which)
+        says.append((-num / 2 * error.clamp_min(1e-30).log()).softmax(dim=0))
+        errors.append(error.amin(dim=0))
         own_say = -errors[-1] / LESS_SAY
-        before, say = say, torch.logaddexp(say, own_say)  # of all priors so far together
-        shrunk = kept[which].T / eigenvalues.sqrt()[:, None]
-        weights *= (before - say).exp()
-        weights[used] += scale[used, None] * (axes @ (shrunk * projected)) * (own_say - say).exp()
+        before, all_say = all_say, torch.logaddexp(all_say, own_say)  # of all priors so far together
+        shrunk = (says[-1].T @ kept).T / eigenvalues.sqrt()[:, None]
+        weights *= (before - all_say).exp()
+        weights[used] += scale[used, None] * (axes @ (shrunk * projected)) * (own_say - all_say).exp()
     error = torch.stack(errors)
     share = (-error / LESS_SAY).softmax(dim=0)
     own = torch.stack(owns).clamp_max(1 - 1e-4)
     r2 = 1 - (share * error).sum(dim=0)
-    return Chosen(feature_mean, weights, target_mean, share, torch.stack(penalties_of), own, r2, torch.stack(grids))
+    say = share[:, None] * torch.stack(says)
+    return Chosen(feature_mean, weights, target_mean, say, own, r2, torch.stack(grids))
 
 
 def decomposed(x: Float[Tensor, "n p"]) -> tuple[Float[Tensor, "r"], Float[Tensor, "n r"], Float[Tensor, "p r"]]:

@@ -4,8 +4,8 @@ Two subjects rarely saw the same training pictures. So where one did not see a p
 model says what its response would have been, and the map between them is fitted to measured and expected pairs alike.
 What a training row is shown as its draft comes from a solution that did not see its stimulus (out of fold): a draft
 that was fitted to the row itself would be trusted too much. For what pictures and words tell, leaving a stimulus out
-needs no further solution: its leverage says what it did to its own prediction (exactly with one prior, nearly with
-several).
+needs no further solution: its leverage says what it did to its own prediction (exactly with one prior and penalty,
+nearly with several).
 
 A site that looks at a part of the picture is better predicted by a model that does so, too: of several priors, which
 weigh the places of the picture's features by a Gaussian window, those have the most to say that generalise best.
@@ -180,7 +180,7 @@ class LeftOut:
         if self.axes is not None and self.spread is not None:
             both = ((description - self.reading.described) @ self.axes) * ((shown - self.reading.described) @ self.axes)
             cross = both @ (1 / (self.spread[:, None] + self.fit.penalties[0])) + 1 / len(self.described)
-            own = cross[:, self.fit.penalty[0]]
+            own = cross @ self.fit.say[0]
         return self.reading(description) - own * missed * seen
 
 
@@ -211,6 +211,15 @@ def windows(width: int, side: int, num_stimuli: int) -> Float[Tensor, "a p"]:
     return torch.cat([flat, torch.stack(made).repeat_interleave(width // side**2, dim=1)])
 
 
+def standardised(x: Float[Tensor, "n p"], varies: bool) -> list[Float[Tensor, "1 p"]]:
+    """As if all features varied alike, one more prior where few stimuli cannot tell. Not where a stimulus is described
+    in several ways: what leaves out one of these is exact for one prior alone."""
+    if varies or len(x) >= ENOUGH:
+        return []
+    spread = x.std(dim=0, correction=0)
+    return [torch.where(spread > 1e-6 * spread.amax(), 1 / spread.clamp_min(1e-30), 0.0)[None]]
+
+
 def solve_readings(
     drafts: Drafts,
     seen: Mapping[str, Int[np.ndarray, "s"]],
@@ -228,7 +237,7 @@ def solve_readings(
             apart = {}
             for kind, (table, varies, side, _) in described.items():
                 x = table[here]
-                fit = fit_among(x, y, windows(x.shape[1], side, len(x)))
+                fit = fit_among(x, y, torch.cat([windows(x.shape[1], side, len(x)), *standardised(x, varies)]))
                 reading = drafts.reading(kind, subject)
                 load_reading(reading, fit)
                 axes = spread = None

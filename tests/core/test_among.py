@@ -27,22 +27,37 @@ def windows():
 def test_the_prior_that_generalises_has_the_most_to_say(planted):
     x, y = planted
     fit = fit_among(x[:80], y[:80], windows())
-    assert fit.share.argmax(dim=0).tolist() == [1, 2]
-    assert float(fit.share[[1, 2], [0, 1]].min()) > 0.9
+    share = fit.say.sum(dim=1)
+    assert share.argmax(dim=0).tolist() == [1, 2]
+    assert float(share[[1, 2], [0, 1]].min()) > 0.9
     flat = fit_among(x[:80], y[:80], windows()[:1])
     error = [(((x[80:] - f.feature_mean) @ f.weights + f.target_mean) - y[80:]).square().mean() for f in (fit, flat)]
     assert error[0] < 0.9 * error[1]
 
 
-def test_with_one_flat_prior_it_is_ridge(planted):
+def test_with_one_flat_prior_and_penalty_it_is_ridge(planted):
     x, y = planted
-    penalties = np.logspace(-1, 1, 5)
-    fit = fit_among(x, y, torch.ones(1, 40), penalties)
+    fit = fit_among(x, y, torch.ones(1, 40), np.array([0.3]))
     scale = float(torch.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0))).mean())
-    ridge = fit_ridge(x.numpy(), y.numpy(), penalties * scale)
+    ridge = fit_ridge(x.numpy(), y.numpy(), np.array([0.3]) * scale)
     made = (x - fit.feature_mean) @ fit.weights + fit.target_mean
     np.testing.assert_allclose(made, ridge.predict(x.numpy()), atol=1e-4)
     np.testing.assert_allclose(fit.r2, ridge.r2, atol=1e-4)
+
+
+@pytest.mark.parametrize("num", [15, 120])
+def test_penalties_have_a_say_by_their_likelihood(planted, num):
+    """Of few samples several, of many samples those that are nearly the best."""
+    x, y = (values[:num] for values in planted)
+    penalties = np.logspace(-2, 2, 5)
+    fit = fit_among(x, y, torch.ones(1, 40), penalties)
+    alone = [fit_among(x, y, torch.ones(1, 40), one[None]) for one in np.sort(penalties)[::-1]]
+    error = 1 - torch.stack([one.r2 for one in alone])
+    likely = (error / error.amin(dim=0)).pow(-num / 2)
+    torch.testing.assert_close(fit.say[0], likely / likely.sum(dim=0), atol=1e-3, rtol=1e-2)
+    wanted = sum(say * one.weights for say, one in zip(fit.say[0], alone, strict=True))
+    torch.testing.assert_close(fit.weights, wanted, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(fit.r2, 1 - error.amin(dim=0), atol=1e-5, rtol=1e-3)
 
 
 def test_priors_that_generalise_alike_have_as_much_to_say(planted):
@@ -50,30 +65,31 @@ def test_priors_that_generalise_alike_have_as_much_to_say(planted):
     x, y = planted
     alike = torch.stack([windows()[0], 1.5 * windows()[0], windows()[1]])
     fit, alone = fit_among(x, y, alike), [fit_among(x, y, prior[None]) for prior in alike]
-    torch.testing.assert_close(fit.share[0], fit.share[1])
-    torch.testing.assert_close(fit.share.sum(dim=0), torch.ones(2))
-    wanted = sum(share * one.weights for share, one in zip(fit.share, alone, strict=True))
+    shares = fit.say.sum(dim=1)
+    torch.testing.assert_close(fit.say[0], fit.say[1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(shares.sum(dim=0), torch.ones(2))
+    wanted = sum(share * one.weights for share, one in zip(shares, alone, strict=True))
     torch.testing.assert_close(fit.weights, wanted, atol=1e-5, rtol=1e-4)
-    ratio = fit.share[2].log() - fit.share[0].log()
+    ratio = shares[2].log() - shares[0].log()
     torch.testing.assert_close(ratio, (alone[2].r2 - alone[0].r2) / LESS_SAY, atol=1e-2, rtol=1e-3)
-    torch.testing.assert_close(fit.r2, sum(s * one.r2 for s, one in zip(fit.share, alone, strict=True)))
+    torch.testing.assert_close(fit.r2, sum(s * one.r2 for s, one in zip(shares, alone, strict=True)))
 
 
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("number", [0, 1])
 def test_leaving_a_sample_out_is_exact(planted, wide, number):
-    """Against fits without the sample, at the same penalty, its centring included."""
+    """Against fits without the sample, its centring included."""
     x, y = planted
     x, y = (x[:25], y[:25]) if wide else (x, y)
     scale = windows()[number]
-    fit = fit_among(x, y, scale[None])
+    fit = fit_among(x, y, scale[None], np.array([0.5]))
     fitted = (x - fit.feature_mean) @ fit.weights
     own = fit.leverage(torch.arange(len(x)))
     made = (fitted - own * (y - fit.target_mean)) / (1 - own) + fit.target_mean
     for row in (0, 7):
         others = torch.arange(len(x)) != row
         for target in range(2):
-            penalty = fit.penalties[0, fit.penalty[0, target]]
+            penalty = fit.penalties[0, 0]
             mean, offset = x[others].mean(0), y[others, target].mean()
             a = (x[others] - mean) * scale
             weights = torch.linalg.solve(a.T @ a + penalty * torch.eye(40), a.T @ (y[others, target] - offset))
@@ -87,7 +103,7 @@ def test_of_several_priors_leverage_is_the_mean(planted):
     fit = fit_among(x, y, windows())
     alone = [fit_among(x, y, prior[None]) for prior in windows()]
     rows = torch.tensor([3, 5])
-    wanted = sum(share * one.leverage(rows) for share, one in zip(fit.share, alone, strict=True))
+    wanted = sum(share * one.leverage(rows) for share, one in zip(fit.say.sum(dim=1), alone, strict=True))
     torch.testing.assert_close(fit.leverage(rows), wanted)
 
 

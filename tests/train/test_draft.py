@@ -230,22 +230,20 @@ def test_a_training_stimulus_is_told_without_its_own_response(planted, facts_of)
 
     rows = torch.tensor([dataset.split_ids("train").index(i) for i in averages.stimulus_ids])
     blocks = {"image": Block("image", vectors=facts_of["train"][rows][:, None], features="seen")}
-    made, penalties = [], []
+    made, says = [], []
     for data, means in ((dataset, averages.responses), (Changed(dataset.path, dataset.manifest), changed)):
         solved = solve_drafts(data, descriptions, described=described)
-        fit = solved.told["image", "a"].fit
-        assert fit.penalty.shape == (1, 40)
         shown = solved.at(rows, lambda subject, stimuli, means=means: torch.from_numpy(means))
         made.append(shown.told(blocks, "a"))
-        penalties.append(fit.penalties[0, fit.penalty[0]])
-    same = penalties[0] == penalties[1]  # a penalty is chosen with all responses
+        says.append(solved.told["image", "a"].fit.say)
+    same = (says[0] - says[1]).abs().amax(dim=(0, 1)) < 3e-3  # what has a say is found with all responses
     assert same.any()
     apart = (made[0] - made[1]).abs()
-    assert float(apart[3, same].max()) < 1e-3
+    assert float(apart[3, same].max()) < 3e-3
     assert float(apart[:, same].max()) > 0.05
 
 
-def test_words_that_the_fit_did_not_read_are_left_out_exactly(planted, told, facts_of):
+def test_words_that_the_fit_did_not_read_are_left_out_nearly(planted, told, facts_of):
     """One caption of several: as if the model had been fitted without its stimulus."""
     dataset, _ = planted
     averages = dataset.averages("a", "train")
@@ -254,14 +252,13 @@ def test_words_that_the_fit_did_not_read_are_left_out_exactly(planted, told, fac
     other = facts[rows[:1]] + 0.7
     made = left_out.predict(other, rows[:1], y[:1])[0]
     x, kept = facts[rows][1:], y[1:]
-    penalty = left_out.fit.penalties[0, left_out.fit.penalty[0]]
+    a, fit = x - x.mean(0), left_out.fit
     for site in (0, 11):
-        a = x - x.mean(0)
-        weights = torch.linalg.solve(
-            a.T @ a + penalty[site] * torch.eye(2), a.T @ (kept[:, site] - kept[:, site].mean())
-        )
+        missing = a.T @ (kept[:, site] - kept[:, site].mean())
+        each = [torch.linalg.solve(a.T @ a + penalty * torch.eye(2), missing) for penalty in fit.penalties[0]]
+        weights = sum(say * one for say, one in zip(fit.say[0, :, site], each, strict=True))
         torch.testing.assert_close(
-            made[site], ((other - x.mean(0)) @ weights)[0] + kept[:, site].mean(), atol=2e-3, rtol=1e-3
+            made[site], ((other - x.mean(0)) @ weights)[0] + kept[:, site].mean(), atol=3e-3, rtol=2e-3
         )
 
 
