@@ -1,14 +1,20 @@
-"""Progress on the terminal: a bar where there is a terminal, a line now and then where there is none."""
+"""Progress on the terminal: a bar where there is a terminal, a line now and then where there is none.
+
+Or told to whoever started the work, who may also end it: see `heard`.
+"""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from brainjanus.core.processes import is_first
 
 QUIET_INTERVAL_SEC = 30.0  # between lines when nobody looks at a terminal
 _unshown = [False]
+Listener = Callable[[str, int, int, str | None], None]  # name, done, total, what else there is to say
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
@@ -22,11 +28,31 @@ def unshown() -> Iterator[None]:
 
 
 @contextmanager
+def heard(listener: Listener) -> Iterator[None]:
+    """What goes on inside, in this thread, is told to `listener` and not shown; what that raises ends the work."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextmanager
 def progress(name: str, total: int, start: int = 0) -> Iterator[Callable[[int, str | None], None]]:
     """Show how far `name` is; call the yielded function with (done, what else there is to say, or None).
 
     Of several processes, the first alone shows it.
     """
+    listener = _listener.get()
+    if listener is not None:
+        heeded = listener
+        heeded(name, start, total, None)
+
+        def tell(done: int, note: str | None = None) -> None:
+            heeded(name, done, total, note)
+
+        yield tell
+        return
     if not is_first() or _unshown[-1]:
         yield silent
         return

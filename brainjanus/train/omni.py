@@ -332,8 +332,9 @@ def weigh_drafts(
 ) -> None:
     """Solve for how much of what the model adds to its drafts, or says in place of them, is to be believed: least
     squares on rows whose drafts are out of fold, of validation where a task has enough stimuli there, otherwise of
-    training. Into `drafts`. The responses to pictures and words, and the pictures, are learnt by heart in training:
-    without enough stimuli of validation the draft alone is believed there.
+    training, less what so few stimuli may have flattered it by (see `believed`). Into `drafts`. The responses to
+    pictures and words, and the pictures, are learnt by heart in training: without enough stimuli of validation the
+    draft alone is believed there.
 
     A kind of draft that no task was trained with is weighed as well: that it is believed little has to be found, too.
     at_once: rows of a batch that are computed at a time; 0: all. device, dtype: where and in what the model computes;
@@ -346,7 +347,7 @@ def weigh_drafts(
     with progress("drafts weighed", len(kinds)) as advance:
         for done, (subject, kind, some) in enumerate(kinds):
             advance(done, None)
-            products = torch.zeros(2, dtype=torch.float64)
+            products: list[Float[Tensor, "2 b"]] = []
             enough = validation is not None and all(len(validation.stimuli_of(t)) >= LEAST_WEIGHED for t in some)
             if some and kind in (*TOLD, PICTURE) and not enough:
                 drafts.trust(subject).of(kind).fill_(0)
@@ -372,12 +373,30 @@ def weigh_drafts(
                     added = there.brain.decode_probabilities(p, subject) - draft
                 added = added if batch.beyond is None else added + batch.beyond
                 missing = batch.continuous - draft
-                judged = torch.ones_like(missing, dtype=torch.bool) if batch.judged is None else batch.judged
-                products += torch.stack([(added * missing)[judged].sum(), added[judged].square().sum()]).double().cpu()
-            if products[1] > 0:
-                drafts.trust(subject).of(kind).fill_((products[0] / products[1]).clamp(0, 1))
+                if batch.judged is not None:
+                    added = added * batch.judged
+                products.append(torch.stack([(added * missing).flatten(1).sum(1), added.flatten(1).square().sum(1)]))
+            if products:
+                most = max(len(source.stimuli_of(task)) for task in some)
+                drafts.trust(subject).of(kind).fill_(believed(torch.cat(products, dim=1).double().cpu(), most))
         advance(len(kinds), None)
     model.to("cpu")
+
+
+def believed(products: Float[Tensor, "2 b"], num_stimuli: int) -> float:
+    """How much of what is added is to be believed, from 0 to 1: the weight of least squares less its standard error
+    over stimuli, so that what a few of them say by chance is not.
+
+    products: of each row, what is added times what is missing, and times itself. num_stimuli: that rows were drawn
+    from, with replacement.
+    """
+    total = products.sum(dim=1)
+    if not total[1] > 0:
+        return 0.0
+    weight = total[0] / total[1]
+    error = (products[0] - weight * products[1]).square().sum().sqrt() / total[1]
+    error *= max(1.0, products.shape[1] / num_stimuli) ** 0.5
+    return float((weight - error).clamp(0, 1))
 
 
 @torch.no_grad()
