@@ -27,6 +27,7 @@ _PLACES = {
     "UserError": "core.errors",
     "adapt": "adapting",
     "compare_files": "scoring",
+    "connect": "explorer.client",
     "describe": "info",
     "diagnose": "doctor",
     "export": "data.export",

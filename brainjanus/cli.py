@@ -936,6 +936,38 @@ def doctor(argv: list[str]) -> str:
     return arguments.parse(doctor, run, argv)
 
 
+def explore(argv: list[str]) -> str:
+    """Look at a trained run in a browser: decode, encode, tokens and scores, on the cortex; the same as an HTTP API.
+
+    The address is printed; Ctrl-C ends it. /api/schema documents the API; `brainjanus.connect` asks it from Python.
+
+    Examples:
+        brainjanus explore runs/demo/run
+        brainjanus explore runs/mine --host 0.0.0.0 --port 8000
+
+    Args:
+        run: Folder that `brainjanus train` wrote.
+        dataset: Folder of the dataset. Default: where it was when the run was trained.
+        host: On which address of this machine it listens. Other than 127.0.0.1, a token is asked for.
+        port: On which port; 0: any that is free.
+        token: That requests have to bring. Default: a new one where others can ask, none on this machine alone.
+    """
+
+    def run(
+        run: RunFolder,
+        dataset: Path | None = None,
+        host: str = "127.0.0.1",
+        port: int = 8765,
+        token: str | None = None,
+    ) -> str:
+        from brainjanus.explorer.serve import serve
+
+        serve(run, dataset, host=host, port=port, token=token)
+        return ""
+
+    return arguments.parse(explore, run, argv)
+
+
 def info(argv: list[str]) -> str:
     """Say what a file or folder is: a dataset, a run, a tokenizer, codes, scores, or someone else's.
 
@@ -976,6 +1008,7 @@ COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "ablate": ablate,
     "doctor": doctor,
     "info": info,
+    "explore": explore,
     **science.COMMANDS,
 }
 

@@ -114,10 +114,10 @@ def laptop(seed: int = 0) -> RunConfig:
         image_training=OptimConfig(steps=400, batch_size=64, learning_rate=2e-3),
         omni=OmniConfig(brain_fold=3),
         training=OmniTrainingConfig(
-            optim=OptimConfig(steps=2000, batch_size=64, learning_rate=4e-3),
+            optim=OptimConfig(steps=2300, batch_size=64, learning_rate=4e-3),
             tasks=default_tasks() | {"brain->text": 3.0, "image+text->brain": 1.2, "part->brain": 0.1},
             excerpts=0.5,
-            sample_every=1000,
+            sample_every=1150,
         ),
     )
 

@@ -196,7 +196,7 @@ def _draw_surface(
     categorical: bool,
     sides: Sequence[str],
 ) -> "Figure":
-    left_side, right_side = (_mesh(hemisphere).vertices for hemisphere in ("left", "right"))
+    left_side, right_side = (mesh_of(hemisphere).vertices for hemisphere in ("left", "right"))
     measured = np.concatenate([left_side, right_side])[space.index]
     part = "posterior" if (measured[:, 1] < FADE_MM[0]).all() else "whole"
     seen = [view for view in VIEWS if view[1] in sides]
@@ -236,7 +236,7 @@ def _coloured(
     known = np.isfinite(values)
     share = _between(view, known)
     total = _between(view, np.where(known, values, 0))
-    depth = _between(view, _mesh(hemisphere).depth)
+    depth = _between(view, mesh_of(hemisphere).depth)
     grey = 0.62 + 0.2 / (1 + np.exp(depth * 1.5))
     picture = np.repeat(grey[..., None], 4, axis=2)
     drawn = share > 0.5
@@ -306,7 +306,7 @@ def _borders(regions: Int[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
 
 def _filled(hemisphere: str, values: Float[np.ndarray, "n"], categorical: bool = False) -> Float[np.ndarray, "n"]:
     """Vertices without a value get the mean of their neighbours if at least half of them have one; names get one's."""
-    faces = _mesh(hemisphere).faces
+    faces = mesh_of(hemisphere).faces
     source = np.concatenate([faces[:, 0], faces[:, 1], faces[:, 2]])
     target = np.concatenate([faces[:, 1], faces[:, 2], faces[:, 0]])  # each inner edge once in either direction
     known = np.isfinite(values)
@@ -319,7 +319,7 @@ def _filled(hemisphere: str, values: Float[np.ndarray, "n"], categorical: bool =
 
 
 @lru_cache(maxsize=2)
-def _mesh(hemisphere: str) -> Mesh:
+def mesh_of(hemisphere: str) -> Mesh:
     try:
         from nilearn.datasets import load_fsaverage, load_fsaverage_data
     except ImportError as error:
@@ -337,7 +337,7 @@ def _mesh(hemisphere: str) -> Mesh:
 @lru_cache(maxsize=len(VIEWS))
 def _view(hemisphere: str, name: str, viewer: tuple[float, ...], up: tuple[float, ...], part: str) -> View:
     """Rasterise a hemisphere, or its posterior part: orthographic, nearest triangle first."""
-    mesh = _mesh(hemisphere)
+    mesh = mesh_of(hemisphere)
     towards = np.array(viewer) / np.linalg.norm(viewer)
     right = np.cross(up, towards)
     right /= np.linalg.norm(right)

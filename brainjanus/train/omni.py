@@ -413,8 +413,8 @@ def measure_drafts(
                 if batch.draft is None:  # so few shared stimuli that a fold has none left
                     continue
                 assert batch.target.codes is not None
-                leans = (lean_of(codes.tokenizer, batch.draft, subject, near) for near in NEARNESS)
-                unlikely += torch.stack([nats(lean, batch.target.codes).mean() for lean in leans])
+                lean = lean_of(codes.tokenizer, batch.draft, subject, 1.0)  # in proportion to how near
+                unlikely += torch.stack([nats(near * lean, batch.target.codes).mean() for near in NEARNESS])
             if unlikely.any():
                 drafts.trust(subject).near(kind).fill_(NEARNESS[int(unlikely.argmin())])
 

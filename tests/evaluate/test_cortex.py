@@ -31,7 +31,7 @@ def surface(index: np.ndarray) -> BrainSpace:
 @pytest.fixture(scope="module")
 def occipital() -> np.ndarray:
     pytest.importorskip("nilearn", reason="needs nilearn (the extra 'cortex')")
-    y = np.concatenate([cortex._mesh(side).vertices[:, 1] for side in ("left", "right")])
+    y = np.concatenate([cortex.mesh_of(side).vertices[:, 1] for side in ("left", "right")])
     return np.flatnonzero(y < -60)
 
 
@@ -69,7 +69,7 @@ def test_a_surface_is_seen_from_the_sides_that_are_named(occipital):
 
 
 def test_sites_in_front_bring_the_whole_hemisphere(occipital):
-    front = np.flatnonzero(cortex._mesh("left").vertices[:, 1] > 40)
+    front = np.flatnonzero(cortex.mesh_of("left").vertices[:, 1] > 40)
     wide = pixels(draw_maps(surface(np.sort(front)), {"map": np.ones(len(front))}, limits=(-1.0, 1.0), outlines=[]))
     assert reddish(wide[: int(0.8 * len(wide))]).sum() > 1000
 
@@ -125,7 +125,7 @@ def test_the_wrong_number_of_sites_is_refused():
 
 def test_missing_nilearn_is_said_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "nilearn.datasets", None)
-    cortex._mesh.cache_clear()
+    cortex.mesh_of.cache_clear()
     with pytest.raises(UserError, match=r"pip install 'brainjanus\[cortex\]'"):
         draw_maps(surface(np.arange(5)), {"a": np.zeros(5)})
 

@@ -1,0 +1,179 @@
+"""The explorer from Python, on this machine or another.
+
+    import brainjanus as bj
+    lab = bj.connect("http://127.0.0.1:8765")
+    faces = lab.encode(text="a face", against={"text": "a house"})
+    print(faces["subj01"].values)
+    print(lab.decode("subj01", lab.stimuli("dog")[0]["id"]).captions)
+
+Needs the standard library and NumPy alone where it asks.
+"""
+
+import base64
+import json
+import secrets
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from brainjanus.core.errors import UserError
+
+WAIT_SEC = 20  # that one question is held back for the end of a job
+
+
+@dataclass(frozen=True, eq=False)
+class MapAnswer:
+    """An expected response [sites], z-scored, or a contrast of two; spread: see `Client.encode`."""
+
+    values: Float[np.ndarray, "v"]
+    spread: Float[np.ndarray, "v"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedAnswer:
+    """What a response tells. measured: the response [sites]. pictures: PNG files as bytes, the expected one first;
+    captions: the likeliest first. ranks, log_p: of what was seen, among `candidates` held-out stimuli."""
+
+    measured: Float[np.ndarray, "v"]
+    pictures: list[bytes]
+    captions: list[str]
+    ranks: dict[str, int]
+    log_p: dict[str, float]
+    candidates: int
+
+
+@dataclass(frozen=True, eq=False)
+class TokensAnswer:
+    """A response token by token. codes [tokens]; patch [sites]: the token of each site; after: with tokens changed."""
+
+    codes: Int[np.ndarray, "k"]
+    num_codes: int
+    patch: Int[np.ndarray, "v"]
+    values: Float[np.ndarray, "v"]
+    before: DecodedAnswer
+    after: DecodedAnswer | None
+
+
+class Client:
+    """An explorer that runs elsewhere. Raises UserError, with its sentence, for what it refuses."""
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise UserError(f"explorer: expected an address as http://127.0.0.1:8765, got '{url}'. Correct it.")
+        self.url = url.rstrip("/")
+        self._headers = {"X-Client": secrets.token_hex(8)}
+        if token is not None:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def about(self) -> dict[str, Any]:
+        """The run, its subjects and ROIs, and what it can be asked."""
+        return self._json("GET", "/api/about")
+
+    def stimuli(self, query: str = "", subject: str | None = None, start: int = 0, most: int = 50) -> list[dict]:
+        """Held-out stimuli whose id or captions hold all words of the query."""
+        asked = {"query": query, "start": start, "most": most} | ({} if subject is None else {"subject": subject})
+        return self._json("GET", f"/api/stimuli?{urllib.parse.urlencode(asked)}")["stimuli"]
+
+    def encode(
+        self, *, text: str | None = None, picture: Path | str | bytes | None = None, stimulus: str | None = None,
+        against: Mapping[str, Any] | None = None, subjects: Sequence[str] = (), samples: int = 0, seed: int = 0,
+    ) -> dict[str, MapAnswer]:  # fmt: skip
+        """The response of each subject that is to be expected to a sentence, a picture (a file, or its bytes) or the
+        picture of a held-out stimulus.
+
+        against: what is taken off, as {"text": ..., "picture": ..., "stimulus": ...}. samples: single trials that the
+        spread (standard deviation) is taken over; 0: no spread.
+        """
+        asked: dict[str, Any] = {"shown": self._shown(text=text, picture=picture, stimulus=stimulus)}
+        if against is not None:
+            asked["against"] = self._shown(**against)
+        made = self._job("/api/encode", asked | {"subjects": list(subjects), "samples": samples, "seed": seed})
+        return {subject: _map(one) for subject, one in made.items()}
+
+    def decode(self, subject: str, stimulus: str, **options: Any) -> DecodedAnswer:
+        """The pictures and captions that a measured response tells. options: repeat, hidden (ROIs), samples, guidance,
+        temperature, seed, ranked."""
+        return _decoded(self._job("/api/decode", {"subject": subject, "stimulus": stimulus} | options))
+
+    def tokens(self, subject: str, stimulus: str, **options: Any) -> TokensAnswer:
+        """A response token by token. options: repeat, swapped ({token: code}), masked (tokens), seed."""
+        made = self._job("/api/tokens", {"subject": subject, "stimulus": stimulus} | options)
+        return TokensAnswer(
+            np.array(made["codes"]), made["num_codes"], _unpacked(made["patch"], "<i4"), _unpacked(made["values"]),
+            _decoded(made["before"]), None if made["after"] is None else _decoded(made["after"]),
+        )  # fmt: skip
+
+    def accuracy(self, subject: str, direction: str = "image->brain") -> Float[np.ndarray, "v"]:
+        """How well each site is predicted: Pearson's r across held-out stimuli."""
+        return _map(self._job("/api/accuracy", {"subject": subject, "direction": direction})[subject]).values
+
+    def scores(self) -> list[dict[str, Any]]:
+        """The records of scores.json, if the run was scored."""
+        return self._json("GET", "/api/scores")
+
+    def _shown(self, text: Any = None, picture: Any = None, stimulus: Any = None) -> dict[str, Any]:
+        if picture is not None:
+            data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+            picture = self._json("POST", "/api/pictures", data)["id"]
+        return {"text": text, "picture": picture, "stimulus": stimulus}
+
+    def _job(self, path: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        job = self._json("POST", path, json.dumps(asked).encode())
+        try:
+            while job["state"] in ("waiting", "running"):
+                job = self._json("GET", f"/api/jobs/{job['id']}?wait={WAIT_SEC}")
+        except KeyboardInterrupt:
+            self._json("DELETE", f"/api/jobs/{job['id']}")
+            raise
+        if job["state"] != "done":
+            raise UserError(job["problem"] or f"job: expected an answer, got that it was {job['state']}. Ask again.")
+        return job["result"]
+
+    def _json(self, method: str, path: str, data: bytes | None = None) -> Any:
+        headers = self._headers | ({} if data is None else {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=WAIT_SEC + 40) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            try:
+                detail = str(json.load(error)["detail"])
+            except (ValueError, LookupError, TypeError):
+                detail = f"explorer: expected an answer, got status {error.code}. Is {self.url} an explorer?"
+            raise UserError(detail) from error
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"explorer: expected one that answers at {self.url}, got '{error}'. Start it with `brainjanus explore "
+                "RUN`, or correct the address."
+            ) from error
+
+
+def connect(url: str, token: str | None = None) -> Client:
+    """An explorer that runs at an address. token: that which it printed, where it listens to other machines.
+
+    Raises UserError if nothing answers there.
+    """
+    client = Client(url, token)
+    client.about()
+    return client
+
+
+def _unpacked(text: str, kind: str = "<f4") -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), kind).copy()
+
+
+def _map(made: Mapping[str, Any]) -> MapAnswer:
+    return MapAnswer(_unpacked(made["values"]), None if made["spread"] is None else _unpacked(made["spread"]))
+
+
+def _decoded(made: Mapping[str, Any]) -> DecodedAnswer:
+    pictures = [base64.b64decode(picture) for picture in made["pictures"]]
+    told = (made[name] for name in ("captions", "ranks", "log_p", "candidates"))
+    return DecodedAnswer(_unpacked(made["measured"]), pictures, *told)

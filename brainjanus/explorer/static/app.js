@@ -1,0 +1,388 @@
+// The page: what is asked stands in the address, so that a view can be sent to a colleague.
+
+import { Refused, ask, fill, floats, h, ints, png, work } from "./api.js";
+import { Cortex } from "./cortex.js";
+
+const $ = (id) => document.getElementById(id);
+const TABS = ["decode", "encode", "tokens", "scores"];
+const START = { tab: "decode", subject: "", stimulus: "", repeat: "", query: "", hidden: "", samples: "1", guidance: "1", temperature: "1", seed: "0",
+  text: "", picture: "", against: "", spread: "", swapped: "", masked: "", roi: "", direction: "image->brain", sort: "direction", metric: "" };
+const state = { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
+let about, cortex, last = { maps: null }, running = null;
+
+function set(changes) {
+  Object.assign(state, changes);
+  const told = Object.entries(state).filter(([name, value]) => name in START && String(value) !== START[name]);
+  history.replaceState(null, "", `#${new URLSearchParams(told)}`);
+}
+
+function problem(error) {
+  if (error && !(error instanceof Refused)) console.error(error);
+  $("problem").hidden = !error;
+  $("problem").textContent = error ? error.message : "";
+}
+
+// Runs one job at a time: what is asked next takes the place of what was asked before.
+async function job(path, body) {
+  problem(null);
+  running?.();
+  try {
+    const done = await work(path, body, (one, cancel) => {
+      running = cancel;
+      $("job").hidden = false;
+      const [bar, words, button] = $("job").children;
+      if (one.total) bar.value = one.done / one.total; else bar.removeAttribute("value");
+      words.textContent = one.state === "waiting" ? "waits its turn" : `${one.name || one.kind} ${one.total ? `${one.done} of ${one.total}` : ""}`;
+      button.onclick = cancel;
+    });
+    return done;
+  } catch (error) {
+    problem(error);
+    return null;
+  } finally {
+    $("job").hidden = true;
+    running = null;
+  }
+}
+
+const subjectFacts = () => about.subjects.find((one) => one.name === state.subject);
+const list = (text) => text.split(",").filter(Boolean);
+
+function paint(values, label, options = {}) {
+  const ended = cortex.show(state.subject, values, { label, ...options });
+  ended.catch((error) => { problem(new Refused("The cortex could not be drawn: this browser gives no WebGL 2. The other answers are not touched by that.")); console.warn(error); });
+}
+
+// --- controls that views share
+
+function slider(name, title, low, high, step) {
+  const out = h("output", {}, state[name]);
+  return h("label", {}, title, " ", out, h("input", { type: "range", min: low, max: high, step, value: state[name], id: `in-${name}`,
+    oninput: (event) => { out.textContent = event.target.value; set({ [name]: event.target.value }); }, onchange: () => renew() }));
+}
+
+function browser(chosen) {
+  const thumbs = h("div", { id: "thumbs", role: "listbox", "aria-label": "Held-out stimuli" });
+  const count = h("p.quiet");
+  const search = h("input", { type: "search", id: "in-query", placeholder: "Search captions", value: state.query, "aria-label": "Search captions", maxLength: 200 });
+  let start = 0, waiting;
+  const more = h("button", { onclick: () => find(false) }, "More");
+  async function find(anew = true) {
+    if (anew) start = 0;
+    const asked = new URLSearchParams({ query: state.query, start, most: 60, subject: state.subject });
+    const found = await ask(`/api/stimuli?${asked}`).catch((error) => (problem(error), { total: 0, stimuli: [] }));
+    if (anew) thumbs.replaceChildren();
+    start += found.stimuli.length;
+    for (const one of found.stimuli) {
+      const said = one.captions[0] ?? one.id;
+      const inside = about.image_size ? h("img", { src: `/api/stimuli/${encodeURIComponent(one.id)}/picture.png?small=true`, alt: said, loading: "lazy" }) : said;
+      thumbs.append(h("button", { title: `${said} (${one.id})`, role: "option", "aria-pressed": String(one.id === state.stimulus), "data-stimulus": one.id,
+        onclick: (event) => { for (const other of thumbs.children) other.setAttribute("aria-pressed", "false"); event.currentTarget.setAttribute("aria-pressed", "true");
+          set({ stimulus: one.id, repeat: "", swapped: "", masked: "" }); chosen(one); } }, inside));
+    }
+    more.hidden = start >= found.total;
+    count.textContent = `${found.total} held-out stimuli`;
+    return found.stimuli;
+  }
+  search.oninput = () => { clearTimeout(waiting); waiting = setTimeout(() => { set({ query: search.value }); find(); }, 200); };
+  thumbs.onkeydown = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 4, ArrowUp: -4 }[event.key];
+    const here = [...thumbs.children].indexOf(document.activeElement);
+    if (step && here >= 0) { event.preventDefault(); thumbs.children[Math.max(0, Math.min(thumbs.children.length - 1, here + step))].focus(); }
+  };
+  return { parts: [search, count, thumbs, more], find };
+}
+
+function repeats(one) {
+  const many = one.repeats[state.subject] ?? 0;
+  const choose = h("select", { id: "in-repeat", onchange: (event) => { set({ repeat: event.target.value }); renew(); } },
+    h("option", { value: "" }, `mean of ${many} trial${many === 1 ? "" : "s"}`), ...Array.from({ length: many }, (_, at) => h("option", { value: String(at) }, `trial ${at + 1}`)));
+  choose.value = state.repeat;
+  return h("label", {}, "Response ", choose);
+}
+
+async function chosenStimulus(find) {
+  const found = await find();
+  if (!state.stimulus && found.length) { set({ stimulus: found[0].id }); document.querySelector("#thumbs button")?.setAttribute("aria-pressed", "true"); }
+  if (!state.stimulus) return null;
+  const same = found.find((one) => one.id === state.stimulus);
+  if (same) return same;
+  const other = await ask(`/api/stimuli?${new URLSearchParams({ query: state.stimulus, most: 20 })}`);
+  return other.stimuli.find((one) => one.id === state.stimulus) ?? null;
+}
+
+function roiButtons(pressed, press) {
+  const names = Object.keys(subjectFacts().rois);
+  fill($("rois"), ...names.map((name) => h("button", { "aria-pressed": String(pressed(name)), title: `${subjectFacts().rois[name]} sites`, onclick: () => press(name) }, name)));
+}
+
+// --- decode
+
+const decode = {
+  async open() {
+    const options = h("div");
+    const { parts, find } = browser((one) => { options.replaceChildren(...this.options(one)); renew(); });
+    fill($("controls"), h("h2", {}, "What was seen"), ...parts, options);
+    const one = await chosenStimulus(find);
+    if (one) { options.replaceChildren(...this.options(one)); this.one = one; await renew(); }
+  },
+  options(one) {
+    this.one = one;
+    return [repeats(one), slider("samples", "Samples", 0, 6, 1), slider("guidance", "Guidance", 0, 4, 0.25), slider("temperature", "Temperature", 0, 2, 0.1),
+      h("label", {}, "Seed ", h("input", { type: "number", id: "in-seed", min: 0, value: state.seed, onchange: (event) => { set({ seed: event.target.value || "0" }); renew(); } }))];
+  },
+  async renew() {
+    if (!state.stimulus) return;
+    const hidden = list(state.hidden);
+    roiButtons((name) => hidden.includes(name), (name) => { set({ hidden: (hidden.includes(name) ? hidden.filter((one) => one !== name) : [...hidden, name]).join() }); renew(); });
+    $("rois").prepend(h("span.quiet", {}, "Hide and decode again: "));
+    const about_seen = { subject: state.subject, stimulus: state.stimulus, repeat: state.repeat === "" ? null : Number(state.repeat) };
+    const query = new URLSearchParams({ stimulus: state.stimulus, ...(state.repeat !== "" && { repeat: state.repeat }) });
+    const measured = floats((await ask(`/api/measured/${encodeURIComponent(state.subject)}?${query}`)).values);
+    const space = await cortex.space(state.subject);
+    for (const name of hidden) for (const site of space.rois[name] ?? []) measured[site] = NaN;
+    paint(measured, "measured response (z)");
+    const done = await job("/api/decode", { ...about_seen, hidden, samples: Number(state.samples), guidance: Number(state.guidance), temperature: Number(state.temperature), seed: Number(state.seed) });
+    if (done) this.told(done.result, done);
+  },
+  told(found) {
+    const named = (at) => (at ? `sample ${at}` : "expected");
+    const seen = about.image_size ? [h("figure", {}, h("img", { src: `/api/stimuli/${encodeURIComponent(state.stimulus)}/picture.png`, alt: "what was seen" }), h("figcaption", {}, "seen"))] : [];
+    fill($("result"), 
+      h("h2", {}, "Pictures"),
+      h("div.pictures", {}, ...seen, ...found.pictures.map((one, at) => h("figure", {}, h("img", { src: png(one), alt: `decoded picture, ${named(at)}` }), h("figcaption", {}, named(at))))),
+      found.pictures.length ? null : h("p.quiet", {}, "This run decodes no pictures."),
+      h("h2", {}, "Captions"),
+      h("table", {}, h("tbody", {}, ...(this.one?.captions ?? []).slice(0, 2).map((said) => h("tr", {}, h("th", {}, "seen"), h("td", {}, said))),
+        ...found.captions.map((said, at) => h("tr", {}, h("th", {}, at ? `sample ${at}` : "likeliest"), h("td", {}, said))))),
+      h("h2", {}, "How likely is what was seen?"),
+      h("table", { id: "ranks" }, h("tbody", {}, ...Object.entries(found.ranks).map(([target, rank]) => h("tr", {}, h("th", {}, target === "image" ? "picture" : "caption"),
+        h("td", {}, `rank ${rank} of ${found.candidates} held-out stimuli`), h("td.number", {}, `log p ${found.log_p[target].toFixed(1)}`))))),
+      h("p.quiet", {}, "Rank 1: nothing else that was held out is likelier, given this response."),
+    );
+    fill($("downloads"), );
+  },
+};
+
+// --- encode
+
+const encode = {
+  async open() {
+    const said = h("textarea", { id: "in-text", rows: 2, placeholder: "A sentence, e.g. a face", maxLength: 1000, value: state.text });
+    const other = h("input", { type: "text", id: "in-against", placeholder: "minus, e.g. a house", maxLength: 1000, value: state.against });
+    const go = () => { set({ text: said.value.trim(), against: other.value.trim() }); renew(); };
+    for (const field of [said, other]) field.onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); go(); } };
+    const { parts, find } = browser(() => { set({ picture: "" }); this.preview(); renew(); });
+    this.box = h("div.drop", { id: "drop" });
+    const file = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", id: "in-file", onchange: () => file.files[0] && this.upload(file.files[0]) });
+    this.box.ondragover = (event) => { event.preventDefault(); this.box.classList.add("over"); };
+    this.box.ondragleave = () => this.box.classList.remove("over");
+    this.box.ondrop = (event) => { event.preventDefault(); this.box.classList.remove("over"); if (event.dataTransfer.files[0]) this.upload(event.dataTransfer.files[0]); };
+    const pad = this.pad();
+    fill($("controls"), h("h2", {}, "What is shown"), h("label", {}, "Sentence", said), h("label", {}, "Contrast", other),
+      h("div.row", {}, h("button.main", { id: "go", onclick: go }, "Predict"), h("label", {}, h("input", { type: "checkbox", id: "in-spread", checked: state.spread === "1",
+        onchange: (event) => { set({ spread: event.target.checked ? "1" : "" }); renew(); } }), " with its uncertainty")),
+      about.reads.image ? h("details", { open: Boolean(state.picture || state.stimulus) }, h("summary", {}, "A picture"), this.box, file, ...pad,
+        h("details", {}, h("summary", {}, "Of the held-out stimuli"), ...parts)) : null);
+    this.preview();
+    await find();
+    await renew();
+  },
+  pad() {
+    const paper = h("canvas", { id: "draw", width: 128, height: 128, tabIndex: 0, "aria-label": "Draw a picture here" });
+    const pen = paper.getContext("2d"), clear = () => { pen.fillStyle = "#fff"; pen.fillRect(0, 0, 128, 128); };
+    clear();
+    const colour = h("input", { type: "color", value: "#c02020", "aria-label": "Colour of the pen" });
+    let from = null;
+    const at = (event) => [event.offsetX * 128 / paper.clientWidth, event.offsetY * 128 / paper.clientHeight];
+    paper.onpointerdown = (event) => { paper.setPointerCapture(event.pointerId); from = at(event); };
+    paper.onpointermove = (event) => { if (!from) return; Object.assign(pen, { strokeStyle: colour.value, lineWidth: 9, lineCap: "round" });
+      pen.beginPath(); pen.moveTo(...from); from = at(event); pen.lineTo(...from); pen.stroke(); };
+    paper.onpointerup = () => { from = null; };
+    return [h("details", {}, h("summary", {}, "Draw one"), paper, h("div.row", {}, colour, h("button", { onclick: clear }, "Clear"),
+      h("button", { id: "use-drawing", onclick: () => paper.toBlob((blob) => this.upload(blob)) }, "Use it")))];
+  },
+  async upload(blob) {
+    problem(null);
+    try {
+      set({ picture: (await ask("/api/pictures", blob)).id, stimulus: "" });
+      this.preview();
+      await renew();
+    } catch (error) { problem(error); }
+  },
+  preview() {
+    const source = state.picture ? `/api/pictures/${encodeURIComponent(state.picture)}` : state.stimulus && about.image_size ? `/api/stimuli/${encodeURIComponent(state.stimulus)}/picture.png` : "";
+    this.box.replaceChildren(...(source ? [h("img", { src: source, alt: "the picture that is shown", width: 96 }), h("br"),
+      h("button", { onclick: () => { set({ picture: "", stimulus: "" }); this.preview(); renew(); } }, "Take it away")] : ["Drop a picture here, or choose a file"]));
+  },
+  async renew() {
+    const marked = state.roi;
+    roiButtons((name) => name === marked, (name) => { set({ roi: name === marked ? "" : name }); this.paint(); renewRois(); });
+    const renewRois = () => roiButtons((name) => name === state.roi, (name) => { set({ roi: name === state.roi ? "" : name }); this.paint(); renewRois(); });
+    renewRois();
+    const shown = { text: state.text || null, picture: state.picture || null, stimulus: state.picture ? null : state.stimulus || null };
+    if (!Object.values(shown).some(Boolean)) { fill($("result"), h("p.quiet", {}, "Type a sentence or give a picture: the response that each brain is expected to have appears on the cortex.")); return; }
+    const body = { shown, samples: state.spread === "1" && !state.against ? 16 : 0, seed: Number(state.seed) };
+    if (state.against) body.against = { text: state.against };
+    const done = await job("/api/encode", body);
+    if (!done) return;
+    last.maps = Object.fromEntries(Object.entries(done.result).map(([name, one]) => [name, { values: floats(one.values), spread: one.spread && floats(one.spread) }]));
+    last.id = done.id;
+    this.paint();
+    await this.told();
+  },
+  async paint() {
+    const one = last.maps?.[state.subject];
+    if (!one) return;
+    const space = await cortex.space(state.subject);
+    const uncertain = state.shows === "spread" && one.spread;
+    const name = state.against ? "contrast (z)" : uncertain ? "spread of single trials (z)" : "expected response (z)";
+    paint(uncertain ? one.spread : one.values, name, { lit: state.roi && space.rois[state.roi] ? new Set(space.rois[state.roi]) : null });
+  },
+  async told() {
+    const rows = [];
+    for (const [subject, one] of Object.entries(last.maps)) {
+      const space = await cortex.space(subject);
+      const each = Object.entries(space.rois).map(([name, sites]) => [name, mean(sites, one.values), one.spread && mean(sites, one.spread)]).sort((a, b) => b[1] - a[1]);
+      rows.push(h("h2", {}, h("button", { "aria-pressed": String(subject === state.subject), onclick: () => { $("subject").value = subject; $("subject").onchange(); } }, subject)),
+        h("table", {}, h("tbody", {}, ...each.slice(0, 6).map(([name, value, spread]) => h("tr", {}, h("th", {}, name), h("td.number", {}, value.toFixed(2)), h("td.number", {}, spread ? `± ${spread.toFixed(2)}` : ""))))));
+    }
+    const some = last.maps[state.subject]?.spread;
+    fill($("result"), h("h2", {}, state.against ? "Mean contrast, by region" : "Mean expected response, by region"), ...rows,
+      some ? h("p.quiet", {}, "± standard deviation of single trials around it") : null,
+      some ? h("div.row", {}, ...["values", "spread"].map((which) => h("button", { "aria-pressed": String((state.shows ?? "values") === which), onclick: () => { state.shows = which; this.paint(); this.told(); } }, which === "values" ? "Show the response" : "Show its spread"))) : null);
+    const kind = subjectFacts().geometry, place = `/api/jobs/${last.id}/maps/${encodeURIComponent(state.subject)}`;
+    const forms = { png: "PNG", npy: "npy", ...(kind === "volume" && { "nii.gz": "NIfTI" }), ...(kind === "surface" && { "L.func.gii": "GIfTI left", "R.func.gii": "GIfTI right" }) };
+    fill($("downloads"), h("span.quiet", {}, "Save the map:"), ...Object.entries(forms).map(([form, name]) => h("a", { href: `${place}.${form}`, download: `${state.subject}.${form}` }, name)));
+  },
+};
+
+const mean = (sites, values) => sites.reduce((sum, site) => sum + values[site], 0) / Math.max(1, sites.length);
+
+// --- tokens
+
+const tokens = {
+  async open() {
+    const options = h("div");
+    const { parts, find } = browser((one) => { options.replaceChildren(repeats(one)); renew(); });
+    fill($("controls"), h("h2", {}, "Whose response"), ...parts, options);
+    const one = await chosenStimulus(find);
+    if (one) { options.replaceChildren(repeats(one)); await renew(); }
+  },
+  async renew() {
+    fill($("rois"), );
+    fill($("downloads"), );
+    if (!state.stimulus) return;
+    const swapped = Object.fromEntries(list(state.swapped).map((one) => one.split(":").map(Number)));
+    const done = await job("/api/tokens", { subject: state.subject, stimulus: state.stimulus, repeat: state.repeat === "" ? null : Number(state.repeat), swapped, masked: list(state.masked).map(Number), seed: Number(state.seed) });
+    if (!done) return;
+    this.found = done.result;
+    this.patch = ints(done.result.patch);
+    this.values = floats((done.result.after ?? done.result.before).measured);
+    this.told(swapped, new Set(list(state.masked).map(Number)));
+  },
+  light(token) {
+    const lit = new Set();
+    this.patch.forEach((one, site) => { if (one === token) lit.add(site); });
+    paint(this.values, "response (z), the token lit", { lit });
+  },
+  told(swapped, masked) {
+    const { codes, num_codes, before, after } = this.found;
+    const chosen = Number(state.token ?? 0) < codes.length ? Number(state.token ?? 0) : 0;
+    const buttons = codes.map((code, at) => h(`button${masked.has(at) ? ".masked" : ""}${at in swapped ? ".swapped" : ""}`, { "aria-pressed": String(at === chosen), title: `token ${at}, code ${code}`, "data-token": at,
+      onfocus: () => this.light(at), onmouseenter: () => this.light(at), onclick: () => { state.token = at; this.told(swapped, masked); this.light(at); } }, String(swapped[at] ?? code)));
+    const keep = (changes) => { set(changes); renew(); };
+    const code = h("input", { type: "number", id: "in-code", min: 0, max: num_codes - 1, value: swapped[chosen] ?? codes[chosen], "aria-label": "Code in its place" });
+    const swap = () => { const more = { ...swapped, [chosen]: Number(code.value) }; if (more[chosen] === codes[chosen]) delete more[chosen]; keep({ swapped: Object.entries(more).map((pair) => pair.join(":")).join() }); };
+    const mask = () => keep({ masked: (masked.has(chosen) ? [...masked].filter((one) => one !== chosen) : [...masked, chosen]).join() });
+    const said = (one) => one.captions[0] ?? "";
+    const words = new Set(said(before).split(" "));
+    fill($("result"), 
+      h("h2", {}, `Brain: ${codes.length} tokens`), h("div.tokens", {}, ...buttons),
+      h("div.row", {}, h("strong", {}, `Token ${chosen}`), h("label", {}, "code ", code), h("button", { id: "swap", onclick: swap }, "Swap"), h("button", { id: "mask", onclick: mask }, masked.has(chosen) ? "Show again" : "Mask"),
+        h("button", { onclick: () => keep({ swapped: "", masked: "" }) }, "As measured")),
+      h("h2", {}, "What the model says of it"),
+      h("div.pictures", {}, ...[["as measured", before], ["changed", after]].filter(([, one]) => one).map(([name, one]) => h("figure", {}, one.pictures.length ? h("img", { src: png(one.pictures[0]), alt: `picture, ${name}` }) : null, h("figcaption", {}, name)))),
+      h("table", {}, h("tbody", {}, h("tr", {}, h("th", {}, "as measured"), h("td", {}, said(before))),
+        after ? h("tr", {}, h("th", {}, "changed"), h("td", { id: "after" }, ...said(after).split(" ").map((word) => h(words.has(word) ? "span" : "span.changed", {}, `${word} `)))) : null,
+        ...Object.keys(before.log_p).map((target) => h("tr", {}, h("th", {}, `log p of the seen ${target === "image" ? "picture" : "caption"}`), h("td", {}, [before, after].filter(Boolean).map((one) => one.log_p[target].toFixed(1)).join(" → ")))))),
+    );
+    this.light(chosen);
+  },
+};
+
+// --- scores
+
+const scores = {
+  async open() {
+    fill($("rois"), );
+    fill($("downloads"), );
+    const directions = about.directions.filter((name) => name.endsWith("->brain"));
+    const choose = h("select", { id: "in-direction", onchange: (event) => { set({ direction: event.target.value }); this.accuracy(); } }, ...directions.map((name) => h("option", {}, name)));
+    choose.value = state.direction;
+    this.records = await ask("/api/scores");
+    const metrics = [...new Set(this.records.map((one) => one.metric))].sort();
+    const metric = h("select", { id: "in-metric", onchange: (event) => { set({ metric: event.target.value }); this.table(); } }, h("option", { value: "" }, "all"), ...metrics.map((name) => h("option", {}, name)));
+    metric.value = state.metric;
+    fill($("controls"), h("h2", {}, "Each site"), h("label", {}, "How well it is predicted, in ", choose),
+      h("p.quiet", {}, "Pearson's r between measured and expected responses, across held-out stimuli."), h("h2", {}, "Table"), h("label", {}, "Metric ", metric));
+    this.table();
+    await this.accuracy();
+  },
+  async renew() { this.table(); },
+  async accuracy() {
+    const done = await job("/api/accuracy", { subject: state.subject, direction: state.direction });
+    if (!done) return;
+    const values = floats(done.result[state.subject].values);
+    paint(values, "voxel r");
+    fill($("downloads"), h("a", { href: `/api/jobs/${done.id}/maps/${encodeURIComponent(state.subject)}.png`, download: `${state.subject}.png` }, "Save as PNG"));
+  },
+  table() {
+    const columns = ["direction", "subject", "roi", "metric", "estimator", "value", "floor", "baseline", "ceiling", "p", "n"];
+    if (!this.records.length) { fill($("result"), h("p", {}, "This run was not scored yet: brainjanus evaluate RUN")); return; }
+    const [by, down] = [state.sort.replace("-", ""), state.sort.startsWith("-") ? -1 : 1];
+    const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a ?? "").localeCompare(String(b ?? "")));
+    const rows = this.records.filter((one) => !state.metric || one.metric === state.metric).sort((a, b) => down * order(a[by], b[by]));
+    const number = (value) => (typeof value === "number" ? (Number.isInteger(value) ? String(value) : value.toFixed(3)) : value ?? "");
+    fill($("result"), h("h2", {}, `${rows.length} figures`), h("div.scroll", { tabIndex: 0 }, h("table.figures", {}, h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col", "aria-sort": name === by ? (down > 0 ? "ascending" : "descending") : "none" },
+      h("button", { onclick: () => { set({ sort: state.sort === name ? `-${name}` : name }); this.table(); } }, name, name === by ? (down > 0 ? " ↑" : " ↓") : ""))))),
+      h("tbody", {}, ...rows.slice(0, 600).map((one) => h("tr", {}, ...columns.map((name) => h(typeof one[name] === "number" ? "td.number" : "td", {}, String(number(one[name]))))))))));
+  },
+};
+
+// --- the whole
+
+const views = { decode, encode, tokens, scores };
+const renew = () => views[state.tab].renew().catch(problem);
+
+async function open(tab) {
+  set({ tab });
+  $("main").dataset.tab = tab;
+  for (const button of document.querySelectorAll("[role=tab]")) button.setAttribute("aria-selected", String(button.dataset.tab === tab));
+  fill($("result"), );
+  fill($("controls"), );
+  await views[tab].open().catch(problem);
+}
+
+async function begin() {
+  about = await ask("/api/about");
+  document.title = `${about.run} · BrainJanus`;
+  $("about").textContent = `${about.run} on ${about.dataset}: ${about.subjects.length} subject${about.subjects.length === 1 ? "" : "s"}, ${about.stimuli} held-out stimuli`;
+  if (!about.subjects.some((one) => one.name === state.subject)) set({ subject: about.subjects[0].name });
+  cortex = new Cortex($("cortex"), $("views"), $("hover"), $("legend"));
+  $("subject").append(...about.subjects.map((one) => h("option", { value: one.name }, `${one.name} (${one.sites} ${one.kind})`)));
+  $("subject").value = state.subject;
+  $("subject").onchange = () => { set({ subject: $("subject").value, hidden: "", roi: "", swapped: "", masked: "" });
+    if (state.tab === "encode" && last.maps) { encode.paint(); encode.told(); } else open(state.tab); };
+  for (const button of document.querySelectorAll("[role=tab]")) {
+    button.onclick = () => open(button.dataset.tab);
+    button.onkeydown = (event) => { const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key]; if (step) { const next = TABS[(TABS.indexOf(button.dataset.tab) + step + 4) % 4]; $(`tab-${next}`).focus(); } };
+  }
+  await open(TABS.includes(state.tab) ? state.tab : "decode");
+}
+
+$("theme").onclick = () => { const next = { "": "dark", dark: "light", light: "" }[document.documentElement.dataset.theme ?? ""];
+  if (next) document.documentElement.dataset.theme = next; else delete document.documentElement.dataset.theme; localStorage.theme = next; cortex?.recolour(); };
+if (localStorage.theme) document.documentElement.dataset.theme = localStorage.theme;
+addEventListener("hashchange", () => location.reload());
+begin().catch(problem);
