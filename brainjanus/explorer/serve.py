@@ -4,6 +4,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from brainjanus.core.errors import UserError
@@ -48,7 +49,8 @@ def serve(
             print(f"brainjanus: listens on {host}; whoever has the token may ask", file=sys.stderr)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
         (ready or (lambda address: print(address, flush=True)))(address)
-        server.run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+            server.run(sockets=[listening])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,7 +1,9 @@
 """The explorer as it is served, and asked from Python over loopback."""
 
 import io
+import signal
 import socket
+import subprocess
 import sys
 import threading
 
@@ -109,6 +111,17 @@ def test_a_port_that_is_taken_is_a_sentence(tiny_run):
         serving.serve(tiny_run, port=taken.getsockname()[1])
     with pytest.raises(UserError, match=free):
         serving.serve(tiny_run, host="no.such.host.invalid", port=0)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_how_it_ends(tiny_run, end):
+    command = [sys.executable, "-m", "brainjanus", "explore", tiny_run, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        assert bj.connect(address.rstrip("/")).about()["stimuli"] == 16
+        process.send_signal(end)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")
 
 
 def test_without_fastapi_the_extra_is_named(tiny_run, monkeypatch):

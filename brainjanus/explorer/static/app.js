@@ -6,9 +6,9 @@ import { Cortex } from "./cortex.js";
 const $ = (id) => document.getElementById(id);
 const TABS = ["decode", "encode", "tokens", "scores"];
 const START = { tab: "decode", subject: "", stimulus: "", repeat: "", query: "", hidden: "", samples: "1", guidance: "1", temperature: "1", seed: "0",
-  text: "", picture: "", against: "", spread: "", swapped: "", masked: "", roi: "", direction: "image->brain", sort: "direction", metric: "" };
+  text: "", picture: "", against: "", spread: "", swapped: "", masked: "", token: "0", shows: "values", roi: "", direction: "image->brain", sort: "direction", metric: "" };
 const state = { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
-let about, cortex, last = { maps: null }, running = null;
+let about, cortex, last = { maps: null }, running = null, newest = null;
 
 function set(changes) {
   Object.assign(state, changes);
@@ -26,8 +26,10 @@ function problem(error) {
 async function job(path, body) {
   problem(null);
   running?.();
+  const own = (newest = Symbol("job"));
   try {
     const done = await work(path, body, (one, cancel) => {
+      if (own !== newest) { cancel(); return; }
       running = cancel;
       $("job").hidden = false;
       const [bar, words, button] = $("job").children;
@@ -35,13 +37,12 @@ async function job(path, body) {
       words.textContent = one.state === "waiting" ? "waits its turn" : `${one.name || one.kind} ${one.total ? `${one.done} of ${one.total}` : ""}`;
       button.onclick = cancel;
     });
-    return done;
+    return own === newest ? done : null;
   } catch (error) {
-    problem(error);
+    if (own === newest) problem(error);
     return null;
   } finally {
-    $("job").hidden = true;
-    running = null;
+    if (own === newest) { $("job").hidden = true; running = null; }
   }
 }
 
@@ -138,12 +139,14 @@ const decode = {
     $("rois").prepend(h("span.quiet", {}, "Hide and decode again: "));
     const about_seen = { subject: state.subject, stimulus: state.stimulus, repeat: state.repeat === "" ? null : Number(state.repeat) };
     const query = new URLSearchParams({ stimulus: state.stimulus, ...(state.repeat !== "" && { repeat: state.repeat }) });
+    const turn = (this.turn = (this.turn ?? 0) + 1); // what was asked before and comes later is not shown
     const measured = floats((await ask(`/api/measured/${encodeURIComponent(state.subject)}?${query}`)).values);
     const space = await cortex.space(state.subject);
+    if (turn !== this.turn) return;
     for (const name of hidden) for (const site of space.rois[name] ?? []) measured[site] = NaN;
     paint(measured, "measured response (z)");
     const done = await job("/api/decode", { ...about_seen, hidden, samples: Number(state.samples), guidance: Number(state.guidance), temperature: Number(state.temperature), seed: Number(state.seed) });
-    if (done) this.told(done.result, done);
+    if (done && turn === this.turn && state.tab === "decode") this.told(done.result);
   },
   told(found) {
     const named = (at) => (at ? `sample ${at}` : "expected");
@@ -225,7 +228,7 @@ const encode = {
     const body = { shown, samples: state.spread === "1" && !state.against ? 16 : 0, seed: Number(state.seed) };
     if (state.against) body.against = { text: state.against };
     const done = await job("/api/encode", body);
-    if (!done) return;
+    if (!done || state.tab !== "encode") return;
     last.maps = Object.fromEntries(Object.entries(done.result).map(([name, one]) => [name, { values: floats(one.values), spread: one.spread && floats(one.spread) }]));
     last.id = done.id;
     this.paint();
@@ -250,7 +253,7 @@ const encode = {
     const some = last.maps[state.subject]?.spread;
     fill($("result"), h("h2", {}, state.against ? "Mean contrast, by region" : "Mean expected response, by region"), ...rows,
       some ? h("p.quiet", {}, "± standard deviation of single trials around it") : null,
-      some ? h("div.row", {}, ...["values", "spread"].map((which) => h("button", { "aria-pressed": String((state.shows ?? "values") === which), onclick: () => { state.shows = which; this.paint(); this.told(); } }, which === "values" ? "Show the response" : "Show its spread"))) : null);
+      some ? h("div.row", {}, ...["values", "spread"].map((which) => h("button", { "aria-pressed": String(state.shows === which), onclick: () => { set({ shows: which }); this.paint(); this.told(); } }, which === "values" ? "Show the response" : "Show its spread"))) : null);
     const kind = subjectFacts().geometry, place = `/api/jobs/${last.id}/maps/${encodeURIComponent(state.subject)}`;
     const forms = { png: "PNG", npy: "npy", ...(kind === "volume" && { "nii.gz": "NIfTI" }), ...(kind === "surface" && { "L.func.gii": "GIfTI left", "R.func.gii": "GIfTI right" }) };
     fill($("downloads"), h("span.quiet", {}, "Save the map:"), ...Object.entries(forms).map(([form, name]) => h("a", { href: `${place}.${form}`, download: `${state.subject}.${form}` }, name)));
@@ -275,7 +278,7 @@ const tokens = {
     if (!state.stimulus) return;
     const swapped = Object.fromEntries(list(state.swapped).map((one) => one.split(":").map(Number)));
     const done = await job("/api/tokens", { subject: state.subject, stimulus: state.stimulus, repeat: state.repeat === "" ? null : Number(state.repeat), swapped, masked: list(state.masked).map(Number), seed: Number(state.seed) });
-    if (!done) return;
+    if (!done || state.tab !== "tokens") return;
     this.found = done.result;
     this.patch = ints(done.result.patch);
     this.values = floats((done.result.after ?? done.result.before).measured);
@@ -288,9 +291,9 @@ const tokens = {
   },
   told(swapped, masked) {
     const { codes, num_codes, before, after } = this.found;
-    const chosen = Number(state.token ?? 0) < codes.length ? Number(state.token ?? 0) : 0;
+    const chosen = Number(state.token) < codes.length ? Number(state.token) : 0;
     const buttons = codes.map((code, at) => h(`button${masked.has(at) ? ".masked" : ""}${at in swapped ? ".swapped" : ""}`, { "aria-pressed": String(at === chosen), title: `token ${at}, code ${code}`, "data-token": at,
-      onfocus: () => this.light(at), onmouseenter: () => this.light(at), onclick: () => { state.token = at; this.told(swapped, masked); this.light(at); } }, String(swapped[at] ?? code)));
+      onfocus: () => this.light(at), onmouseenter: () => this.light(at), onclick: () => { set({ token: String(at) }); this.told(swapped, masked); this.light(at); } }, String(swapped[at] ?? code)));
     const keep = (changes) => { set(changes); renew(); };
     const code = h("input", { type: "number", id: "in-code", min: 0, max: num_codes - 1, value: swapped[chosen] ?? codes[chosen], "aria-label": "Code in its place" });
     const swap = () => { const more = { ...swapped, [chosen]: Number(code.value) }; if (more[chosen] === codes[chosen]) delete more[chosen]; keep({ swapped: Object.entries(more).map((pair) => pair.join(":")).join() }); };
@@ -332,7 +335,7 @@ const scores = {
   async renew() { this.table(); },
   async accuracy() {
     const done = await job("/api/accuracy", { subject: state.subject, direction: state.direction });
-    if (!done) return;
+    if (!done || state.tab !== "scores") return;
     const values = floats(done.result[state.subject].values);
     paint(values, "voxel r");
     fill($("downloads"), h("a", { href: `/api/jobs/${done.id}/maps/${encodeURIComponent(state.subject)}.png`, download: `${state.subject}.png` }, "Save as PNG"));
