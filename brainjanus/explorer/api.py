@@ -9,6 +9,7 @@ says is a path.
 import asyncio
 import base64
 import io
+import re
 import secrets
 import tempfile
 from collections import OrderedDict
@@ -17,6 +18,7 @@ from contextlib import asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import numpy as np
 from fastapi import FastAPI, Header, HTTPException, Query, Request, Response
@@ -40,7 +42,8 @@ STATIC = Path(__file__).parent / "static"
 MOST_BYTES, MOST_PIXELS = 8 << 20, 25_000_000  # of an uploaded picture
 MOST_UPLOADS = 64
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP"}
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
+LOCAL = ("127.0.0.1", "localhost", "::1")
+MOST_ASKED = 1 << 20  # bytes of a request that is no picture
 SMALL, DAY = 128, "private, max-age=86400"
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -134,6 +137,7 @@ class Uploads:
 
 def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None = None) -> FastAPI:
     """The HTTP API and the page. token: that every request has to bring; None: requests of this machine alone."""
+    token = None if token is None else check_token(token)
     queue, uploads = jobs or Jobs(), Uploads()
 
     @asynccontextmanager
@@ -175,8 +179,11 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
         subject: Annotated[str | None, Query(max_length=300)] = None,
         start: Annotated[int, Query(ge=0, le=10**7)] = 0,
         most: Annotated[int, Query(ge=1, le=200)] = 50,
+        identity: Annotated[str | None, Query(alias="id", max_length=300)] = None,
     ) -> dict[str, Any]:
-        """Held-out stimuli whose id or captions hold all words of the query."""
+        """Held-out stimuli whose id or captions hold all words of the query; or the one with this id."""
+        if identity is not None:
+            return {"total": 1, "stimuli": [told_stimulus(explorer.facts(identity))]}
         found = explorer.find(query, subject, start, most)
         return {"total": found.total, "stimuli": [told_stimulus(one) for one in found.stimuli]}
 
@@ -335,8 +342,8 @@ def guard(app: FastAPI, token: str | None) -> None:
     @app.middleware("http")
     async def admit(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
         if token is None:
-            host = request.headers.get("host", "").rpartition(":")[0] or request.headers.get("host", "")
-            if host not in LOCAL:
+            host = request.headers.get("host", "")
+            if not is_local(host):
                 return sentence(
                     403, f"host: expected {', '.join(LOCAL)}, got '{host[:64]}'. Open the page by one of these."
                 )
@@ -345,6 +352,13 @@ def guard(app: FastAPI, token: str | None) -> None:
             given = given or request.query_params.get("token", "") or request.cookies.get("brainjanus", "")
             if not secrets.compare_digest(given.encode(), token.encode()):
                 return sentence(401, "token: expected that which `brainjanus explore` printed, got none or another.")
+        length = request.headers.get("content-length", "0")
+        if request.url.path != "/api/pictures" and (
+            not length.isdecimal() or int(length) > MOST_ASKED or "transfer-encoding" in request.headers
+        ):
+            return sentence(
+                413, f"body: expected at most {MOST_ASKED >> 20} MB and its length, got others. Ask for less."
+            )
         response = await go_on(request)
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
@@ -363,8 +377,36 @@ def guard(app: FastAPI, token: str | None) -> None:
         return sentence(422, f"{where}: {str(first['msg'])[:300]}. See /api/schema for what is expected.")
 
     @app.exception_handler(AnyHTTPException)
-    async def refused(_: Request, error: AnyHTTPException) -> JSONResponse:
-        return sentence(error.status_code, str(error.detail))
+    async def refused(request: Request, error: AnyHTTPException) -> JSONResponse:
+        asked = f"{request.method} {request.url.path[:100]}"
+        told = {
+            "Not Found": f"{asked}: expected a path of /api/schema, got one that is not there. Correct it.",
+            "Method Not Allowed": f"{asked}: expected a method of /api/schema, got another. Correct it.",
+            "There was an error parsing the body": f"{asked}: expected JSON in UTF-8, got something else. Correct it.",
+        }
+        return sentence(error.status_code, told.get(str(error.detail), str(error.detail)))
+
+    @app.exception_handler(Exception)
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        return sentence(500, f"{request.url.path[:100]}: expected an answer, got {type(error).__name__}: our mistake.")
+
+
+def is_local(host: str) -> bool:
+    """Whether a Host header names this machine, as seen from itself."""
+    try:
+        return urlsplit(f"//{host}").hostname in LOCAL
+    except ValueError:
+        return False
+
+
+def check_token(token: str) -> str:
+    """Raises UserError for one that cannot stand in an address, or is none."""
+    if not re.fullmatch(r"[\w.~-]{1,200}", token, re.ASCII):
+        raise UserError(
+            "--token: expected letters, digits, '.', '_', '~' and '-', at least one, got others. Leave it out: where "
+            "one is needed it is made."
+        )
+    return token
 
 
 async def read_body(request: Request) -> bytes:
@@ -384,13 +426,13 @@ def checked_picture(data: bytes) -> Any:
     if kind is None or (kind == "WebP" and data[8:12] != b"WEBP"):
         raise UserError("picture: expected the bytes of a PNG, JPEG or WebP file, got something else. Convert it.")
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=[kind.upper()]) as opened:
             width, height = opened.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"picture: expected a {kind} file that can be read, got '{error}'. Save it again.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        width = height = 0  # what is wrong is said below
     if width * height > MOST_PIXELS:
         raise UserError(f"picture: expected at most {MOST_PIXELS:,} pixels, got {width} x {height}. Make it smaller.")
-    return decode_picture("picture", data)
+    return decode_picture("picture", data, formats=[kind.upper()], upright=True)
 
 
 def png(picture: np.ndarray, most: int | None = None) -> Response:
@@ -447,6 +489,7 @@ def told_result(result: Any) -> dict[str, Any]:
         return {
             "codes": result.codes.tolist(),
             "num_codes": result.num_codes,
+            "per_patch": result.per_patch,
             "patch": packed(result.patch.astype("<i4")),
             "values": packed(result.values),
             "before": told_result(result.before),

@@ -51,10 +51,12 @@ class DecodedAnswer:
 
 @dataclass(frozen=True, eq=False)
 class TokensAnswer:
-    """A response token by token. codes [tokens]; patch [sites]: the token of each site; after: with tokens changed."""
+    """A response token by token. codes [tokens]; per_patch: how many tokens the same sites have, one after the other;
+    patch [sites]: the first of them, of each site; after: with tokens changed."""
 
     codes: Int[np.ndarray, "k"]
     num_codes: int
+    per_patch: int
     patch: Int[np.ndarray, "v"]
     values: Float[np.ndarray, "v"]
     before: DecodedAnswer
@@ -106,7 +108,8 @@ class Client:
         """A response token by token. options: repeat, swapped ({token: code}), masked (tokens), seed."""
         made = self._job("/api/tokens", {"subject": subject, "stimulus": stimulus} | options)
         return TokensAnswer(
-            np.array(made["codes"]), made["num_codes"], _unpacked(made["patch"], "<i4"), _unpacked(made["values"]),
+            np.array(made["codes"]), made["num_codes"], made["per_patch"], _unpacked(made["patch"], "<i4"),
+            _unpacked(made["values"]),
             _decoded(made["before"]), None if made["after"] is None else _decoded(made["after"]),
         )  # fmt: skip
 

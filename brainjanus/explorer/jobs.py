@@ -64,10 +64,12 @@ class Jobs:
         with self._changed:
             self._forget()
             own = sum(job.owner == owner and not job.over.is_set() for job in self._jobs.values())
-            if own >= MOST_WAITING or (owner not in self._waiting and len(self._waiting) >= MOST_OWNERS):
+            if own >= MOST_WAITING:
                 raise UserError(
                     f"jobs: expected fewer than {MOST_WAITING} that wait, got {own}. Wait for them, or cancel some."
                 )
+            if owner not in self._waiting and len(self._waiting) >= MOST_OWNERS:
+                raise UserError(f"jobs: expected fewer than {MOST_OWNERS} owners that wait, got more. Try again later.")
             job = Job(kind, owner, work)
             self._jobs[job.id] = job
             self._waiting.setdefault(owner, deque()).append(job)
@@ -76,6 +78,7 @@ class Jobs:
 
     def get(self, identity: str) -> Job | None:
         with self._changed:
+            self._forget()
             return self._jobs.get(identity)
 
     def cancel(self, identity: str) -> Job | None:
@@ -88,6 +91,8 @@ class Jobs:
             queue = self._waiting.get(job.owner)
             if queue is not None and job in queue:
                 queue.remove(job)
+                if not queue:
+                    del self._waiting[job.owner]
                 self._end(job, "cancelled")
             return job
 
@@ -102,12 +107,13 @@ class Jobs:
             thread.join(timeout=30)
 
     def _next(self) -> Job | None:
-        for owner, queue in list(self._waiting.items()):
-            if not queue:
-                del self._waiting[owner]
-            elif owner not in self._busy:
-                self._waiting.move_to_end(owner)
-                return queue.popleft()
+        for owner, queue in self._waiting.items():
+            if owner not in self._busy:
+                job = queue.popleft()
+                del self._waiting[owner]  # to the end, if there is more
+                if queue:
+                    self._waiting[owner] = queue
+                return job
         return None
 
     def _run(self) -> None:

@@ -30,7 +30,7 @@ def serve(
     try:
         import uvicorn
 
-        from brainjanus.explorer.api import make_app
+        from brainjanus.explorer.api import check_token, make_app
     except ImportError as error:
         raise UserError(
             f"explore: expected FastAPI and uvicorn, got none ({error}). Install them with: pip install "
@@ -38,6 +38,8 @@ def serve(
         ) from error
     from brainjanus.explorer.session import Explorer
 
+    if token is not None:
+        check_token(token)
     if host not in LOOPBACK and token is None:
         token = secrets.token_urlsafe(16)
     listening = listen(host, port)

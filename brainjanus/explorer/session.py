@@ -76,11 +76,13 @@ class Decoded(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """A response as the model reads it. codes: of each token; patch: the token of each site. changed: with tokens
-    swapped or masked, what the sites are then (NaN where masked), and what is decoded before and after."""
+    """A response as the model reads it. codes: of each token; per_patch: how many tokens the same sites have, one after
+    the other; patch: the first of them, of each site. after: with tokens swapped or masked, what the sites are then
+    (NaN where masked), and what is decoded; None if none is."""
 
     codes: Int[np.ndarray, "k"]
     num_codes: int
+    per_patch: int
     patch: Int[np.ndarray, "v"]
     values: Float[np.ndarray, "v"]
     before: Decoded
@@ -111,7 +113,10 @@ class Explorer:
             "modality": self.dataset.modality,
             "image_size": self.dataset.image_size,
             "directions": directions_of(self.checkpoint),
-            "reads": {"image": config.image_input, "text": config.text_input},
+            "reads": {
+                "image": config.image_input if self.checkpoint.tokenizers.image is not None else None,
+                "text": config.text_input if self.has_captions else None,
+            },
             "stimuli": len(self.stimulus_ids),
             "split": SPLIT,
             "subjects": [
@@ -317,7 +322,9 @@ class Explorer:
                 said = estimate(self.checkpoint, given, "text", drawn).samples
                 assert isinstance(said, list)
                 captions += said[0]
-        ranks, log_p, count = ({}, {}, 0) if stimulus is None else self._ranked(given, subject, stimulus)
+        spoken_for = hidden.any() and subject not in own_subjects(self.checkpoint)  # of whom parts have no log p
+        ranked = stimulus is not None and not spoken_for
+        ranks, log_p, count = self._ranked(given, subject, str(stimulus)) if ranked else ({}, {}, 0)
         return Decoded(values, pictures, captions, ranks, log_p, count)
 
     def _ranked(
@@ -386,7 +393,7 @@ class Explorer:
                 raise UserError("tokens: expected some of them to be left, got all masked. Mask fewer.")
             after = told(values + change[0].numpy(), gone)
             after = after._replace(measured=np.where(gone, np.nan, after.measured).astype(np.float32))
-        return Tokens(codes[0].numpy(), entries, patch, values, before, after)
+        return Tokens(codes[0].numpy(), entries, per_patch, patch, values, before, after)
 
     # --- scores -----------------------------------------------------------------------------------------------------
 

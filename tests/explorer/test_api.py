@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from brainjanus.core.errors import UserError
 from brainjanus.core.progress import progress
 from brainjanus.explorer.session import Shown
 
@@ -45,6 +46,7 @@ def test_the_run_and_its_stimuli(client, explorer):
     found = client.get("/api/stimuli", params={"query": "red left", "most": 1}).json()
     assert found["total"] == 2 and len(found["stimuli"]) == 1
     stimulus = found["stimuli"][0]["id"]
+    assert client.get("/api/stimuli", params={"id": stimulus}).json()["stimuli"] == found["stimuli"]
     shown = Image.open(io.BytesIO(client.get(f"/api/stimuli/{stimulus}/picture.png").content))
     np.testing.assert_array_equal(np.asarray(shown), explorer.picture(stimulus))
     values = client.get("/api/measured/s1", params={"stimulus": stimulus, "repeat": 1}).json()["values"]
@@ -140,7 +142,8 @@ def test_a_mistake_that_shows_late_is_the_job_s(client):
         ("/api/decode", {"subject": "s1"}, 422, "body.stimulus: Field required"),
         ("/api/decode", {"subject": "s1", "stimulus": "a", "guidance": "much"}, 422, "body.guidance"),
         ("/api/accuracy", {"subject": "s1", "direction": "brain->text"}, 422, "body.direction"),
-        ("/api/nothing", {}, 404, "Not Found"),
+        ("/api/nothing", {}, 404, "POST /api/nothing: expected a path of /api/schema"),
+        ("/api/about", {}, 405, "POST /api/about: expected a method of /api/schema"),
     ],
 )
 def test_what_is_wrong_is_a_sentence(client, path, asked, status, part):
@@ -160,6 +163,44 @@ def test_what_is_wrong_is_a_sentence(client, path, asked, status, part):
 )
 def test_pictures_that_are_none_are_refused(client, data, status, part):
     refused(client.post("/api/pictures", content=data), status, part)
+
+
+def test_what_looks_like_one_format_is_read_as_no_other(client):
+    """Pillow would try all that it knows."""
+    photo_cd = b"\xff\xd8\xff" + bytes(2045) + b"PCD_" + bytes(200_000)
+    refused(client.post("/api/pictures", content=photo_cd), 400, "picture: expected")
+
+
+def test_a_photo_stands_upright(client):
+    """As its EXIF says that it was taken."""
+    stored = Image.new("RGB", (40, 40), (0, 0, 255))
+    stored.paste((255, 0, 0), (0, 0, 40, 20))  # red above
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # to be turned clockwise: red on the right
+    stored.save(file, "JPEG", quality=95, exif=exif)
+    identity = client.post("/api/pictures", content=file.getvalue()).json()["id"]
+    seen = np.asarray(Image.open(io.BytesIO(client.get(f"/api/pictures/{identity}").content))).astype(int)
+    assert seen[:, 12:, 0].min() > 180 and seen[:, :4, 2].min() > 180
+
+
+def test_what_is_no_json_or_too_long_is_refused(client):
+    for body in (b"{", b"\xff\xfe", b'{"shown": {"text": NaN}}'):
+        answer = client.post("/api/encode", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (400, 422) and len(answer.json()["detail"]) > 20
+    refused(client.post("/api/encode", content=b" " * (2 << 20)), 413, "body: expected at most 1 MB")
+
+
+def test_our_own_mistakes_are_a_sentence_too(explorer, monkeypatch):
+    app = api.make_app(explorer)
+    monkeypatch.setattr(explorer, "find", lambda *_: 1 / 0)
+    with testing.TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        refused(client.get("/api/stimuli"), 500, "ZeroDivisionError: our mistake")
+
+
+@pytest.mark.parametrize("token", ["", "two words", "ü", "x" * 201])
+def test_a_token_that_could_not_be_brought_is_refused(explorer, token):
+    with pytest.raises(UserError, match="--token: expected letters"):
+        api.make_app(explorer, token=token)
 
 
 def test_the_last_pictures_are_kept(client, monkeypatch):
@@ -183,7 +224,10 @@ def test_other_sites_cannot_ask(client):
     """A page of another site cannot send our header, and a name that leads here by its own DNS is refused."""
     answer = client.post("/api/encode", json={"shown": {"text": "red"}}, headers={"X-Client": ""})
     assert answer.status_code == 422
-    refused(client.get("/api/about", headers={"Host": "evil.example:8000"}), 403, "host: expected 127.0.0.1")
+    for host in ("evil.example:8000", "127.0.0.1.evil.example", "[", ""):
+        refused(client.get("/api/about", headers={"Host": host}), 403, "host: expected 127.0.0.1")
+    for host in ("LOCALHOST:8000", "[::1]", "[::1]:8000", "127.0.0.1"):
+        assert client.get("/api/about", headers={"Host": host}).status_code == 200
     answer = client.get("/api/about", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in answer.headers
     assert "default-src 'self'" in answer.headers["content-security-policy"]

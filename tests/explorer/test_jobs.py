@@ -118,13 +118,27 @@ def test_too_many_jobs_are_refused(jobs, monkeypatch):
     gate.set()
 
 
+def test_owners_who_wait_for_nothing_do_not_count(jobs, monkeypatch):
+    monkeypatch.setattr(module, "MOST_OWNERS", 2)
+    gate = threading.Event()
+    busy = [jobs.submit(owner, "count", steps(gate)) for owner in ("y", "z")]
+    while any(job.state == "waiting" for job in busy):
+        time.sleep(0.001)
+    for number in range(5):
+        jobs.cancel(jobs.submit(f"{number}", "count", steps()).id)
+    for owner in ("a", "b"):
+        jobs.submit(owner, "count", steps())
+    with pytest.raises(UserError, match="fewer than 2 owners that wait"):
+        jobs.submit("c", "count", steps())
+    gate.set()
+
+
 def test_results_are_not_kept_for_ever(jobs, monkeypatch):
     monkeypatch.setattr(module, "MOST_KEPT", 1)
     first, second = (ended(jobs.submit("a", "count", steps())) for _ in range(2))
     third = ended(jobs.submit("a", "count", steps()))
-    assert jobs.get(first.id) is None and jobs.get(second.id) is second and jobs.get(third.id) is third
+    assert jobs.get(first.id) is None and jobs.get(second.id) is None and jobs.get(third.id) is third
     monkeypatch.setattr(module, "KEPT_SEC", 0.0)
-    jobs.submit("a", "count", steps())
     assert jobs.get(third.id) is None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from brainjanus.core.errors import UserError
 from brainjanus.data.readers.arrays import check_growth, check_not_empty, is_array, open_array, reading
@@ -110,10 +110,13 @@ def _images(source: str, wanted: set[str]) -> Iterator[tuple[str, Image.Image]]:
                 yield name, decode(f"{path}, {name}", data)
 
 
-def decode(what: str, data: bytes) -> Image.Image:
-    """An RGB picture from the bytes of a file; `what` names it in the sentence if it cannot be decoded."""
+def decode(what: str, data: bytes, *, formats: list[str] | None = None, upright: bool = False) -> Image.Image:
+    """An RGB picture from the bytes of a file; `what` names it in the sentence if it cannot be decoded.
+
+    formats: of Pillow, that are tried; None: all. upright: turned as its EXIF says that it was taken.
+    """
     try:
-        file = Image.open(io.BytesIO(data))
+        file = Image.open(io.BytesIO(data), formats=formats)
         if file.width * file.height > _MOST_PIXELS:
             raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels, at most {_MOST_PIXELS} are read")
         file.load()
@@ -123,7 +126,7 @@ def decode(what: str, data: bytes) -> Image.Image:
             f"{what}: expected a picture, got {len(data)} bytes that cannot be decoded ('{problem}'). "
             "The file is truncated or no picture: replace it, or take its trials out of the table."
         ) from error
-    picture: Image.Image = file
+    picture: Image.Image = ImageOps.exif_transpose(file) if upright else file
     if picture.mode not in _MODES:
         raise UserError(
             f"{what}: expected 8 bits a channel, got a picture of mode '{picture.mode}'. "

@@ -34,8 +34,12 @@ export const ints = (text) => new Int32Array(bytes(text));
 export const png = (text) => `data:image/png;base64,${text}`;
 
 // Puts these into an element, and nothing else; what is null is left out.
+// Whoever works by keyboard stays where they were.
 export function fill(where, ...inside) {
+  const had = where.contains(document.activeElement) ? document.activeElement : null;
+  const name = (one) => one.id || one.dataset.token || one.textContent;
   where.replaceChildren(...inside.flat().filter((one) => one !== null && one !== undefined));
+  if (had && !had.isConnected) [...where.querySelectorAll(had.tagName)].find((one) => name(one) === name(had))?.focus();
 }
 
 // An element: h("button.main", { onclick }, "text", child, ...)

@@ -6,7 +6,7 @@ import { Cortex } from "./cortex.js";
 const $ = (id) => document.getElementById(id);
 const TABS = ["decode", "encode", "tokens", "scores"];
 const START = { tab: "decode", subject: "", stimulus: "", repeat: "", query: "", hidden: "", samples: "1", guidance: "1", temperature: "1", seed: "0",
-  text: "", picture: "", against: "", spread: "", swapped: "", masked: "", token: "0", shows: "values", roi: "", direction: "image->brain", sort: "direction", metric: "" };
+  text: "", picture: "", seen: "", against: "", spread: "", swapped: "", masked: "", token: "0", shows: "values", roi: "", direction: "image->brain", sort: "direction", metric: "" };
 const state = { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
 let about, cortex, last = { maps: null }, running = null, newest = null;
 
@@ -62,24 +62,28 @@ function slider(name, title, low, high, step) {
     oninput: (event) => { out.textContent = event.target.value; set({ [name]: event.target.value }); }, onchange: () => renew() }));
 }
 
-function browser(chosen) {
+function browser(chosen, kept = "stimulus") {
   const thumbs = h("div", { id: "thumbs", role: "listbox", "aria-label": "Held-out stimuli" });
   const count = h("p.quiet");
   const search = h("input", { type: "search", id: "in-query", placeholder: "Search captions", value: state.query, "aria-label": "Search captions", maxLength: 200 });
-  let start = 0, waiting;
+  let start = 0, turn = 0, waiting;
   const more = h("button", { onclick: () => find(false) }, "More");
   async function find(anew = true) {
+    const own = ++turn;
     if (anew) start = 0;
+    more.disabled = true;
     const asked = new URLSearchParams({ query: state.query, start, most: 60, subject: state.subject });
     const found = await ask(`/api/stimuli?${asked}`).catch((error) => (problem(error), { total: 0, stimuli: [] }));
+    if (own !== turn) return found.stimuli;
+    more.disabled = false;
     if (anew) thumbs.replaceChildren();
     start += found.stimuli.length;
     for (const one of found.stimuli) {
       const said = one.captions[0] ?? one.id;
       const inside = about.image_size ? h("img", { src: `/api/stimuli/${encodeURIComponent(one.id)}/picture.png?small=true`, alt: said, loading: "lazy" }) : said;
-      thumbs.append(h("button", { title: `${said} (${one.id})`, role: "option", "aria-pressed": String(one.id === state.stimulus), "data-stimulus": one.id,
+      thumbs.append(h("button", { title: `${said} (${one.id})`, role: "option", "aria-pressed": String(one.id === state[kept]), "data-stimulus": one.id,
         onclick: (event) => { for (const other of thumbs.children) other.setAttribute("aria-pressed", "false"); event.currentTarget.setAttribute("aria-pressed", "true");
-          set({ stimulus: one.id, repeat: "", swapped: "", masked: "" }); chosen(one); } }, inside));
+          set({ [kept]: one.id, ...(kept === "stimulus" && { repeat: "", swapped: "", masked: "" }) }); chosen(one); } }, inside));
     }
     more.hidden = start >= found.total;
     count.textContent = `${found.total} held-out stimuli`;
@@ -108,8 +112,7 @@ async function chosenStimulus(find) {
   if (!state.stimulus) return null;
   const same = found.find((one) => one.id === state.stimulus);
   if (same) return same;
-  const other = await ask(`/api/stimuli?${new URLSearchParams({ query: state.stimulus, most: 20 })}`);
-  return other.stimuli.find((one) => one.id === state.stimulus) ?? null;
+  return (await ask(`/api/stimuli?${new URLSearchParams({ id: state.stimulus })}`)).stimuli[0];
 }
 
 function roiButtons(pressed, press) {
@@ -125,7 +128,7 @@ const decode = {
     const { parts, find } = browser((one) => { options.replaceChildren(...this.options(one)); renew(); });
     fill($("controls"), h("h2", {}, "What was seen"), ...parts, options);
     const one = await chosenStimulus(find);
-    if (one) { options.replaceChildren(...this.options(one)); this.one = one; await renew(); }
+    if (one && state.tab === "decode") { options.replaceChildren(...this.options(one)); this.one = one; await renew(); }
   },
   options(one) {
     this.one = one;
@@ -142,7 +145,7 @@ const decode = {
     const turn = (this.turn = (this.turn ?? 0) + 1); // what was asked before and comes later is not shown
     const measured = floats((await ask(`/api/measured/${encodeURIComponent(state.subject)}?${query}`)).values);
     const space = await cortex.space(state.subject);
-    if (turn !== this.turn) return;
+    if (turn !== this.turn || state.tab !== "decode") return;
     for (const name of hidden) for (const site of space.rois[name] ?? []) measured[site] = NaN;
     paint(measured, "measured response (z)");
     const done = await job("/api/decode", { ...about_seen, hidden, samples: Number(state.samples), guidance: Number(state.guidance), temperature: Number(state.temperature), seed: Number(state.seed) });
@@ -175,7 +178,7 @@ const encode = {
     const other = h("input", { type: "text", id: "in-against", placeholder: "minus, e.g. a house", maxLength: 1000, value: state.against });
     const go = () => { set({ text: said.value.trim(), against: other.value.trim() }); renew(); };
     for (const field of [said, other]) field.onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); go(); } };
-    const { parts, find } = browser(() => { set({ picture: "" }); this.preview(); renew(); });
+    const { parts, find } = browser(() => { set({ picture: "" }); this.preview(); renew(); }, "seen");
     this.box = h("div.drop", { id: "drop" });
     const file = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", id: "in-file", onchange: () => file.files[0] && this.upload(file.files[0]) });
     this.box.ondragover = (event) => { event.preventDefault(); this.box.classList.add("over"); };
@@ -185,11 +188,11 @@ const encode = {
     fill($("controls"), h("h2", {}, "What is shown"), h("label", {}, "Sentence", said), h("label", {}, "Contrast", other),
       h("div.row", {}, h("button.main", { id: "go", onclick: go }, "Predict"), h("label", {}, h("input", { type: "checkbox", id: "in-spread", checked: state.spread === "1",
         onchange: (event) => { set({ spread: event.target.checked ? "1" : "" }); renew(); } }), " with its uncertainty")),
-      about.reads.image ? h("details", { open: Boolean(state.picture || state.stimulus) }, h("summary", {}, "A picture"), this.box, file, ...pad,
+      about.reads.image ? h("details", { open: Boolean(state.picture || state.seen) }, h("summary", {}, "A picture"), this.box, file, ...pad,
         h("details", {}, h("summary", {}, "Of the held-out stimuli"), ...parts)) : null);
     this.preview();
     await find();
-    await renew();
+    if (state.tab === "encode") await renew();
   },
   pad() {
     const paper = h("canvas", { id: "draw", width: 128, height: 128, tabIndex: 0, "aria-label": "Draw a picture here" });
@@ -208,23 +211,23 @@ const encode = {
   async upload(blob) {
     problem(null);
     try {
-      set({ picture: (await ask("/api/pictures", blob)).id, stimulus: "" });
+      set({ picture: (await ask("/api/pictures", blob)).id, seen: "" });
       this.preview();
       await renew();
     } catch (error) { problem(error); }
   },
   preview() {
-    const source = state.picture ? `/api/pictures/${encodeURIComponent(state.picture)}` : state.stimulus && about.image_size ? `/api/stimuli/${encodeURIComponent(state.stimulus)}/picture.png` : "";
+    const source = state.picture ? `/api/pictures/${encodeURIComponent(state.picture)}` : state.seen && about.image_size ? `/api/stimuli/${encodeURIComponent(state.seen)}/picture.png` : "";
     this.box.replaceChildren(...(source ? [h("img", { src: source, alt: "the picture that is shown", width: 96 }), h("br"),
-      h("button", { onclick: () => { set({ picture: "", stimulus: "" }); this.preview(); renew(); } }, "Take it away")] : ["Drop a picture here, or choose a file"]));
+      h("button", { onclick: () => { set({ picture: "", seen: "" }); this.preview(); renew(); } }, "Take it away")] : ["Drop a picture here, or choose a file"]));
   },
   async renew() {
     const marked = state.roi;
     roiButtons((name) => name === marked, (name) => { set({ roi: name === marked ? "" : name }); this.paint(); renewRois(); });
     const renewRois = () => roiButtons((name) => name === state.roi, (name) => { set({ roi: name === state.roi ? "" : name }); this.paint(); renewRois(); });
     renewRois();
-    const shown = { text: state.text || null, picture: state.picture || null, stimulus: state.picture ? null : state.stimulus || null };
-    if (!Object.values(shown).some(Boolean)) { fill($("result"), h("p.quiet", {}, "Type a sentence or give a picture: the response that each brain is expected to have appears on the cortex.")); return; }
+    const shown = { text: state.text || null, picture: state.picture || null, stimulus: state.picture ? null : state.seen || null };
+    if (!Object.values(shown).some(Boolean)) { running?.(); newest = null; $("job").hidden = true; last.maps = null; fill($("result"), h("p.quiet", {}, "Type a sentence or give a picture: the response that each brain is expected to have appears on the cortex.")); return; }
     const body = { shown, samples: state.spread === "1" && !state.against ? 16 : 0, seed: Number(state.seed) };
     if (state.against) body.against = { text: state.against };
     const done = await job("/api/encode", body);
@@ -270,7 +273,7 @@ const tokens = {
     const { parts, find } = browser((one) => { options.replaceChildren(repeats(one)); renew(); });
     fill($("controls"), h("h2", {}, "Whose response"), ...parts, options);
     const one = await chosenStimulus(find);
-    if (one) { options.replaceChildren(repeats(one)); await renew(); }
+    if (one && state.tab === "tokens") { options.replaceChildren(repeats(one)); await renew(); }
   },
   async renew() {
     fill($("rois"), );
@@ -286,7 +289,8 @@ const tokens = {
   },
   light(token) {
     const lit = new Set();
-    this.patch.forEach((one, site) => { if (one === token) lit.add(site); });
+    const first = token - (token % this.found.per_patch);
+    this.patch.forEach((one, site) => { if (one === first) lit.add(site); });
     paint(this.values, "response (z), the token lit", { lit });
   },
   told(swapped, masked) {
@@ -324,6 +328,7 @@ const scores = {
     const choose = h("select", { id: "in-direction", onchange: (event) => { set({ direction: event.target.value }); this.accuracy(); } }, ...directions.map((name) => h("option", {}, name)));
     choose.value = state.direction;
     this.records = await ask("/api/scores");
+    if (state.tab !== "scores") return;
     const metrics = [...new Set(this.records.map((one) => one.metric))].sort();
     const metric = h("select", { id: "in-metric", onchange: (event) => { set({ metric: event.target.value }); this.table(); } }, h("option", { value: "" }, "all"), ...metrics.map((name) => h("option", {}, name)));
     metric.value = state.metric;

@@ -42,17 +42,17 @@ export class Cortex {
     Object.assign(this, { subject, values, label, lit });
     this.limit = limit ?? span(values);
     const kind = space.geometry === "surface" || space.geometry === "volume" ? space.geometry : "bars";
-    if (kind !== this.kind) await this.become(kind);
+    if (kind !== this.kind) { this.kind = kind; this.becoming = this.become(kind); }
+    await this.becoming;
     if (turn !== this.turn) return;
     if (kind === "surface") this.paintSurface(space);
-    else if (kind === "volume") await this.paintVolume(space);
+    else if (kind === "volume") await this.paintVolume(space, turn);
     else this.bars();
     this.drawLegend();
     this.canvas.dataset.shown = `${subject} ${label}`;
   }
 
   async become(kind) {
-    this.kind = kind;
     const fresh = this.canvas.cloneNode();
     this.canvas.replaceWith(fresh);
     this.canvas = fresh;
@@ -108,16 +108,19 @@ export class Cortex {
     this.nv.drawScene();
   }
 
-  async paintVolume(space) {
+  async paintVolume(space, turn) {
     const all = new Float32Array(space.shape.reduce((a, b) => a * b));
     const [nx, ny, nz] = space.shape;
     space.index.forEach((flat, site) => { // C order of the array, Fortran order of the file
       const z = flat % nz, y = Math.floor(flat / nz) % ny, x = Math.floor(flat / (nz * ny));
       all[x + nx * (y + ny * z)] = this.lit?.has(site) ? this.limit : Number.isFinite(this.values[site]) ? this.values[site] : 0;
     });
-    for (const volume of [...this.nv.volumes]) this.nv.removeVolume(volume);
-    const volume = await niivue.NVImage.loadFromUrl({ url: nifti(all, space.shape, space.affine), name: "map.nii", colormap: "more",
+    const url = nifti(all, space.shape, space.affine);
+    const volume = await niivue.NVImage.loadFromUrl({ url, name: "map.nii", colormap: "more",
       colormapNegative: "less", cal_min: this.limit * 0.08, cal_max: this.limit, cal_minNeg: -this.limit * 0.08, cal_maxNeg: -this.limit });
+    URL.revokeObjectURL(url);
+    if (turn !== this.turn) return;
+    for (const old of [...this.nv.volumes]) this.nv.removeVolume(old);
     this.nv.addVolume(volume);
     this.nv.drawScene();
   }
