@@ -45,19 +45,20 @@ def together(device: torch.device | str = "cpu") -> Iterator[None]:
             "Start them with torchrun, or as examples/slurm.sh does."
         )
     on_gpu = torch.device(device).type == "cuda"
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
-    _groups.append(dist.group.WORLD)
     try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+        _groups.append(dist.group.WORLD)
         yield
     except RuntimeError as error:
         if not any(words in str(error) for words in LEFT):
             raise
         raise UserError(
-            f"processes: expected all {dist.get_world_size()} to go on, got one that stopped. Read what it said; then "
-            "run the same command again."
+            f"processes: expected all {os.environ['WORLD_SIZE']} to go on, got one that stopped. Read what it said; "
+            "then run the same command again."
         ) from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():  # one may be gone before all have met
+            dist.destroy_process_group()
 
 
 def claimed_processes() -> bool:
