@@ -5,6 +5,7 @@ environment then says how many there are. All are given the same request and see
 alone writes what is made. By itself, a process knows of no others.
 """
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,11 @@ TASKS = "SLURM_STEP_NUM_TASKS"  # of what srun started; SLURM_NTASKS is also the
 LEFT = ("Connection closed by peer", "Connection reset by peer")  # gloo, of a process that is gone
 T = TypeVar("T")
 _alone = [False]
-_groups: list[Any] = []  # of all jobs, so that torch's gradient buckets, which what went wrong may hold, never hold the
-# last of one: they would wait for its threads with Python's lock held, which one of these may wait for
+_groups: list[
+    Any
+] = []  # of jobs that went wrong: torch's gradient buckets, which the error may hold, must never hold the
+# last of one, as they would wait for its threads with Python's lock held, which one of these may wait for
+atexit.register(_groups.clear)  # before Python ends, when threads that want its lock would abort the process
 
 
 @contextmanager
@@ -44,11 +48,12 @@ def together(device: torch.device | str = "cpu") -> Iterator[None]:
             f"processes: expected {', '.join(missing)} in the environment of several processes, got none. "
             "Start them with torchrun, or as examples/slurm.sh does."
         )
-    on_gpu = torch.device(device).type == "cuda"
+    on_gpu, done = torch.device(device).type == "cuda", False
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
         _groups.append(dist.group.WORLD)
         yield
+        done = True
     except RuntimeError as error:
         if not any(words in str(error) for words in LEFT):
             raise
@@ -59,6 +64,8 @@ def together(device: torch.device | str = "cpu") -> Iterator[None]:
     finally:
         if dist.is_initialized():  # one may be gone before all have met
             dist.destroy_process_group()
+        if done:
+            _groups.clear()
 
 
 def claimed_processes() -> bool:
