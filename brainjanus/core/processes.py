@@ -25,10 +25,9 @@ TASKS = "SLURM_STEP_NUM_TASKS"  # of what srun started; SLURM_NTASKS is also the
 LEFT = ("Connection closed by peer", "Connection reset by peer")  # gloo, of a process that is gone
 T = TypeVar("T")
 _alone = [False]
-_groups: list[
-    Any
-] = []  # of jobs that went wrong: torch's gradient buckets, which the error may hold, must never hold the
-# last of one, as they would wait for its threads with Python's lock held, which one of these may wait for
+# Of jobs that went wrong. torch's gradient buckets, which the error may hold, must never hold the last of a group: they
+# would wait for its threads with Python's lock held, which one of these may wait for.
+_groups: list[Any] = []
 atexit.register(_groups.clear)  # before Python ends, when threads that want its lock would abort the process
 
 

@@ -32,7 +32,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from brainjanus.core.errors import UserError
 from brainjanus.data.readers.pictures import decode as decode_picture
 from brainjanus.data.readers.pictures import fit
-from brainjanus.evaluate.cortex import draw_maps
+from brainjanus.evaluate.cortex import draw_maps, mesh_of
 from brainjanus.explorer.jobs import Job, Jobs
 from brainjanus.explorer.session import Decoded, Explorer, Map, Shown, StimulusFacts, Tokens
 from brainjanus.explorer.surface import SIDES, mesh_file, scalars_file
@@ -218,8 +218,6 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
     @app.get("/api/depth/{side}.mz3", tags=["run"], response_class=Response)
     def depth(side: Literal["left", "right"]) -> Response:
         """Its sulcal depth."""
-        from brainjanus.evaluate.cortex import mesh_of
-
         return Response(
             scalars_file(mesh_of(side).depth), media_type="application/octet-stream", headers={"Cache-Control": DAY}
         )
@@ -521,11 +519,9 @@ def map_file(explorer: Explorer, subject: str, values: np.ndarray, form: str, ki
         return Response(scalars_file(space.to_surface(values)[form.split(".")[0]]), media_type=MEDIA["npy"])
     with tempfile.TemporaryDirectory() as folder:
         if form == "nii.gz":
-            space.to_nifti(values)  # refuses a space without a volume
             save_nifti(Path(folder) / "map.nii.gz", values[None], space)
             return attached((Path(folder) / "map.nii.gz").read_bytes(), f"{subject}.nii.gz", MEDIA["nii.gz"])
         if form in ("L.func.gii", "R.func.gii"):
-            space.to_surface(values)
             save_gifti(Path(folder), "map", values[None], space, [kind])
             letter = form[0]
             data = (Path(folder) / f"map_hemi-{letter}.func.gii").read_bytes()

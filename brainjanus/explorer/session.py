@@ -7,7 +7,7 @@ of sentences. Raises UserError for what does not fit, as everywhere.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -405,7 +405,6 @@ class Explorer:
         return []
 
 
-@lru_cache(maxsize=4)
 def _read_scores(path: Path) -> list[dict[str, Any]]:
     try:
         records = json.loads(path.read_text())

@@ -49,7 +49,7 @@ export function h(kind, about = {}, ...inside) {
   made.className = classes.join(" ");
   for (const [name, value] of Object.entries(about)) {
     if (value === undefined || value === null || value === false) continue;
-    if (name in made && name !== "list") made[name] = value; else made.setAttribute(name, value === true ? "" : value);
+    if (name in made) made[name] = value; else made.setAttribute(name, value === true ? "" : value);
   }
   made.append(...inside.flat().filter((one) => one !== null && one !== undefined));
   return made;

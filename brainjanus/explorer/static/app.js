@@ -222,8 +222,6 @@ const encode = {
       h("button", { onclick: () => { set({ picture: "", seen: "" }); this.preview(); renew(); } }, "Take it away")] : ["Drop a picture here, or choose a file"]));
   },
   async renew() {
-    const marked = state.roi;
-    roiButtons((name) => name === marked, (name) => { set({ roi: name === marked ? "" : name }); this.paint(); renewRois(); });
     const renewRois = () => roiButtons((name) => name === state.roi, (name) => { set({ roi: name === state.roi ? "" : name }); this.paint(); renewRois(); });
     renewRois();
     const shown = { text: state.text || null, picture: state.picture || null, stimulus: state.picture ? null : state.seen || null };

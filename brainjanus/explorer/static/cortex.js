@@ -1,6 +1,6 @@
 // One map on one brain: the inflated surface or a volume by NiiVue, bars where sites have no place.
 
-import { ask, floats, ints } from "./api.js";
+import { ask, ints } from "./api.js";
 
 const NEAR_MM = 6;
 const VIEWS = {
@@ -16,7 +16,6 @@ export class Cortex {
   constructor(canvas, views, hover, legend) {
     Object.assign(this, { canvas, views, hoverLine: hover, legend, spaces: new Map(), subject: null, values: null, label: "" });
     this.kind = null;
-    canvas.addEventListener("pointermove", (event) => this.pointed(event));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
     new ResizeObserver(() => this.kind === "bars" && this.bars()).observe(canvas.parentElement);
   }
@@ -241,5 +240,3 @@ function nifti(values, shape, affine) {
   new Float32Array(file, 352).set(values);
   return URL.createObjectURL(new Blob([file]));
 }
-
-export { floats };
