@@ -9,7 +9,7 @@ from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
 from brainjanus.data.write import write_dataset
 from brainjanus.model.draft import PICTURE_SIDE, draft_of
 from brainjanus.model.sequence import Block
-from brainjanus.train.draft import FOLDS, Described, descriptions_of, solve_drafts, windows
+from brainjanus.train.draft import FOLDS, Described, descriptions_of, solve_drafts, standardised, windows
 
 
 def r(a, b):
@@ -241,6 +241,16 @@ def test_a_training_stimulus_is_told_without_its_own_response(planted, facts_of)
     apart = (made[0] - made[1]).abs()
     assert float(apart[3, same].max()) < 3e-3
     assert float(apart[:, same].max()) > 0.05
+
+
+def test_few_stimuli_are_read_as_they_are_and_standardised(told):
+    """Not where a stimulus is described in several ways, and not by many."""
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 100.0, 0.0])
+    (scale,) = standardised(x, varies=False)
+    torch.testing.assert_close((x * scale).std(dim=0, correction=0), torch.tensor([1.0, 1.0, 0.0]))
+    assert standardised(x, varies=True) == standardised(x.repeat(6, 1), varies=False) == []
+    assert told.told["image", "a"].fit.say.shape[0] == 2
+    assert told.told["text", "a"].fit.say.shape[0] == 1
 
 
 def test_words_that_the_fit_did_not_read_are_left_out_nearly(planted, told, facts_of):
