@@ -7,7 +7,6 @@ says is a path.
 """
 
 import asyncio
-import base64
 import io
 import re
 import secrets
@@ -33,8 +32,9 @@ from brainjanus.core.errors import UserError
 from brainjanus.data.readers.pictures import decode as decode_picture
 from brainjanus.data.readers.pictures import fit
 from brainjanus.evaluate.cortex import draw_maps, mesh_of
+from brainjanus.explorer.answers import Map, packed, png, told
 from brainjanus.explorer.jobs import Job, Jobs
-from brainjanus.explorer.session import Decoded, Explorer, Map, Shown, StimulusFacts, Tokens
+from brainjanus.explorer.session import Explorer, Shown, StimulusFacts
 from brainjanus.explorer.surface import SIDES, mesh_file, scalars_file
 from brainjanus.outputs import save_gifti, save_nifti
 
@@ -154,7 +154,7 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
     Client = Annotated[str, Header(alias="X-Client", min_length=1, max_length=64, description="any name of your own")]
 
     def start(client: str, kind: str, work: Callable[[], Any]) -> dict[str, Any]:
-        return told(queue.submit(client, kind, work))
+        return told_job(queue.submit(client, kind, work))
 
     def shown_of(asked: ShownIn) -> Shown:
         if asked.stimulus is not None and asked.picture is not None:
@@ -190,7 +190,7 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
     @app.get("/api/stimuli/{stimulus:path}/picture.png", tags=["run"], response_class=Response)
     def picture(stimulus: str, small: bool = False) -> Response:
         """The picture of a held-out stimulus; small: at most 128 pixels a side."""
-        return png(explorer.picture(stimulus), SMALL if small else None)
+        return png_response(explorer.picture(stimulus), SMALL if small else None)
 
     @app.get("/api/spaces/{subject}", tags=["run"])
     def space(subject: Annotated[str, InPath(max_length=300)]) -> dict[str, Any]:
@@ -200,8 +200,8 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
         facts: dict[str, Any] = {
             "geometry": explorer.geometry(subject),
             "sites": found.num_sites,
-            "index": packed(found.index.astype("<i4")),
-            "rois": {name: packed(np.flatnonzero(mask).astype("<i4")) for name, mask in found.rois.items()},
+            "index": packed(found.index),
+            "rois": {name: packed(np.flatnonzero(mask)) for name, mask in found.rois.items()},
         }
         if facts["geometry"] == "surface":
             facts["left_vertices"] = int(found.geometry["left_vertices"])
@@ -253,7 +253,7 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
     @app.get("/api/pictures/{identity}", tags=["uploads"], response_class=Response)
     def uploaded(identity: Annotated[str, InPath(max_length=64)]) -> Response:
         """An uploaded picture as the model sees it."""
-        return png(uploads.get(identity))
+        return png_response(uploads.get(identity))
 
     @app.post("/api/encode", tags=["jobs"], status_code=202)
     def encode(asked: EncodeIn, client: Client) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
         while patience > 0 and not found.over.is_set():
             await asyncio.sleep(0.01)
             patience -= 0.01
-        return told(found)
+        return told_job(found)
 
     @app.delete("/api/jobs/{identity}", tags=["jobs"])
     def cancel(identity: Annotated[str, InPath(max_length=64)]) -> dict[str, Any]:
@@ -298,7 +298,7 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
         job_of(identity)
         found = queue.cancel(identity)
         assert found is not None
-        return told(found)
+        return told_job(found)
 
     @app.get("/api/jobs/{identity}/maps/{file}", tags=["jobs"], response_class=Response)
     def download(
@@ -433,30 +433,15 @@ def checked_picture(data: bytes) -> Any:
     return decode_picture("picture", data, formats=[kind.upper()], upright=True)
 
 
-def png(picture: np.ndarray, most: int | None = None) -> Response:
-    return Response(png_of(picture, most), media_type="image/png", headers={"Cache-Control": DAY})
-
-
-def png_of(picture: np.ndarray, most: int | None = None) -> bytes:
-    made = Image.fromarray(picture)
-    if most is not None:
-        made.thumbnail((most, most))
-    file = io.BytesIO()
-    made.save(file, "PNG")
-    return file.getvalue()
-
-
-def packed(values: np.ndarray) -> str:
-    """Little-endian bytes as base64; floats as float32."""
-    values = values.astype("<f4") if values.dtype.kind == "f" else values
-    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+def png_response(picture: np.ndarray, most: int | None = None) -> Response:
+    return Response(png(picture, most), media_type="image/png", headers={"Cache-Control": DAY})
 
 
 def told_stimulus(one: StimulusFacts) -> dict[str, Any]:
     return {"id": one.id, "captions": list(one.captions), "repeats": one.repeats}
 
 
-def told(job: Job) -> dict[str, Any]:
+def told_job(job: Job) -> dict[str, Any]:
     """A job as JSON: its result once it is done."""
     facts: dict[str, Any] = {
         "id": job.id,
@@ -469,34 +454,8 @@ def told(job: Job) -> dict[str, Any]:
         "result": None,
     }
     if job.state == "done":
-        facts["result"] = told_result(job.result)
+        facts["result"] = told(job.result)
     return facts
-
-
-def told_result(result: Any) -> dict[str, Any]:
-    if isinstance(result, Decoded):
-        return {
-            "measured": packed(result.measured),
-            "pictures": [base64.b64encode(png_of(picture)).decode() for picture in result.pictures],
-            "captions": result.captions,
-            "ranks": result.ranks,
-            "log_p": result.log_p,
-            "candidates": result.candidates,
-        }
-    if isinstance(result, Tokens):
-        return {
-            "codes": result.codes.tolist(),
-            "num_codes": result.num_codes,
-            "per_patch": result.per_patch,
-            "patch": packed(result.patch.astype("<i4")),
-            "values": packed(result.values),
-            "before": told_result(result.before),
-            "after": None if result.after is None else told_result(result.after),
-        }
-    return {
-        subject: {"values": packed(one.values), "spread": None if one.spread is None else packed(one.spread)}
-        for subject, one in result.items()
-    }
 
 
 def maps_of(job: Job) -> dict[str, np.ndarray]:

@@ -6,61 +6,25 @@
     print(faces["subj01"].values)
     print(lab.decode("subj01", lab.stimuli("dog")[0]["id"]).captions)
 
-Needs the standard library and NumPy alone where it asks.
+Pictures come as arrays [h, w, 3]. Where it asks, no model and no torch is loaded.
 """
 
-import base64
 import json
 import secrets
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from brainjanus.core.errors import UserError
+from brainjanus.explorer.answers import Decoded, Map, Tokens, read_decoded, read_maps, read_tokens
 
 WAIT_SEC = 20  # that one question is held back for the end of a job
-
-
-@dataclass(frozen=True, eq=False)
-class MapAnswer:
-    """An expected response [sites], z-scored, or a contrast of two; spread: see `Client.encode`."""
-
-    values: Float[np.ndarray, "v"]
-    spread: Float[np.ndarray, "v"] | None
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedAnswer:
-    """What a response tells. measured: the response [sites]. pictures: PNG files as bytes, the expected one first;
-    captions: the likeliest first. ranks, log_p: of what was seen, among `candidates` held-out stimuli."""
-
-    measured: Float[np.ndarray, "v"]
-    pictures: list[bytes]
-    captions: list[str]
-    ranks: dict[str, int]
-    log_p: dict[str, float]
-    candidates: int
-
-
-@dataclass(frozen=True, eq=False)
-class TokensAnswer:
-    """A response token by token. codes [tokens]; per_patch: how many tokens the same sites have, one after the other;
-    patch [sites]: the first of them, of each site; after: with tokens changed."""
-
-    codes: Int[np.ndarray, "k"]
-    num_codes: int
-    per_patch: int
-    patch: Int[np.ndarray, "v"]
-    values: Float[np.ndarray, "v"]
-    before: DecodedAnswer
-    after: DecodedAnswer | None
 
 
 class Client:
@@ -86,7 +50,7 @@ class Client:
     def encode(
         self, *, text: str | None = None, picture: Path | str | bytes | None = None, stimulus: str | None = None,
         against: Mapping[str, Any] | None = None, subjects: Sequence[str] = (), samples: int = 0, seed: int = 0,
-    ) -> dict[str, MapAnswer]:  # fmt: skip
+    ) -> dict[str, Map]:  # fmt: skip
         """The response of each subject that is to be expected to a sentence, a picture (a file, or its bytes) or the
         picture of a held-out stimulus.
 
@@ -97,25 +61,20 @@ class Client:
         if against is not None:
             asked["against"] = self._shown(**against)
         made = self._job("/api/encode", asked | {"subjects": list(subjects), "samples": samples, "seed": seed})
-        return {subject: _map(one) for subject, one in made.items()}
+        return read_maps(made)
 
-    def decode(self, subject: str, stimulus: str, **options: Any) -> DecodedAnswer:
+    def decode(self, subject: str, stimulus: str, **options: Any) -> Decoded:
         """The pictures and captions that a measured response tells. options: repeat, hidden (ROIs), samples, guidance,
         temperature, seed, ranked."""
-        return _decoded(self._job("/api/decode", {"subject": subject, "stimulus": stimulus} | options))
+        return read_decoded(self._job("/api/decode", {"subject": subject, "stimulus": stimulus} | options))
 
-    def tokens(self, subject: str, stimulus: str, **options: Any) -> TokensAnswer:
+    def tokens(self, subject: str, stimulus: str, **options: Any) -> Tokens:
         """A response token by token. options: repeat, swapped ({token: code}), masked (tokens), seed."""
-        made = self._job("/api/tokens", {"subject": subject, "stimulus": stimulus} | options)
-        return TokensAnswer(
-            np.array(made["codes"]), made["num_codes"], made["per_patch"], _unpacked(made["patch"], "<i4"),
-            _unpacked(made["values"]),
-            _decoded(made["before"]), None if made["after"] is None else _decoded(made["after"]),
-        )  # fmt: skip
+        return read_tokens(self._job("/api/tokens", {"subject": subject, "stimulus": stimulus} | options))
 
     def accuracy(self, subject: str, direction: str = "image->brain") -> Float[np.ndarray, "v"]:
         """How well each site is predicted: Pearson's r across held-out stimuli."""
-        return _map(self._job("/api/accuracy", {"subject": subject, "direction": direction})[subject]).values
+        return read_maps(self._job("/api/accuracy", {"subject": subject, "direction": direction}))[subject].values
 
     def scores(self) -> list[dict[str, Any]]:
         """The records of scores.json, if the run was scored."""
@@ -166,17 +125,3 @@ def connect(url: str, token: str | None = None) -> Client:
     client = Client(url, token)
     client.about()
     return client
-
-
-def _unpacked(text: str, kind: str = "<f4") -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), kind).copy()
-
-
-def _map(made: Mapping[str, Any]) -> MapAnswer:
-    return MapAnswer(_unpacked(made["values"]), None if made["spread"] is None else _unpacked(made["spread"]))
-
-
-def _decoded(made: Mapping[str, Any]) -> DecodedAnswer:
-    pictures = [base64.b64decode(picture) for picture in made["pictures"]]
-    told = (made[name] for name in ("captions", "ranks", "log_p", "candidates"))
-    return DecodedAnswer(_unpacked(made["measured"]), pictures, *told)

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.progress import progress
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, listed
 from brainjanus.evaluate.brain import voxel_r
+from brainjanus.explorer.answers import Decoded, Map, Tokens
 from brainjanus.generate import GenerationConfig, estimate, generate, score_candidates
 from brainjanus.insilico.experiment import Experiment, opened, own_subjects, region
 from brainjanus.run import condition, directions_of, predict
@@ -52,41 +53,6 @@ class Shown:
     stimulus: str | None = None
     picture: UInt8[np.ndarray, "h w 3"] | None = None
     text: str | None = None
-
-
-class Map(NamedTuple):
-    """An expected response [sites], z-scored. spread: standard deviation of single trials around it; None if it was not
-    asked for."""
-
-    values: Float[np.ndarray, "v"]
-    spread: Float[np.ndarray, "v"] | None = None
-
-
-class Decoded(NamedTuple):
-    """What a response says. pictures: the expected one first, then samples. captions: the likeliest first, then
-    samples. ranks: of the seen stimulus among candidates, by log p of its picture and its caption given the response,
-    from 1; candidates: how many there were."""
-
-    measured: Float[np.ndarray, "v"]
-    pictures: list[UInt8[np.ndarray, "h w 3"]]
-    captions: list[str]
-    ranks: dict[str, int]
-    log_p: dict[str, float]
-    candidates: int
-
-
-class Tokens(NamedTuple):
-    """A response as the model reads it. codes: of each token; per_patch: how many tokens the same sites have, one after
-    the other; patch: the first of them, of each site. after: with tokens swapped or masked, what the sites are then
-    (NaN where masked), and what is decoded; None if none is."""
-
-    codes: Int[np.ndarray, "k"]
-    num_codes: int
-    per_patch: int
-    patch: Int[np.ndarray, "v"]
-    values: Float[np.ndarray, "v"]
-    before: Decoded
-    after: Decoded | None
 
 
 class Explorer:
