@@ -80,11 +80,20 @@ class Client:
         """The records of scores.json, if the run was scored."""
         return self._json("GET", "/api/scores")
 
-    def _shown(self, text: Any = None, picture: Any = None, stimulus: Any = None) -> dict[str, Any]:
-        if picture is not None:
+    def _shown(self, **given: Any) -> dict[str, Any]:
+        unknown = set(given) - {"text", "picture", "stimulus"}
+        if unknown:
+            raise UserError(f"against: expected text, picture or stimulus, got '{min(unknown)}'. Correct the name.")
+        picture = given.get("picture")
+        if picture is None:
+            return given
+        try:
             data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-            picture = self._json("POST", "/api/pictures", data)["id"]
-        return {"text": text, "picture": picture, "stimulus": stimulus}
+        except OSError as error:
+            raise UserError(
+                f"picture {picture}: expected a file that can be read, got '{error.strerror}'. Correct the path."
+            ) from error
+        return given | {"picture": self._json("POST", "/api/pictures", data)["id"]}
 
     def _job(self, path: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         job = self._json("POST", path, json.dumps(asked).encode())

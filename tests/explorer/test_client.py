@@ -94,6 +94,13 @@ def test_refusals_are_their_sentences(lab):
         lab.decode("s1", "s064", samples=99)
 
 
+def test_mistakes_before_anything_is_asked(lab, tmp_path):
+    with pytest.raises(UserError, match=r"none\.png: expected a file that can be read, got 'No such file"):
+        lab.encode(picture=tmp_path / "none.png")
+    with pytest.raises(UserError, match="against: expected text, picture or stimulus, got 'sentence'"):
+        lab.encode(text="red left", against={"sentence": "blue right"})
+
+
 def test_nobody_there_is_a_sentence():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
