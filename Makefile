@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo explore test lint docs clean
 
 demo: $(VENV)/installed-demo
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VENV)/bin/brainjanus demo --out $(OUT)
+
+# The explorer on the demo's run, or on that of a quick demo (some four minutes) where there is none yet.
+explore: $(VENV)/installed-demo
+	@test -e $(OUT)/scores.json || test -e runs/quick/scores.json || \
+		OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VENV)/bin/brainjanus demo --quick --out runs/quick
+	@$(VENV)/bin/brainjanus explore $$(if test -e $(OUT)/scores.json; then echo $(OUT)/run; else echo runs/quick/run; fi)
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
@@ -22,6 +28,11 @@ $(VENV)/installed-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@
+
+docs: $(VENV)/installed-dev
+	$(VENV)/bin/python docs/manual.py
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -57,7 +57,8 @@ class AblationConfig:
 
     num_codes: codebook sizes. compression: sites a code stands for. quantizers, encoders, seeds: which of them.
     downstream: what reconstructions are good for: "none", "linear" (ridge; seconds a cell) or "model" (each cell also
-    trains the whole model for `model_steps` steps; hours). base: everything else of a tokenizer and its training.
+    trains the whole model; hours). model_steps: of that model, in each cell. base: everything else of a tokenizer and
+    its training.
     """
 
     num_codes: tuple[int, ...] = (64, 256, 1024)

@@ -2,24 +2,85 @@
 
 import argparse
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
 
+from brainjanus.core.errors import UserError
+from brainjanus.manual import meant
+
 RunFolder = Positional[Annotated[Path, arg(metavar="RUN")]]
 DatasetFolder = Positional[Annotated[Path, arg(metavar="DATASET")]]
 T = TypeVar("T")
+STYLE = (tyro.conf.FlagCreatePairsOff,)
+
+
+class Described(NamedTuple):
+    """A command that can be called with arguments, which the docstring of run explains. prog: how it is called."""
+
+    run: Callable[..., Any]
+    prog: str
+
+
+def described(command: Callable[[list[str]], T], run: Callable[..., T], name: str = "") -> Described:
+    """The docstring of `command` explains the arguments of `run`, its Args included."""
+    run.__doc__ = inspect.cleandoc(str(command.__doc__))
+    return Described(run, f"brainjanus {name or command.__name__}")
 
 
 def parse(command: Callable[[list[str]], T], run: Callable[..., T], argv: list[str], name: str = "") -> T:
-    """Call `run` with the arguments in argv; the docstring of `command` is the help text, its Args included."""
-    run.__doc__ = inspect.cleandoc(str(command.__doc__))
-    description = run.__doc__.partition("\nArgs:")[0]
-    prog = f"brainjanus {name or command.__name__}"
-    return tyro.cli(run, prog=prog, description=description, args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    """Call `run` with the arguments in argv. Raises UserError for what is missing, unknown or of another kind."""
+    known = described(command, run, name)
+    description = str(run.__doc__).partition("\nArgs:")[0]
+    with in_one_sentence(known.prog):
+        return tyro.cli(run, prog=known.prog, description=description, args=argv, config=STYLE)
+
+
+@contextmanager
+def in_one_sentence(prog: str) -> Iterator[None]:
+    """What tyro has to say against the arguments is a UserError.
+
+    tyro's hook for that is not promised to stay: without it, tyro says the same in more lines, with the same status.
+    """
+    try:
+        from tyro._errors import on_parse_error
+    except ImportError:
+        yield
+        return
+
+    def refuse(event: Any) -> None:
+        kind, where = type(event).__name__, prog.removeprefix("brainjanus ")
+        look = f"`{prog.partition(' LAYOUT')[0]} --help` explains it."
+        if kind == "MissingArgs":
+            missing = " and ".join(called(one.arg) for one in event.missing_arguments)
+            raise UserError(f"{where}: expected {missing}, got none. {look}")
+        if kind == "UnrecognizedArgs":
+            raise UserError(f"{where}: expected no further arguments, got '{event.tokens[0]}'. Quote it? {look}")
+        if kind == "InvalidChoice":
+            known = ", ".join(event.choices)
+            raise UserError(
+                f"{where} {called(event.argument)}: expected one of {known}, got '{event.value}'. "
+                f"{meant(event.value, event.choices)}"
+            )
+        if kind == "BadValue":
+            raise UserError(f"{where}: expected a value behind {called(event.argument)}, got none. {look}")
+        if kind == "InstantiationFailure":
+            option = called(event.argument) if event.argument is not None else "arguments"
+            reason = " ".join(str(event.message).split()).rstrip(".")
+            raise UserError(f"{where} {option}: expected another value: {reason}. {look}")
+
+    with on_parse_error(refuse):
+        yield
+
+
+def called(argument: Any) -> str:
+    """An argument as one writes it: --out PATH."""
+    value = str(argument.lowered.metavar or "").replace("{None}|", "")
+    return value if argument.is_positional() else f"{argument.lowered.name_or_flags[0]} {value}".strip()
 
 
 def gathered(argv: Sequence[str], options: Sequence[str]) -> list[str]:

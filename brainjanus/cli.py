@@ -20,6 +20,7 @@ from tyro.conf import Positional, arg
 from brainjanus import arguments, science
 from brainjanus.arguments import DatasetFolder, RunFolder, early, gathered
 from brainjanus.core.errors import Preempted, UserError, reported
+from brainjanus.manual import check_options, meant, page_asked
 
 C = TypeVar("C")
 RESUMABLE = ("demo", "train", "tune", "ablate")  # the others write their result at the very end, or not at all
@@ -73,8 +74,17 @@ def dispatch(argv: list[str]) -> int:
 
         print(f"brainjanus {version('brainjanus')}")
         return 0
+    if argv[0] == "help":
+        argv = [*argv[1:], "--help"]
     if argv[0] not in COMMANDS:
-        raise UserError(f"command: expected one of {', '.join(COMMANDS)}, got '{argv[0]}'. See `brainjanus --help`.")
+        raise UserError(
+            f"command: expected one of {', '.join(COMMANDS)}, got '{argv[0]}'. {meant(argv[0], COMMANDS)} "
+            "`brainjanus --help` says what each does."
+        )
+    if told := page_asked(argv):
+        print(told, end="")
+        return 0
+    check_options(argv)
     if made := COMMANDS[argv[0]](argv[1:]):
         print(made)
     return 0
@@ -154,7 +164,7 @@ def simulate(argv: list[str]) -> Path:
         return simulate_sensors(out, options, overwrite=overwrite).path
 
     run.__annotations__["options"] = Annotated[type(base), arg(name="")]
-    return arguments.parse(simulate, run, argv)
+    return arguments.parse(simulate, run, argv, "simulate" if what == "cortex" else f"simulate {what}")
 
 
 def prepare(argv: list[str]) -> Path | str:

@@ -217,7 +217,8 @@ def part_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """What a recipe does not say: whose brains there are, and how long a text may be. Defaults are those of NSD."""
+    """What a recipe does not say; defaults are those of NSD. subjects: how many brains. sites: of each of them.
+    text_codes: the longest text."""
 
     subjects: int = 8
     sites: int = 15_724  # of a subject

@@ -36,7 +36,8 @@ class RunConfig:
 
     janus: folder of Janus-Pro, or its name on the hub, whose weights the model starts from, with its image and text
     tokenizers; the sizes are then Janus's. None: all starts from scratch. janus_tokens: at most so many features of a
-    picture by its understanding encoder, which `omni.image_input` "janus" reads; None: all of them.
+    picture by its understanding encoder, which `omni.image_input` "janus" reads; None: all of them. seed: of weights,
+    batches and what is held out.
     """
 
     seed: int = 0
@@ -72,7 +73,10 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TokenizerRunConfig:
-    """Everything that decides what the training of a brain tokenizer does, but the data."""
+    """Everything that decides what the training of a brain tokenizer does, but the data.
+
+    seed: of weights and batches.
+    """
 
     seed: int = 0
     tokenizer: BrainTokenizerConfig = field(default_factory=BrainTokenizerConfig)

@@ -33,8 +33,11 @@ from brainjanus.data.write import refuse_existing, write_dataset
 
 @dataclass(frozen=True)
 class SimulationConfig:
-    """How much is simulated. num_train: training stimuli of each subject, `num_shared` of them the same for all; test
-    stimuli are the same for all. num_sites: the range from which each subject's number of sites is drawn."""
+    """How much is simulated. num_subjects: whose brains. num_train: training stimuli of each subject. num_shared: how
+    many of them are the same for all. num_test: test stimuli, the same for all. repeats: trials of each stimulus.
+    num_sites: the range from which each subject's number of sites is drawn. trials_per_session, runs_per_session: how
+    the recording is parted. seed: of everything that is drawn.
+    """
 
     num_subjects: int = 3
     num_train: int = 1500

@@ -35,8 +35,10 @@ from brainjanus.data.write import refuse_existing, write_dataset
 
 @dataclass(frozen=True)
 class SensorSimulationConfig:
-    """How much is simulated. reliability: the share of a single trial's variance that is signal, at the best sites (the
-    95th percentile over sensors and times).
+    """How much is simulated. modality: "eeg" or "meg". num_subjects: whose heads. num_train, num_test: stimuli of each
+    split, the same for all. repeats: trials of each stimulus. trials_per_session, runs_per_session: how the recording
+    is parted. reliability: the share of a single trial's variance that is signal, at the best sites (the 95th
+    percentile over sensors and times). seed: of everything that is drawn.
     """
 
     modality: Literal["eeg", "meg"] = "eeg"

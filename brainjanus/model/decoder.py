@@ -22,7 +22,12 @@ from brainjanus.core.linear import Joined, PackedLinear
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Field names are those of a Llama config. Defaults are laptop-sized. dropout: share of what each layer adds that
+    """Field names are those of a Llama config. Defaults are laptop-sized.
+
+    hidden_size: width of a position. intermediate_size: width inside of a layer's gated products. num_hidden_layers:
+    how many layers. num_attention_heads: of queries. num_key_value_heads: of keys and values, which queries share.
+    rms_norm_eps: added under the root of the norm. rope_theta: base of the rotations by position.
+    max_position_embeddings: the longest sequence. dropout: share of what each layer adds that
     is left out in training."""
 
     hidden_size: int = 192

@@ -23,9 +23,10 @@ GROUPS = 32  # of channels that are normalised together
 
 @dataclass(frozen=True)
 class PaperConfig:
-    """The published hyperparameters. multipliers: of base_channels, one a level, each level at half the resolution.
+    """The published hyperparameters.
 
-    blocks: residual blocks a level; the decoder has one more. latent_channels: before the quantizer's dimension.
+    base_channels: of the first level. multipliers: of them, one a level, each level at half the resolution. blocks:
+    residual blocks a level; the decoder has one more. latent_channels: before the quantizer's dimension.
     """
 
     base_channels: int = 64

@@ -32,10 +32,11 @@ class QuantizerConfig:
     """kind: which quantizer. num_codes: size N of a codebook. dim: length of a codebook vector. similarity: of vq;
     residual goes by Euclidean distance always.
 
-    vq, residual: decay of the moving averages; commitment: weight of the pull of latents to their code; dead_below: a
-    code used less than this share of the uniform usage 1/N is drawn anew from the batch. vq: entropy: weight of the
-    loss that makes each assignment certain and all codes used alike. residual: stages, with N codes each.
-    fsq: levels of each of the numbers of a latent. They follow from num_codes, if left out, and dim from them always.
+    decay: of the moving averages (vq, residual). commitment: weight of the pull of latents to their code (vq,
+    residual). dead_below: a code used less than this share of the uniform usage 1/N is drawn anew from the batch (vq,
+    residual). entropy: weight of the loss that makes each assignment certain and all codes used alike (vq). stages: of
+    residual, with N codes each. levels: of each of the numbers of a latent (fsq). They follow from num_codes, if left
+    out, and dim from them always.
     """
 
     kind: Literal["vq", "residual", "fsq"] = "vq"

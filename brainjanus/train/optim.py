@@ -19,9 +19,10 @@ from brainjanus.train.muon import Muon, product_dtype
 class OptimConfig:
     """optimizer: "muon" (with AdamW for what is no hidden matrix) or "adamw". steps, batch_size: how long, how wide.
 
-    learning_rate: its peak, after `warmup` (a share of the steps), from where it falls along `schedule`: "cosine" or
-    "linear", to a twentieth, or not at all ("constant"). weight_decay applies to matrices only. clip: largest norm of a
-    gradient. average: decay of an exponential moving average of the weights, which is what is delivered then; 0: none.
+    learning_rate: its peak. warmup: share of the steps in which it rises to there. schedule: how it falls then,
+    "cosine" or "linear", to a twentieth, or not at all ("constant"). betas: of AdamW. weight_decay: of matrices only.
+    clip: largest norm of a gradient. average: decay of an exponential moving average of the weights, which is what is
+    delivered then; 0: none.
     precision: "auto" computes in bfloat16 where the machine has instructions for it and in float32 elsewhere.
     spike: a loss that exceeds those before it by so many of their standard deviations stops the training; 0: none does.
     log_every, save_every: in steps. These two and spike may be changed under way.
