@@ -34,11 +34,27 @@ class Decoded(NamedTuple):
     candidates: int
 
 
-class Tokens(NamedTuple):
-    """A response as the model reads it. codes: of each token; per_patch: how many tokens the same sites have, one after
-    the other; patch: the first of them, of each site. after: with tokens swapped or masked, what the sites are then
-    (NaN where masked), and what is decoded; None if none is."""
+class Part(NamedTuple):
+    """A stretch of a sequence: the token that opens it, and those behind it, in ids of the joint vocabulary.
 
+    words: of a text, what each token says.
+    """
+
+    modality: str
+    opening: int
+    tokens: list[int]
+    words: list[str]
+
+
+class Tokens(NamedTuple):
+    """A response as the model reads it. sequence: its tokens, and those of the caption and the picture that were seen.
+
+    codes: of each token of the brain, local to its codebook; per_patch: how many tokens the same sites have, one after
+    the other; patch: the first of them, of each site. after: with tokens swapped or masked, what the sites are then
+    (NaN where masked), and what is decoded; None if none is.
+    """
+
+    sequence: list[Part]
     codes: Int[np.ndarray, "k"]
     num_codes: int
     per_patch: int
@@ -59,6 +75,7 @@ def told(answer: Answer) -> dict[str, Any]:
         return facts | {"measured": packed(answer.measured), "pictures": pictures}
     if isinstance(answer, Tokens):
         return answer._asdict() | {
+            "sequence": [part._asdict() for part in answer.sequence],
             "codes": answer.codes.tolist(),
             "patch": packed(answer.patch),
             "values": packed(answer.values),
@@ -85,6 +102,7 @@ def read_decoded(facts: Mapping[str, Any]) -> Decoded:
 
 def read_tokens(facts: Mapping[str, Any]) -> Tokens:
     arrays = {
+        "sequence": [Part(**part) for part in facts["sequence"]],
         "codes": np.array(facts["codes"]),
         "patch": unpacked(facts["patch"], "<i4"),
         "values": unpacked(facts["values"]),

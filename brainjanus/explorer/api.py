@@ -53,6 +53,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+REPORT = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'self'"
 MEDIA = {"png": "image/png", "npy": "application/octet-stream", "nii.gz": "application/gzip"}
 Name = Annotated[str, Field(max_length=300)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -226,6 +227,12 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
     def scores() -> list[dict[str, Any]]:
         """The records of scores.json, if the run was scored."""
         return explorer.scores()
+
+    @app.get("/api/report", tags=["run"], response_class=Response)
+    def report() -> Response:
+        """The page that was written with the scores: tables and figures, without scripts."""
+        headers = {"Content-Security-Policy": REPORT, "Cache-Control": "no-cache"}
+        return Response(explorer.report(), media_type="text/html", headers=headers)
 
     @app.get("/api/measured/{subject}", tags=["run"])
     def measured(

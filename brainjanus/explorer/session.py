@@ -8,20 +8,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.progress import progress
 from brainjanus.core.space import BrainSpace
+from brainjanus.core.vocabulary import Modality
 from brainjanus.data.dataset import Dataset, listed
 from brainjanus.evaluate.brain import voxel_r
-from brainjanus.explorer.answers import Decoded, Map, Tokens
-from brainjanus.generate import GenerationConfig, estimate, generate, score_candidates
+from brainjanus.explorer.answers import Decoded, Map, Part, Tokens
+from brainjanus.generate import GenerationConfig, estimate, generate, pixels_in, score_candidates
 from brainjanus.insilico.experiment import Experiment, opened, own_subjects, region
 from brainjanus.run import condition, directions_of, predict
 
@@ -359,16 +361,50 @@ class Explorer:
                 raise UserError("tokens: expected some of them to be left, got all masked. Mask fewer.")
             after = told(values + change[0].numpy(), gone)
             after = after._replace(measured=np.where(gone, np.nan, after.measured).astype(np.float32))
-        return Tokens(codes[0].numpy(), entries, per_patch, patch, values, before, after)
+        sequence = self._sequence(subject, stimulus, codes)
+        return Tokens(sequence, codes[0].numpy(), entries, per_patch, patch, values, before, after)
+
+    def _sequence(self, subject: str, stimulus: str, codes: Int[torch.Tensor, "1 k"]) -> list[Part]:
+        """The response, the first caption and the picture of its stimulus, in tokens of the joint vocabulary."""
+        vocabulary, tokenizers = self.checkpoint.model.vocabulary, self.checkpoint.tokenizers
+
+        def part(modality: Modality, opening: str, codes: Int[torch.Tensor, "1 k"], words: Sequence[str] = ()) -> Part:
+            tokens = vocabulary.to_tokens(codes[0].long(), modality).tolist()
+            return Part(modality, vocabulary.control(opening), tokens, list(words))
+
+        parts = [part("brain", f"brain:{subject}", codes)]
+        said = self.dataset.captions(stimulus)
+        if tokenizers.text is not None and said:
+            pieces = tokenizers.text.pieces(said[:1])[0]
+            told = ["", *(tokenizers.text.decode(torch.tensor([pieces[:n]]))[0] for n in range(1, len(pieces) + 1))]
+            words = [after.removeprefix(before) for before, after in pairwise(told)]  # a letter may be several pieces
+            parts.append(part("text", "text", torch.tensor([[*pieces, tokenizers.text.end]]), [*words, "end"]))
+        if tokenizers.image is not None and self.has_pictures:
+            seen = torch.from_numpy(self.dataset.images([stimulus]))
+            with torch.no_grad():
+                parts.append(part("image", "image", tokenizers.image.encode(pixels_in(seen))))
+        return parts
 
     # --- scores -----------------------------------------------------------------------------------------------------
 
     def scores(self) -> list[dict[str, Any]]:
-        """The records of scores.json, where the run was scored: in RUN/scores, or beside RUN; none if it was not."""
-        for folder in (self.asked.path / "scores", self.asked.path.parent):
-            if (folder / "scores.json").is_file():
-                return _read_scores(folder / "scores.json")
-        return []
+        """The records of scores.json, if the run was scored."""
+        folder = self._scored()
+        return [] if folder is None else _read_scores(folder / "scores.json")
+
+    def report(self) -> str:
+        """The page that `evaluate` wrote, with its figures. Raises UserError if there is none."""
+        folder = self._scored()
+        if folder is None or not (folder / "report.html").is_file():
+            raise UserError(
+                f"report: expected one of {self.asked.path.name}, got none. Score the run: `brainjanus evaluate RUN`."
+            )
+        return (folder / "report.html").read_text(encoding="utf-8")
+
+    def _scored(self) -> Path | None:
+        """Where the scores of the run are: in RUN/scores, or beside RUN."""
+        folders = (self.asked.path / "scores", self.asked.path.parent)
+        return next((folder for folder in folders if (folder / "scores.json").is_file()), None)
 
 
 def _read_scores(path: Path) -> list[dict[str, Any]]:

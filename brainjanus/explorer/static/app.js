@@ -6,7 +6,7 @@ import { Cortex } from "./cortex.js";
 const $ = (id) => document.getElementById(id);
 const TABS = ["decode", "encode", "tokens", "scores"];
 const START = { tab: "decode", subject: "", stimulus: "", repeat: "", query: "", hidden: "", samples: "1", guidance: "1", temperature: "1", seed: "0",
-  text: "", picture: "", seen: "", against: "", spread: "", swapped: "", masked: "", token: "0", shows: "values", roi: "", direction: "image->brain", sort: "direction", metric: "" };
+  text: "", picture: "", seen: "", against: "", spread: "", swapped: "", masked: "", token: "0", shows: "values", roi: "", direction: "image->brain", sort: "direction", metric: "", of: "", whose: "", where: "" };
 const state = { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
 let about, cortex, last = { maps: null }, running = null, newest = null;
 
@@ -302,7 +302,14 @@ const tokens = {
     const mask = () => keep({ masked: (masked.has(chosen) ? [...masked].filter((one) => one !== chosen) : [...masked, chosen]).join() });
     const said = (one) => one.captions[0] ?? "";
     const words = new Set(said(before).split(" "));
+    const inPicture = this.found.sequence.find((part) => part.modality === "image");
+    const side = inPicture ? Math.round(Math.sqrt(inPicture.tokens.length)) : 0;
+    const others = this.found.sequence.filter((part) => part.modality !== "brain").map((part) => [h("h2", {}, `${part.modality === "text" ? "Caption that was seen" : "Picture that was seen"}: ${part.tokens.length} tokens`),
+      part.modality === "text" ? h("div.tokens", { id: "words" }, h("span.opening", { title: `token ${part.opening} opens a text` }, "text"), ...part.tokens.map((token, at) => h("span.word", { title: `token ${token}` }, part.words[at] || "·")))
+        : h("div.mosaic", { id: "mosaic", style: `grid-template-columns: repeat(${side}, 1fr); background-image: url("/api/stimuli/${encodeURIComponent(state.stimulus)}/picture.png")` }, ...part.tokens.map((token) => h("span", { title: `token ${token}` })))]).flat();
+    const whole = this.found.sequence.reduce((sum, part) => sum + 1 + part.tokens.length, 1);
     fill($("result"), 
+      h("p.quiet", { id: "whole" }, `In the joint vocabulary this trial is ${whole} tokens: begin, then ${this.found.sequence.map((part) => `${part.tokens.length} of the ${part.modality === "text" ? "caption" : part.modality === "image" ? "picture" : "brain"} behind one that opens them`).join(", ")}.`),
       h("h2", {}, `Brain: ${codes.length} tokens`), h("div.tokens", {}, ...buttons),
       h("div.row", {}, h("strong", {}, `Token ${chosen}`), h("label", {}, "code ", code), h("button", { id: "swap", onclick: swap }, "Swap"), h("button", { id: "mask", onclick: mask }, masked.has(chosen) ? "Show again" : "Mask"),
         h("button", { onclick: () => keep({ swapped: "", masked: "" }) }, "As measured")),
@@ -311,6 +318,7 @@ const tokens = {
       h("table", {}, h("tbody", {}, h("tr", {}, h("th", {}, "as measured"), h("td", {}, said(before))),
         after ? h("tr", {}, h("th", {}, "changed"), h("td", { id: "after" }, ...said(after).split(" ").map((word) => h(words.has(word) ? "span" : "span.changed", {}, `${word} `)))) : null,
         ...Object.keys(before.log_p).map((target) => h("tr", {}, h("th", {}, `log p of the seen ${target === "image" ? "picture" : "caption"}`), h("td", {}, [before, after].filter(Boolean).map((one) => one.log_p[target].toFixed(1)).join(" → ")))))),
+      ...others,
     );
     this.light(chosen);
   },
@@ -328,10 +336,17 @@ const scores = {
     this.records = await ask("/api/scores");
     if (state.tab !== "scores") return;
     const metrics = [...new Set(this.records.map((one) => one.metric))].sort();
-    const metric = h("select", { id: "in-metric", onchange: (event) => { set({ metric: event.target.value }); this.table(); } }, h("option", { value: "" }, "all"), ...metrics.map((name) => h("option", {}, name)));
-    metric.value = state.metric;
+    const chooser = (name, title, values) => {
+      const select = h("select", { id: `in-${name}`, onchange: (event) => { set({ [name]: event.target.value }); this.table(); } }, h("option", { value: "" }, "all"), ...values.map((one) => h("option", {}, one)));
+      select.value = state[name];
+      return h("label", {}, `${title} `, select);
+    };
+    const known = (name) => [...new Set(this.records.map((one) => one[name] ?? "all sites"))].sort();
     fill($("controls"), h("h2", {}, "Each site"), h("label", {}, "How well it is predicted, in ", choose),
-      h("p.quiet", {}, "Pearson's r between measured and expected responses, across held-out stimuli."), h("h2", {}, "Table"), h("label", {}, "Metric ", metric));
+      h("p.quiet", {}, "Pearson's r between measured and expected responses, across held-out stimuli."), h("h2", {}, "Table"), chooser("metric", "Metric", metrics), chooser("of", "Direction", known("direction")), chooser("whose", "Subject", known("subject")), chooser("where", "Region", known("roi")));
+    this.place = h("div");
+    fill($("result"), this.place, ...(this.records.length ? [h("h2", {}, "Report"), h("p", {}, h("a", { href: "/api/report", target: "_blank" }, "Open it on a page of its own")),
+      h("iframe", { id: "report", src: "/api/report", sandbox: "", title: "The report: its tables and figures", loading: "lazy" })] : []));
     this.table();
     await this.accuracy();
   },
@@ -345,12 +360,13 @@ const scores = {
   },
   table() {
     const columns = ["direction", "subject", "roi", "metric", "estimator", "value", "floor", "baseline", "ceiling", "p", "n"];
-    if (!this.records.length) { fill($("result"), h("p", {}, "This run was not scored yet: brainjanus evaluate RUN")); return; }
+    if (!this.records.length) { fill(this.place, h("p", {}, "This run was not scored yet: brainjanus evaluate RUN")); return; }
     const [by, down] = [state.sort.replace("-", ""), state.sort.startsWith("-") ? -1 : 1];
     const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a ?? "").localeCompare(String(b ?? "")));
-    const rows = this.records.filter((one) => !state.metric || one.metric === state.metric).sort((a, b) => down * order(a[by], b[by]));
+    const wanted = { metric: state.metric, direction: state.of, subject: state.whose, roi: state.where };
+    const rows = this.records.filter((one) => Object.entries(wanted).every(([name, value]) => !value || (one[name] ?? "all sites") === value)).sort((a, b) => down * order(a[by], b[by]));
     const number = (value) => (typeof value === "number" ? (Number.isInteger(value) ? String(value) : value.toFixed(3)) : value ?? "");
-    fill($("result"), h("h2", {}, `${rows.length} figures`), h("div.scroll", { tabIndex: 0 }, h("table.figures", {}, h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col", "aria-sort": name === by ? (down > 0 ? "ascending" : "descending") : "none" },
+    fill(this.place, h("h2", {}, `${rows.length} figures`), h("div.scroll", { tabIndex: 0 }, h("table.figures", {}, h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col", "aria-sort": name === by ? (down > 0 ? "ascending" : "descending") : "none" },
       h("button", { onclick: () => { set({ sort: state.sort === name ? `-${name}` : name }); this.table(); } }, name, name === by ? (down > 0 ? " ↑" : " ↓") : ""))))),
       h("tbody", {}, ...rows.slice(0, 600).map((one) => h("tr", {}, ...columns.map((name) => h(typeof one[name] === "number" ? "td.number" : "td", {}, String(number(one[name]))))))))));
   },
