@@ -243,11 +243,15 @@ def _begun(path: Path) -> Described | None:
     facts = _json(path / "config.json")
     if "model_type" in facts or "architectures" in facts:
         kind = facts.get("model_type") or facts["architectures"][0]
-        advice = (
-            "Give it to `--janus`."
-            if "janus" in str(kind).lower() or "multi_modality" in str(kind)
-            else ("As a vision encoder, call it transformers:FOLDER.")
-        )
+        if "multi_modality" in str(kind) or "MultiModality" in str(kind):
+            advice = (
+                "Janus as its authors publish it is not read: fetch it in the Hugging Face format, "
+                "deepseek-community/Janus-Pro-1B or -7B."
+            )
+        elif "janus" in str(kind).lower():
+            advice = "Give it to `--janus`."
+        else:
+            advice = "As a vision encoder, call it transformers:FOLDER."
         return Described(
             path, "transformers model", False, f"a model of `transformers`, {kind}.", {"size": _size_of(path)}, advice
         )

@@ -231,3 +231,27 @@ def test_links_of_the_guide_are_there(project_root):
                 titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
                 places = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
                 assert place in places, f"{page.name} links to {link}"
+
+
+def sentences_of(project_root: Path) -> list[str]:
+    """Every text that the package has in its code; what is filled in is a blank."""
+    texts = []
+    for file in (project_root / "brainjanus").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else " " for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def test_sentences_that_are_quoted_are_those_of_the_package(project_root):
+    """Of the table of errors in faq.md: what stands between numbers, names and dots, in its order."""
+    table = (project_root / "docs/guide/faq.md").read_text(encoding="utf-8").partition("\n| it says |")[2]
+    quoted = re.findall(r"^\| `(.+?)` \|", table, flags=re.MULTILINE)
+    texts = sentences_of(project_root)
+    assert len(quoted) > 15
+    for sentence in quoted:
+        pieces = [piece.strip() for piece in re.split(r"\.\.\.|'[^']*'|\b\d+\b", sentence)]
+        pattern = re.compile(".*".join(map(re.escape, filter(None, pieces))), re.DOTALL)
+        assert any(map(pattern.search, texts)), sentence

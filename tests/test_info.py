@@ -188,3 +188,18 @@ def test_the_command(study, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["kind"] == "dataset"
     assert main(["info", str(tmp_path / "nothing")]) == 2
     assert bj.describe(study.path).ours
+
+
+@pytest.mark.parametrize(
+    ("facts", "advice"),
+    [
+        ({"model_type": "janus"}, "Give it to `--janus`."),
+        ({"model_type": "multi_modality"}, "deepseek-community/Janus-Pro-1B"),
+        ({"architectures": ["MultiModalityCausalLM"]}, "deepseek-community/Janus-Pro-1B"),
+        ({"model_type": "vit"}, "transformers:FOLDER"),
+    ],
+)
+def test_says_which_models_of_others_are_read(tmp_path, facts, advice):
+    """Janus in its authors' own format is what `--janus` refuses."""
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    assert advice in describe(tmp_path).advice
