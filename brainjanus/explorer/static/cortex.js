@@ -17,7 +17,7 @@ export class Cortex {
     Object.assign(this, { canvas, views, hoverLine: hover, legend, spaces: new Map(), subject: null, values: null, label: "" });
     this.kind = null;
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
-    new ResizeObserver(() => this.kind === "bars" && this.bars()).observe(canvas.parentElement);
+    new ResizeObserver(() => (this.kind === "bars" ? this.values && this.bars() : this.fit())).observe(canvas.parentElement);
   }
 
   async space(subject) {
@@ -76,8 +76,15 @@ export class Cortex {
       this.views.append(button, " ");
     }
     this.nv.setRenderAzimuthElevation(...VIEWS[kind].behind);
-    this.nv.setScale(kind === "surface" ? 1.55 : 1.3);
+    this.fit();
     this.recolour();
+  }
+
+  // Both hemispheres side by side fill a wide stage, and stay inside of a narrow one.
+  fit() {
+    if (!this.nv || !this.nv.gl || this.kind === "bars") return;
+    const { clientWidth: wide, clientHeight: high } = this.canvas.parentElement;
+    this.nv.setScale(this.kind === "surface" ? Math.min(1.55, 1.2 * Math.max(1, wide / high)) : 1.3);
   }
 
   // The background is that of the page.
