@@ -21,6 +21,7 @@ import torch
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, reported, written_beside
 from brainjanus.core.processes import by_itself, first_before_others, is_first, own_device, together, wait, world
+from brainjanus.core.progress import progress
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
 from brainjanus.evaluate.encode_decode import control_records, encode_decode_records
@@ -321,8 +322,10 @@ def tokenized(dataset: Dataset, begun: Settled, out: Path, hardware: Hardware, s
     solved = solve_drafts(
         dataset, codes.descriptions(), config.seed, codes.described(config.omni), pieces, codes.small_pictures()
     )
-    for subject in solved.whole.drafts.ranks:
-        solved.whole.drafts.scatter(subject).solve(codes.residuals(subject).numpy())
+    with progress("scatter of single trials", len(solved.whole.drafts.ranks)) as advance:
+        for number, subject in enumerate(solved.whole.drafts.ranks):
+            solved.whole.drafts.scatter(subject).solve(codes.residuals(subject).numpy())
+            advance(number + 1, None)
     codes = replace(codes, solved=solved)
     measure_drafts(codes, solved.whole.drafts, config.omni, config.seed)
     training, validation = held_out(dataset, used, codes, config, features, out / "codes", where)
@@ -646,7 +649,11 @@ def evaluate(
         for subject in subjects_of(checkpoint, dataset)
         for estimator in estimators_of(direction, seed)
     ]
-    scored = [score(dataset, prediction, options) for prediction in predictions]
+    scored = []
+    with progress("predictions scored", len(predictions)) as advance:
+        for number, prediction in enumerate(predictions):
+            scored.append(score(dataset, prediction, options))
+            advance(number + 1, None)
     records = [record for one in scored for record in one.records]
     skipped = {metric: why for one in scored for metric, why in one.skipped.items()}
     warnings = list(dict.fromkeys(warning for one in scored for warning in one.warnings))

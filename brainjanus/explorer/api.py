@@ -206,6 +206,8 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
         }
         if facts["geometry"] == "surface":
             facts["left_vertices"] = int(found.geometry["left_vertices"])
+        if facts["geometry"] == "sensors":
+            facts |= {name: list(found.geometry[name]) for name in ("names", "times_sec")}
         if facts["geometry"] == "volume":
             facts["shape"] = [int(size) for size in found.geometry["shape"]]
             facts["affine"] = np.asarray(found.geometry["affine"], dtype=float)[:3].tolist()

@@ -405,10 +405,16 @@ def measure_drafts(
 ) -> None:
     """Find how near measured latents lie to those of drafts that the model is shown, and that did not see them: as near
     as makes the codes of measured responses, noise and all, the likeliest. Into `drafts`."""
-    for subject in codes.brains:
-        for kind, tasks in drafted_tasks(codes, drafts, subject).items():
+    kinds = [
+        (subject, kind, tasks)
+        for subject in codes.brains
+        for kind, tasks in drafted_tasks(codes, drafts, subject).items()
+        if kind in SHOWN and tasks
+    ]
+    with progress("how near drafts are", len(kinds)) as advance:
+        for done, (subject, kind, tasks) in enumerate(kinds):
             unlikely = torch.zeros(len(NEARNESS))
-            for number in range(batches if kind in SHOWN and tasks else 0):
+            for number in range(batches):
                 batch = codes.batch(tasks[number % len(tasks)], size, generator_of(seed, number), model)
                 if batch.draft is None:  # so few shared stimuli that a fold has none left
                     continue
@@ -417,6 +423,7 @@ def measure_drafts(
                 unlikely += torch.stack([nats(near * lean, batch.target.codes).mean() for near in NEARNESS])
             if unlikely.any():
                 drafts.trust(subject).near(kind).fill_(NEARNESS[int(unlikely.argmin())])
+            advance(done + 1, None)
 
 
 def drafted_tasks(codes: Codes, drafts: Drafts, subject: str) -> dict[str, list[Task]]:

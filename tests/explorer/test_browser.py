@@ -37,6 +37,11 @@ def run(request) -> Path:
 
 @pytest.fixture(scope="module")
 def address(run) -> str:
+    return served(run)
+
+
+def served(run: Path) -> str:
+    """The address of an explorer of a run, in this process."""
     told: list[str] = []
     ready = threading.Event()
 
@@ -66,7 +71,7 @@ def visit(chromium, address, request):
     asked: list[str] = []
     contexts = []
 
-    def opened(place: str = "", *, init: str = "", **options):
+    def opened(place: str = "", *, at: str = address, init: str = "", **options):
         context = chromium.new_context(**{"viewport": WIDE, "accept_downloads": True, **options})
         contexts.append(context)
         page = context.new_page()
@@ -75,7 +80,7 @@ def visit(chromium, address, request):
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda one: asked.append(one.url))
-        page.goto(address + place)
+        page.goto(at + place)
         return page
 
     yield opened
@@ -87,8 +92,8 @@ def visit(chromium, address, request):
         context.close()
     if not request.node.get_closest_marker("refused"):
         assert not errors
-    elsewhere = [url for url in asked if not url.startswith((address, "data:", "blob:"))]
-    assert not elsewhere
+    others = [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
+    assert not others
 
 
 def shown(page, label: str, subject: str = "") -> None:
@@ -398,3 +403,79 @@ def test_without_webgl_the_rest_answers(visit):
     page.wait_for_selector("table.figures")
     page.wait_for_selector("#problem:visible")
     assert "no WebGL 2" in page.inner_text("#problem")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tiny_settings, tmp_path_factory):
+    """The address of an explorer of a run without a surface: a volume, sensors over time, and neurons without a place.
+    It was trained for two steps on noise, and there are no pictures."""
+    from brainjanus.core.config import from_dict
+    from brainjanus.core.space import BrainSpace
+    from brainjanus.data.dataset import Stimuli, Subject, Trials
+    from brainjanus.data.write import write_dataset
+    from brainjanus.recipes import RunConfig
+    from brainjanus.run import train
+
+    rng = np.random.default_rng(0)
+    inside = np.flatnonzero(np.linalg.norm(np.indices((9, 10, 8)).reshape(3, -1).T - [4, 5, 4], axis=1) < 3)
+    where = np.stack(np.unravel_index(inside, (9, 10, 8)), axis=1)
+    affine = np.diag([3.0, 3, 3, 1])
+    affine[:3, 3] = [-12, -60, -10]
+    volume = BrainSpace(
+        "volume", len(inside), coordinates_mm=where @ affine[:3, :3] + affine[:3, 3], index=inside,
+        rois={"V1": np.arange(len(inside)) < 30},
+        geometry={"type": "volume", "shape": [9, 10, 8], "affine": affine.tolist()},
+    )  # fmt: skip
+    sensors = BrainSpace.of_sensors("sensors", ["Oz", "O1", "O2", "Pz"], np.arange(10) / 50)
+    spaces = [volume, sensors, BrainSpace("neurons", 24, "neurons")]
+    ids = [f"s{number:02}" for number in range(40)]
+    once = np.zeros(40, np.int64)
+    trials = Trials(ids, once, once, once, ["train" if number < 32 else "test" for number in range(40)])
+    subjects = [Subject(space, rng.normal(size=(40, space.num_sites)).astype(np.float32), trials) for space in spaces]
+    captions = {
+        name: [f"{('red', 'blue')[number % 2]} {('left', 'right')[number % 3 % 2]}"] for number, name in enumerate(ids)
+    }
+    folder = tmp_path_factory.mktemp("elsewhere")
+    dataset = write_dataset(
+        folder / "data", name="words", modality="mixed", subjects=subjects, stimuli=Stimuli(ids, captions=captions),
+        zscore="all",
+    )  # fmt: skip
+    settings = {name: value for name, value in tiny_settings.items() if not name.startswith("image")}
+    train(dataset, folder / "run", from_dict(RunConfig, settings))
+    return served(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("subject", "saying"),
+    [
+        ("volume", r"site \d+(, V1)?: -?\d"),
+        ("sensors", r"site \d+ \(O1, \d+ ms\): -?\d"),
+        ("neurons", r"site \d+: -?\d"),
+    ],
+)
+def test_brains_without_a_surface(visit, elsewhere, subject, saying):
+    page = visit(f"#subject={subject}", at=elsewhere)
+    shown(page, "measured response", subject)
+    page.wait_for_selector("#ranks td")
+    assert "decodes no pictures" in page.inner_text("#result")
+    assert lit(page) > 0.01
+    box = page.locator("#cortex").bounding_box()
+    for x in np.linspace(0.4, 0.6, 7):
+        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * 0.4)
+        page.wait_for_timeout(120)
+        if re.match(saying, page.inner_text("#hover")):
+            break
+    else:
+        pytest.fail(f"no site is named under the pointer: {page.inner_text('#hover')!r}")
+    page.click("#tab-encode")
+    page.fill("#in-text", "red left")
+    page.keyboard.press("Enter")
+    shown(page, "expected response", subject)
+    saved = page.locator("#downloads a").all_inner_texts()
+    assert ("NIfTI" in saved) == (subject == "volume") and "npy" in saved
+    assert page.locator("#in-file").count() == 0  # nothing to show a picture to
+    page.click("#tab-tokens")
+    page.wait_for_selector("[data-token]")
+    page.click("#tab-scores")
+    page.wait_for_selector("text=This run was not scored yet")
+    shown(page, "voxel r", subject)

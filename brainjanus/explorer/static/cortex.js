@@ -1,8 +1,10 @@
-// One map on one brain: the inflated surface or a volume by NiiVue, bars where sites have no place.
+// One map on one brain: the inflated surface or a volume by NiiVue, sensors over time as a grid, bars where sites have no
+// place.
 
 import { ask, ints } from "./api.js";
 
 const NEAR_MM = 6;
+const LEFT = 44, TOP = 8, BELOW = 22; // around the grid, in pixels
 const VIEWS = {
   surface: { behind: [0, 12], left: [270, 8], right: [90, 8], below: [0, -75] },
   volume: { behind: [0, 12], left: [270, 8], right: [90, 8], above: [0, 89] },
@@ -17,7 +19,7 @@ export class Cortex {
     Object.assign(this, { canvas, views, hoverLine: hover, legend, spaces: new Map(), subject: null, values: null, label: "" });
     this.kind = null;
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
-    new ResizeObserver(() => (this.kind === "bars" ? this.values && this.bars() : this.fit())).observe(canvas.parentElement);
+    new ResizeObserver(() => (this.flat() ? this.values && this[this.kind]() : this.fit())).observe(canvas.parentElement);
   }
 
   async space(subject) {
@@ -40,13 +42,13 @@ export class Cortex {
     const space = await this.space(subject);
     Object.assign(this, { subject, values, label, lit });
     this.limit = limit ?? span(values);
-    const kind = space.geometry === "surface" || space.geometry === "volume" ? space.geometry : "bars";
+    const kind = { surface: "surface", volume: "volume", sensors: "grid" }[space.geometry] ?? "bars";
     if (kind !== this.kind) { this.kind = kind; this.becoming = this.become(kind); }
     await this.becoming;
     if (turn !== this.turn) return;
     if (kind === "surface") this.paintSurface(space);
     else if (kind === "volume") await this.paintVolume(space, turn);
-    else this.bars();
+    else this[kind]();
     this.drawLegend();
     this.canvas.dataset.shown = `${subject} ${label}`;
   }
@@ -57,7 +59,7 @@ export class Cortex {
     this.canvas = fresh;
     fresh.addEventListener("pointermove", (event) => this.pointed(event));
     this.views.replaceChildren();
-    if (kind === "bars") return;
+    if (this.flat()) return;
     this.nv = new niivue.Niivue({ backColor: [0, 0, 0, 0], show3Dcrosshair: false, isOrientCube: false, dragAndDropEnabled: false,
       isColorbar: false, logLevel: "error", isResizeCanvas: true, crosshairWidth: 0 });
     this.nv.addColormap("more", MORE);
@@ -80,16 +82,18 @@ export class Cortex {
     this.recolour();
   }
 
+  flat() { return this.kind === "bars" || this.kind === "grid"; } // drawn by hand, without WebGL
+
   // Both hemispheres side by side fill a wide stage, and stay inside of a narrow one.
   fit() {
-    if (!this.nv || !this.nv.gl || this.kind === "bars") return;
+    if (!this.nv || !this.nv.gl || this.flat()) return;
     const { clientWidth: wide, clientHeight: high } = this.canvas.parentElement;
     this.nv.setScale(this.kind === "surface" ? Math.min(1.55, 1.2 * Math.max(1, wide / high)) : 1.3);
   }
 
   // The background is that of the page.
   recolour() {
-    if (!this.nv || this.kind === "bars") return;
+    if (!this.nv || this.flat()) return;
     const colour = getComputedStyle(this.canvas.closest("#stage")).backgroundColor.match(/[\d.]+/g).slice(0, 3).map((part) => part / 255);
     this.nv.opts.backColor = [...colour, 1];
     this.nv.drawScene();
@@ -131,11 +135,39 @@ export class Cortex {
     this.nv.drawScene();
   }
 
-  bars() {
+  paper() {
     const { clientWidth: wide, clientHeight: high } = this.canvas.parentElement;
     const scale = devicePixelRatio, pen = this.canvas.getContext("2d");
     Object.assign(this.canvas, { width: wide * scale, height: high * scale });
     pen.scale(scale, scale);
+    return { wide, high, pen };
+  }
+
+  // Sensors from top to bottom, time from left to right.
+  grid() {
+    const { wide, high, pen } = this.paper(), { names, times_sec: times, index } = this.spaces.get(this.subject);
+    const cells = new ImageData(times.length, names.length);
+    this.values.forEach((value, site) => {
+      if (!Number.isFinite(value)) return;
+      const colour = this.lit?.has(site) ? [255, 157, 0] : tint(value / this.limit);
+      cells.data.set([...colour, 255], 4 * index[site]);
+    });
+    const small = Object.assign(document.createElement("canvas"), { width: times.length, height: names.length });
+    small.getContext("2d").putImageData(cells, 0, 0);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(small, LEFT, TOP, wide - LEFT - 8, high - TOP - BELOW);
+    pen.fillStyle = getComputedStyle(this.canvas).color;
+    pen.font = "11px system-ui, sans-serif";
+    pen.textAlign = "right";
+    const row = (high - TOP - BELOW) / names.length, every = Math.ceil(13 / row);
+    names.forEach((name, at) => { if (at % every === 0) pen.fillText(name, LEFT - 4, TOP + (at + 0.5) * row + 4, LEFT - 6); });
+    pen.textAlign = "center";
+    const column = (wide - LEFT - 8) / times.length, step = Math.ceil(60 / column);
+    times.forEach((time, at) => { if (at % step === 0) pen.fillText(`${Math.round(1000 * time)} ms`, LEFT + (at + 0.5) * column, high - 6); });
+  }
+
+  bars() {
+    const { wide, high, pen } = this.paper();
     const step = (wide - 20) / this.values.length, middle = high / 2;
     this.values.forEach((value, site) => {
       if (!Number.isFinite(value)) return;
@@ -152,9 +184,7 @@ export class Cortex {
     Object.assign(bar, { width: 256, height: 8 });
     const pen = bar.getContext("2d");
     for (let x = 0; x < 256; x++) {
-      const map = x < 128 ? LESS : MORE, place = Math.abs(x - 127.5) / 127.5 * 3, low = Math.min(2, Math.floor(place)), part = place - low;
-      const mixed = ["R", "G", "B"].map((name) => Math.round(map[name][low] * (1 - part) + map[name][low + 1] * part));
-      pen.fillStyle = `rgb(${mixed})`;
+      pen.fillStyle = `rgb(${tint((x - 127.5) / 127.5)})`;
       pen.fillRect(x, 0, 1, 8);
     }
     this.legend.replaceChildren((-this.limit).toFixed(2), bar, this.limit.toFixed(2), ` ${this.label}`);
@@ -173,12 +203,20 @@ export class Cortex {
   told(site) {
     const space = this.spaces.get(this.subject);
     this.site = site;
-    this.hoverLine.textContent = site === null ? "\u00a0" : `site ${site}${space.roisOf[site] ? `, ${space.roisOf[site]}` : ""}: ${
+    const sensor = this.kind === "grid" && site !== null ? ` (${space.names[Math.floor(space.index[site] / space.times_sec.length)]}, ${
+      Math.round(1000 * space.times_sec[space.index[site] % space.times_sec.length])} ms)` : "";
+    this.hoverLine.textContent = site === null ? "\u00a0" : `site ${site}${sensor}${space.roisOf[site] ? `, ${space.roisOf[site]}` : ""}: ${
       Number.isFinite(this.values[site]) ? this.values[site].toFixed(2) : "not shown to the model"}`;
   }
 
   siteAt(x, y) {
     const space = this.spaces.get(this.subject);
+    if (this.kind === "grid") {
+      const { clientWidth: wide, clientHeight: high } = this.canvas, { names, times_sec: times, index } = space;
+      const column = Math.floor((x - LEFT) / (wide - LEFT - 8) * times.length), row = Math.floor((y - TOP) / (high - TOP - BELOW) * names.length);
+      const found = column >= 0 && row >= 0 && column < times.length && row < names.length ? index.indexOf(row * times.length + column) : -1;
+      return found < 0 ? null : found;
+    }
     if (this.kind === "bars") {
       const site = Math.floor((x - 10) / ((this.canvas.clientWidth - 20) / this.values.length));
       return site >= 0 && site < this.values.length ? site : null;
@@ -211,6 +249,12 @@ export class Cortex {
     });
     return best[1];
   }
+}
+
+// The colour of a share of the limit, from -1 to 1.
+function tint(share) {
+  const map = share < 0 ? LESS : MORE, place = Math.min(1, Math.abs(share)) * 3, low = Math.min(2, Math.floor(place)), part = place - low;
+  return ["R", "G", "B"].map((name) => Math.round(map[name][low] * (1 - part) + map[name][low + 1] * part));
 }
 
 // A vertex that was not measured is drawn with the mean of its neighbours if most of them were; 0 is not drawn.
