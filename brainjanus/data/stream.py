@@ -40,9 +40,11 @@ from jaxtyping import Bool, Float, Int
 from safetensors.numpy import save_file
 
 from brainjanus.core.ahead import ahead
+from brainjanus.core.card import kept_from
 from brainjanus.core.errors import UserError, make_parent, reported
 from brainjanus.core.progress import progress
 from brainjanus.data.dataset import SPLITS, Dataset, Trials, ZScore, listed
+from brainjanus.data.datasheet import CARD, leave_dataset_card
 from brainjanus.data.plan import TEST_FRACTION, StreamOptions, check_study, sizes_of
 from brainjanus.data.split import split_by_stimulus
 from brainjanus.data.stored import (
@@ -102,7 +104,7 @@ def stream_study(
     Returns the dataset, opened. Raises UserError for whatever would make it unsound, and while another is at it.
     """
     options, out = options or StreamOptions(), Path(out)
-    folder = _workplace(out)
+    folder, notes = _workplace(out), kept_from(out / CARD)
     check_study(study, options)
     with reported(out):
         refuse_existing(out, overwrite)
@@ -124,7 +126,9 @@ def stream_study(
                 else:
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
-    return Dataset.open(out)
+    dataset = Dataset.open(out)
+    leave_dataset_card(dataset, before=notes)
+    return dataset
 
 
 def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict[str, Any]) -> None:
