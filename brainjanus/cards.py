@@ -311,11 +311,12 @@ def _use(facts: Facts) -> str:
     subject = json.dumps(f"brain:{facts.subjects[0]}") if facts.subjects else '"image"'
     lines = ["import brainjanus as bj", "", 'run = bj.Run.open("FOLDER")']
     if facts.knows("text"):
-        lines.append(f'expected = run.generate({{"text": ["a red scene"]}}, {subject})  # [1, sites], z-scored')
-    elif facts.knows("image"):
+        longest = _mapping(facts.model.get("text_tokenizer")).get("max_length")
         lines.append(
-            f'expected = run.generate({{"image": pictures}}, {subject})  # uint8 RGB [n, h, w, 3] -> [n, sites]'
+            f'expected = run.generate({{"text": [sentence]}}, {subject})  # at most {longest} pieces -> [1, sites]'
         )
+    elif facts.knows("image"):
+        lines.append(f'expected = run.generate({{"image": pictures}}, {subject})  # uint8 [n, h, w, 3] -> [n, sites]')
     python = "\n".join(["```python", *lines, "```"])
     return (
         f"{python}\n\nFrom the command line: `brainjanus generate FOLDER --help`; in a browser: `brainjanus explore "

@@ -115,6 +115,15 @@ def adapted(run, new, tmp_path_factory):
     return bj.adapt(run, new, tmp_path_factory.mktemp("adapted") / "run", stimuli=12)
 
 
+def test_the_cards_tell_both_datasets(adapted, run, new):
+    card, known, added = (adapted.path / name for name in ("README.md", "dataset_card.md", "dataset_card_c.md"))
+    assert known.read_text() == (run / "dataset_card.md").read_text()
+    assert added.read_text() == (new.path / "README.md").read_text()
+    data = card.read_text().partition("## What it was trained on")[2].partition("\n## ")[0]
+    assert "| dataset | known |" in data and "c was added with 12 stimuli" in data
+    assert "It knows 3 subjects (a, b, c)" in card.read_text()
+
+
 def voxels(made: Run, data, direction: str) -> float:
     found = predict(made.checkpoint, data, direction, "c", GenerationConfig())
     return float(voxel_r(data.averages("c", "test").responses, found.values).mean())
