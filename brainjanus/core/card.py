@@ -13,7 +13,8 @@ A file without these places is no card any more: it is the user's, and stays as 
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,12 +49,10 @@ class Card(NamedTuple):
         return "\n\n".join([front, f"# {self.title}", *body]) + "\n"
 
 
-def save_card(path: Path, card: Card, before: Yours | None = None) -> None:
-    """Write a card, and keep what the user wrote into the one that is there.
-
-    before: what the user wrote, if the card is not there any more. Raises UserError for a file that is no card.
-    """
-    yours = yours_in(path) if path.exists() else before or Yours()
+def save_card(path: Path, card: Card) -> None:
+    """Write a card, and keep what the user wrote into the one that is there. Raises UserError for a file that is no
+    card."""
+    yours = yours_in(path) if path.exists() else Yours()
     if yours is None:
         raise UserError(
             f"{path}: expected a card with the line '{OWN_FACTS[:7]}...' and the marks {' and '.join(OWN_TEXT)}, got a "
@@ -63,19 +62,27 @@ def save_card(path: Path, card: Card, before: Yours | None = None) -> None:
         beside.write_text(card.text(yours), encoding="utf-8")
 
 
-def leave_card(path: Path, make: Callable[[], Card], before: Yours | None = None) -> bool:
-    """`save_card` where the card is not what was asked for; whether it was written.
+def leave_card(path: Path, make: Callable[[], Card]) -> None:
+    """`save_card` where something else was asked for: whatever goes wrong costs a sentence on standard error."""
+    with forgiven(path):
+        save_card(path, make())
 
-    Whatever goes wrong costs a sentence on standard error and nothing else: what a card is about is worth more than
-    the card.
-    """
+
+def add_card(path: Path, make: Callable[[], Card], kept: Yours | None) -> None:
+    """The same in a folder that is being made and that nobody sees yet. kept: what the user wrote into the card of the
+    folder that it replaces."""
+    with forgiven(path):
+        path.write_text(make().text(kept or Yours()), encoding="utf-8")
+
+
+@contextmanager
+def forgiven(path: Path) -> Iterator[None]:
+    """What a card is about is worth more than the card: its errors are told, and end there."""
     try:
-        save_card(path, make(), before)
+        yield
     except Exception as error:
         said = str(error) if isinstance(error, UserError) else f"{path} was not written ({error!r})."
         print(f"Note: no new card. {said}", file=sys.stderr)
-        return False
-    return True
 
 
 def yours_in(path: Path) -> Yours | None:

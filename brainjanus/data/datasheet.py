@@ -10,12 +10,11 @@ know (why it was recorded, who consented to what) is asked for under "Notes".
 import json
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from brainjanus.core.card import Card, Yours, bullets, leave_card, plain, table
+from brainjanus.core.card import Card, bullets, plain, table
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import SPLITS, Dataset, Trials, listed
 
@@ -101,11 +100,6 @@ class Count(NamedTuple):
     def of(cls, trials: Trials, split: str) -> "Count":
         times = Counter(trials.stimulus_id[row] for row in trials.rows(split).tolist())
         return cls(times.total(), len(times), (min(times.values()), max(times.values())) if times else (0, 0))
-
-
-def leave_dataset_card(dataset: Dataset, path: Path | None = None, before: Yours | None = None) -> bool:
-    """Write the card of a dataset, by default into its folder; whether it was written. See `leave_card`."""
-    return leave_card(path or dataset.path / CARD, lambda: dataset_card(dataset), before)
 
 
 def dataset_card(dataset: Dataset) -> Card:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from safetensors.numpy import save_file
 
-from brainjanus.core.card import kept_from
+from brainjanus.core.card import add_card, kept_from
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import (
@@ -35,7 +35,7 @@ from brainjanus.data.dataset import (
     checksum,
     listed,
 )
-from brainjanus.data.datasheet import CARD, leave_dataset_card
+from brainjanus.data.datasheet import CARD, dataset_card
 
 How = Literal["session", "all", "none"]
 ResponsesDtype = Literal["float32", "float16"]
@@ -112,9 +112,8 @@ def write_dataset(
             provenance=dict(provenance or {}) | ({"dropped_sites": dropped} if dropped else {}),
         )
         (folder / "dataset.json").write_text(manifest, encoding="utf-8")
-    dataset = Dataset.open(path)
-    leave_dataset_card(dataset, before=notes)
-    return dataset
+        add_card(folder / CARD, lambda: dataset_card(Dataset.open(folder)), notes)
+    return Dataset.open(path)
 
 
 def manifest_of(files: Mapping[str, Mapping[str, Any]], **facts: Any) -> str:

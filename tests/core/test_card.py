@@ -10,6 +10,7 @@ from brainjanus.core.card import (
     OWN_FACTS,
     Card,
     Yours,
+    add_card,
     bullets,
     kept_from,
     leave_card,
@@ -82,7 +83,7 @@ def test_a_file_that_is_no_card_is_left_as_it_is(tmp_path, capsys, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"expected a card with .* got a file without"):
         save_card(path, CARD)
-    assert not leave_card(path, lambda: CARD)
+    leave_card(path, lambda: CARD)
     assert path.read_bytes() == content
     assert str(path) in capsys.readouterr().err
 
@@ -91,11 +92,12 @@ def test_what_goes_wrong_costs_one_sentence(tmp_path, capsys):
     def broken() -> Card:
         raise KeyError("sites")
 
-    assert not leave_card(tmp_path / "README.md", broken)
+    leave_card(tmp_path / "README.md", broken)
     (tmp_path / "file").write_text("")
-    assert not leave_card(tmp_path / "file" / "README.md", lambda: CARD)
+    leave_card(tmp_path / "file" / "README.md", lambda: CARD)
+    add_card(tmp_path / "README.md", broken, None)
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all(line.startswith("Note: no new card.") for line in said)
+    assert len(said) == 3 and all(line.startswith("Note: no new card.") for line in said)
     assert "KeyError('sites')" in said[0]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -107,5 +109,5 @@ def test_a_replaced_folder_keeps_what_was_written(tmp_path):
     kept = kept_from(path)
     assert kept == Yours(text="# My own\n\nWith much in it.")
     path.unlink()
-    save_card(path, CARD, kept)
+    add_card(path, lambda: CARD, kept)
     assert yours_in(path) == kept == kept_from(path)

@@ -9,7 +9,7 @@ import yaml
 from brainjanus.core.card import INVITATION, yours_in
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
-from brainjanus.data.datasheet import CARD, NSD, PERSONAL, SIMULATED, dataset_card, leave_dataset_card
+from brainjanus.data.datasheet import CARD, NSD, PERSONAL, SIMULATED, dataset_card
 from brainjanus.data.write import write_dataset
 
 RESPONSES = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
@@ -94,7 +94,7 @@ def test_a_dataset_that_is_replaced_keeps_its_notes(tmp_path, own):
 
 
 def test_a_card_that_cannot_be_written_costs_no_dataset(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("brainjanus.data.datasheet.dataset_card", lambda _: 1 / 0)
+    monkeypatch.setattr("brainjanus.data.write.dataset_card", lambda _: 1 / 0)
     made = written(tmp_path / "data")
     assert not (made.path / CARD).exists()
     made.verify()
@@ -123,14 +123,8 @@ def test_checks_are_those_of_the_doctor(tmp_path, damage):
     report = {"fingerprint": made.fingerprint, "lights": {"red": 1, "green": 1, "grey": 0}, "findings": findings}
     (tmp_path / "data-doctor").mkdir()
     (tmp_path / "data-doctor/doctor.json").write_text(damage or json.dumps(report))
-    assert leave_dataset_card(made)
-    checks = section((made.path / CARD).read_text(), "Checks")
+    checks = section(dataset_card(made).text(), "Checks")
     if damage:
         assert "has not looked at it" in checks
     else:
         assert checks == "`brainjanus doctor` found: 1 red, 1 green.\n\n- red: shifted \\| ids"
-
-
-def test_it_is_the_same_wherever_it_is_written(tmp_path, study):
-    assert leave_dataset_card(study, tmp_path / "card.md")
-    assert (tmp_path / "card.md").read_text() == dataset_card(study).text() == (study.path / CARD).read_text()
