@@ -58,9 +58,9 @@ NSD = Source(
         "intelligence. Nature Neuroscience 25, 116-126. doi:10.1038/s41593-021-00962-x",
         _COCO,
     ),
-    "NSD's data sharing agreement allows research and education only, and forbids to distribute the data or parts of "
-    "it and to look for who the subjects are (http://naturalscenesdataset.org). This folder is such a part: it is not "
-    "to be passed on.",
+    "NSD's data sharing agreement allows research and education only, and forbids to distribute the data or components "
+    "of it, and to look for protected health information of the subjects (http://naturalscenesdataset.org). This "
+    "folder is made of such components: it is not to be passed on.",
     {"license": "other", "license_name": "nsd-terms", "license_link": "http://naturalscenesdataset.org"},
 )
 SOURCES = {
@@ -72,8 +72,7 @@ SOURCES = {
             "human visual object recognition. NeuroImage 264, 119754. doi:10.1016/j.neuroimage.2022.119754",
             _THINGS,
         ),
-        "The terms of the recordings and of the THINGS pictures, which are not ours to state, are read where they were "
-        "downloaded (https://things-initiative.org).",
+        "The terms of the recordings and of the pictures are read at https://osf.io/3jk45 and https://osf.io/jum2f.",
     ),
     "things-meg": Source(
         "THINGS-MEG",
@@ -83,8 +82,8 @@ SOURCES = {
             "doi:10.7554/eLife.82580",
             _THINGS,
         ),
-        "The terms of the recordings and of the THINGS pictures, which are not ours to state, are read where they were "
-        "downloaded (https://things-initiative.org).",
+        "The raw recordings are CC0 (https://openneuro.org/datasets/ds004212); the terms of the pictures are read at "
+        "https://osf.io/jum2f.",
     ),
 }
 
