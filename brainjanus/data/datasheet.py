@@ -101,8 +101,8 @@ class Count(NamedTuple):
         return cls(times.total(), len(times), (min(times.values()), max(times.values())) if times else (0, 0))
 
 
-def dataset_card(dataset: Dataset) -> Card:
-    """What is known of a dataset."""
+def dataset_card(dataset: Dataset, exported: str = "") -> Card:
+    """What is known of a dataset. exported: the layout of a peer that it was written in."""
     spaces = {who: dataset.space(who) for who in dataset.subjects}
     counts = {who: {split: Count.of(dataset.trials(who), split) for split in SPLITS} for who in dataset.subjects}
     num_trials = sum(count.trials for of_subject in counts.values() for count in of_subject.values())
@@ -114,7 +114,7 @@ def dataset_card(dataset: Dataset) -> Card:
         "size_categories": [next((name for most, name in SIZES if num_trials < most), "n>10M")],
     }
     sections = (
-        ("What it holds", _holds(dataset, num_trials)),
+        ("What it holds", _holds(dataset, num_trials, exported)),
         ("Where it came from", _origin(dataset, source)),
         ("Subjects", _subjects(dataset, spaces, counts)),
         ("Stimuli and splits", _stimuli(dataset, counts)),
@@ -156,7 +156,7 @@ def tags_of(modality: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- sections
 
 
-def _holds(dataset: Dataset, num_trials: int) -> str:
+def _holds(dataset: Dataset, num_trials: int, exported: str) -> str:
     captions = ", ".join(dataset.caption_sources) if dataset.caption_sources else "none"
     rows = {
         "recording": dataset.modality,
@@ -171,6 +171,12 @@ def _holds(dataset: Dataset, num_trials: int) -> str:
     read = (
         "It is read by BrainJanus: `brainjanus.Dataset.open(FOLDER)` from Python, `brainjanus train FOLDER --out RUN`."
     )
+    if exported:
+        read = (
+            f"This folder holds it in the layout {exported}, as `brainjanus export` writes it: perhaps not all "
+            f"subjects, and nothing that the layout has no place for. `brainjanus prepare --from {exported} FOLDER` "
+            "reads it back."
+        )
     return f"{table(('', ''), list(rows.items()))}\n\n{read}"
 
 
