@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from brainjanus.core.card import Card, bullets, leave_card, one_line, plain, save_card, table
+from brainjanus.core.card import Card, bullets, forgiven, leave_card, one_line, plain, save_card, table
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import SPLITS, Dataset, listed
@@ -111,10 +111,11 @@ def leave_cards(
     """
     leave_card(run / CARD, lambda: model_card(facts_of(run, dataset, records)))
     if dataset is not None:
-        leave_card(run / dataset_card_name(run), lambda: dataset_card(dataset))
+        leave_card(run / dataset_card_name(run, dataset), lambda: dataset_card(dataset))
     for card in made_from.glob("dataset_card*.md") if made_from else ():
-        if not (run / card.name).exists():
-            shutil.copyfile(card, run / card.name)
+        with forgiven(run / card.name):
+            if not (run / card.name).exists():
+                shutil.copyfile(card, run / card.name)
 
 
 def write_card(path: Path | str, scores: Path | str | None = None) -> Path:
@@ -142,13 +143,14 @@ def write_card(path: Path | str, scores: Path | str | None = None) -> Path:
         )
     save_card(path / CARD, model_card(facts))
     if (dataset := opened(facts.config.get("path"), facts.config.get("fingerprint"))) is not None:
-        save_card(path / dataset_card_name(path), dataset_card(dataset))
+        save_card(path / dataset_card_name(path, dataset), dataset_card(dataset))
     return path / CARD
 
 
-def dataset_card_name(run: Path) -> str:
-    """Of an adapted run, the dataset of its new subject has a card of its own."""
-    subject = _mapping(_json(run / "config.json").get("adapted")).get("subject")
+def dataset_card_name(run: Path, dataset: Dataset) -> str:
+    """Of a subject that was added, the dataset has a card of its own."""
+    adapted = _mapping(_mapping(_json(run / "model.json").get("provenance")).get("adapted"))
+    subject = next((who for who, made_from in adapted.items() if made_from == dataset.fingerprint), None)
     return f"dataset_card_{subject}.md" if subject else DATASET_CARD
 
 
@@ -226,7 +228,7 @@ def model_card(facts: Facts) -> Card:
         ("How it is used", _use(facts)),
         ("What it was trained on", _data(facts)),
         ("How it was trained", _training(facts)),
-        ("What it reaches", _scores(main)),
+        ("What it reaches", _scores(facts, main)),
         ("Limits", bullets(_limits(facts, main))),
         ("What it must not be used for", bullets(NOT_FOR)),
         ("Privacy", _privacy(facts)),
@@ -374,7 +376,7 @@ def _training(facts: Facts) -> str:
     return "\n\n".join(line for line in lines if line)
 
 
-def _scores(main: Sequence[Record]) -> str:
+def _scores(facts: Facts, main: Sequence[Record]) -> str:
     if not main:
         return (
             "It has not been scored. `brainjanus evaluate FOLDER` does so on held-out stimuli, and fills in this table."
@@ -388,9 +390,10 @@ def _scores(main: Sequence[Record]) -> str:
         rows.append(
             (record.direction, f"{metric.title}{lower}", f"{record.value:.3f}{between}", *map(number, beside), record.n)
         )
+    whose = listed(sorted({plain(r.subject) for r in facts.records if r.subject != SUBJECT_MEAN}) or ["subjects"])
     columns = ("direction", "metric", "value (95 %)", "floor", "constant", "linear", "ceiling", "n")
     return (
-        f"{table(columns, rows)}\n\nOn held-out stimuli, mean over subjects; n counts the predictions of all. Floor: "
+        f"{table(columns, rows)}\n\nOn held-out stimuli, mean over {whose}; n counts the predictions of all. Floor: "
         "the same predictions, handed out to the wrong stimuli. Constant: one prediction for all. Linear: "
         "cross-validated ridge regression on the same data. Ceiling: what noise, or people's agreement, allows. "
         f"Seed {main[0].seed}. `scores.json` and `report.html` have all other figures."

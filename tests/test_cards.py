@@ -97,6 +97,7 @@ def test_scores_stand_beside_floor_linear_model_and_ceiling(run, study, record):
     reached = section(run / CARD, "What it reaches")
     line = "| image->brain | Voxel r | 0.432 (0.300 to 0.550) | 0.010 | 0.000 | 0.500 | 0.900 | 32 |"
     assert line in reached and "0.9 " not in reached and "0.990" not in reached
+    assert "mean over s1;" in reached
     (index,) = front_of(run / CARD)["model-index"]
     first = index["results"][0]
     assert first["task"] == {"type": "image-to-brain", "name": "image->brain"}
