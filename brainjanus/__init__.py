@@ -41,6 +41,7 @@ _PLACES = {
     "score": "evaluate.score",
     "score_files": "scoring",
     "simulate": "data.simulate",
+    "write_card": "cards",
 }
 __all__ = sorted(_PLACES)
 

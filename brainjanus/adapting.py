@@ -3,6 +3,7 @@
 OUT/    model.json, ...         a run as any other, whose subjects are the old ones and the new one
         relays.safetensors      how the old subjects speak for the new one (model/relay.py)
         adapt.json              from how many stimuli, and how well they are explained
+        README.md, ...          its card, and those of the datasets, that of the new subject apart
 
 Nothing of the model is changed: what it answers for the old subjects stays the same to the bit. Its brain tokenizer
 gets axes for the new subject, its drafts a Gaussian, both solved. With no stimuli at all the new subject is told by
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from brainjanus.cards import leave_cards
 from brainjanus.core.config import read_json
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.data.dataset import Dataset, listed
@@ -97,6 +99,7 @@ def adapt(
         made.save(beside)
         (beside / "config.json").write_text(json.dumps(told | {"config": config, "adapted": facts}, indent=1))
         (beside / "adapt.json").write_text(json.dumps(facts, indent=1))
+    leave_cards(out, dataset, made_from=run)
     return Run.open(out)
 
 

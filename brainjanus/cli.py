@@ -978,6 +978,29 @@ def explore(argv: list[str]) -> str:
     return arguments.parse(explore, run, argv)
 
 
+def card(argv: list[str]) -> Path:
+    """Write the card of a run or a dataset anew: what it is, what it reaches, its limits and terms.
+
+    `prepare`, `train`, `adapt` and `evaluate` write it by themselves. What you wrote into it stays.
+
+    Examples:
+        brainjanus card runs/mine
+        brainjanus card runs/mine --scores scores/mine
+        brainjanus card data/mine
+
+    Args:
+        path: Folder of a run, finished or not, or of a dataset.
+        scores: Of the run: scores.json, or its folder. Default: RUN/scores.
+    """
+
+    def run(path: Positional[Annotated[Path, arg(metavar="PATH")]], scores: Path | None = None) -> Path:
+        from brainjanus.cards import write_card
+
+        return write_card(path, scores)
+
+    return arguments.parse(card, run, argv)
+
+
 def info(argv: list[str]) -> str:
     """Say what a file or folder is: a dataset, a run, a tokenizer, codes, scores, or someone else's.
 
@@ -1017,6 +1040,7 @@ COMMANDS: dict[str, Callable[[list[str]], Path | str]] = {
     "analyse": analyse,
     "ablate": ablate,
     "doctor": doctor,
+    "card": card,
     "info": info,
     "explore": explore,
     **science.COMMANDS,

@@ -151,7 +151,7 @@ def told(found: Checkup) -> str:
 
 
 def out_of(dataset: Path) -> Path:
-    """Where the page of a dataset goes if nobody says: beside its folder, which holds nothing but itself."""
+    """Where the page of a dataset goes if nobody says: beside its folder, which holds only itself and its card."""
     dataset = dataset.resolve()
     return dataset.parent / f"{dataset.name}-doctor"
 

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from brainjanus.core.card import yours_in
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import listed
+from brainjanus.data.datasheet import CARD
 
 # what a manifest calls itself -> (kind, where its version stands)
 FORMATS = {
@@ -198,6 +200,7 @@ def _dataset(path: Path) -> Described:
         "version": version,
         "fingerprint": facts["fingerprint"],
         "size": f"{_bytes(sum(one['bytes'] for one in facts['files'].values()))} in {len(facts['files'])} files",
+        **_card(path),
     }
     missing = [
         name
@@ -228,6 +231,7 @@ def _run(path: Path) -> Described:
         "version": version,
         "weights": _size_of(path / "model.safetensors"),
         **_stages(path),
+        **_card(path),
     }
     return Described(
         path,
@@ -266,10 +270,16 @@ def _begun(path: Path) -> Described | None:
                 "dataset": f"{facts['dataset']} ({str(facts['fingerprint'])[:12]})",
                 "dataset's path": facts.get("path", "?"),
                 **stages,
+                **_card(path),
             },
             "Give the same command again, with the same --out: it goes on where it was stopped.",
         )
     return None
+
+
+def _card(path: Path) -> Facts:
+    """Where the card of a dataset or a run is."""
+    return {"card": path / CARD} if (path / CARD).is_file() else {}
 
 
 def _journal(path: Path) -> Described | None:
@@ -540,6 +550,7 @@ def _file(path: Path) -> Described:
             "Open it where you trust it, and save its arrays as safetensors or npy.",
         )
     tellers: Mapping[str, Callable[[Path], Described]] = {
+        ".md": _markdown,
         ".jsonl": _log,
         ".html": _html,
         ".tsv": _table,
@@ -817,6 +828,16 @@ def _html(path: Path) -> Described:
         {"size": _size_of(path)},
         "Open it in a browser.",
     )
+
+
+def _markdown(path: Path) -> Described:
+    size = {"size": _size_of(path)}
+    if yours_in(path) is None:
+        return Described(path, "text", False, "a text in Markdown.", size)
+    text = path.read_text(encoding="utf-8").partition("\n---\n")[2]  # behind the front matter
+    title = next((line[2:] for line in text.splitlines() if line.startswith("# ")), "")
+    told = "`brainjanus card` writes it anew; what you write under Notes, and at the end of its front matter, stays."
+    return Described(path, "card", True, f"a card, '{title}'.", size, told)
 
 
 def _table(path: Path) -> Described:

@@ -4,6 +4,7 @@ RUN/config.json                 all settings, the dataset's fingerprint
     stages/{brain,image,omni}/  training state and log.jsonl of each stage
     codes/                      the training split, tokenized
     model.json, model.safetensors, tokenizers/, spaces/     the checkpoint; written when training is complete
+    README.md, dataset_card.md      the cards: begun with the training, finished with it, with scores once it is scored
 """
 
 import errno
@@ -18,12 +19,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from brainjanus.cards import leave_cards
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, reported, written_beside
-from brainjanus.core.processes import by_itself, first_before_others, is_first, own_device, together, wait, world
+from brainjanus.core.processes import (
+    by_itself,
+    first_before_others,
+    is_first,
+    own_device,
+    together,
+    told_device,
+    wait,
+    world,
+)
 from brainjanus.core.progress import progress
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset
+from brainjanus.data.datasheet import CARD
 from brainjanus.evaluate.encode_decode import control_records, encode_decode_records
 from brainjanus.evaluate.examples import (
     CaptionExample,
@@ -34,6 +46,7 @@ from brainjanus.evaluate.examples import (
     map_examples,
 )
 from brainjanus.evaluate.extras import Extras
+from brainjanus.evaluate.protocol import software
 from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
 from brainjanus.evaluate.report import write_report
 from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, summary
@@ -165,9 +178,16 @@ def train_together(
     made_from = None if begun.saved is None else begun.saved.fingerprint
     first_before_others(lambda: claim(out, dataset, begun.config, tokenizer=made_from))
     if (out / "model.json").exists():
+        if is_first() and not (out / CARD).exists():  # of a run that was trained by an older version
+            leave_cards(out, dataset)
         return Checkpoint.load(out)
     with only_one(out / "config.json"):
-        return train_model(dataset, out, begun, hardware, sinks)
+        if is_first():
+            leave_cards(out, dataset)
+        checkpoint = train_model(dataset, out, begun, hardware, sinks)
+        if is_first():
+            leave_cards(out, dataset)
+        return checkpoint
 
 
 def train_model(dataset: Dataset, out: Path, begun: "Settled", hardware: Hardware, sinks: Sequence[Sink]) -> Checkpoint:
@@ -198,6 +218,8 @@ def train_model(dataset: Dataset, out: Path, begun: "Settled", hardware: Hardwar
             )  # fmt: skip
             provenance = {"dataset": dataset.name, "fingerprint": dataset.fingerprint, "seed": config.seed}
             provenance["brain_tokenizer"] = fingerprint(made.tokenizers.brain)
+            provenance |= {"brainjanus": software()["brainjanus"], "processes": world()}
+            provenance["device"] = told_device(own_device(hardware.device))
             spaces = {subject: dataset.space(subject) for subject in dataset.subjects}
             units = {subject: dataset.units(subject) for subject in dataset.subjects}
             checkpoint = Checkpoint(made.tokenizers, model, provenance, spaces, units, drafts)
@@ -626,7 +648,8 @@ def evaluate(
     title: str | None = None,
     extras: Extras | None = None,
 ) -> Scored:
-    """Score all directions on the test split; writes scores.json and report.html into `out` (default: RUN/scores).
+    """Score all directions on the test split; writes scores.json and report.html into `out` (default: RUN/scores), and
+    the scores into the run's card.
 
     dataset: default: where it was when the run was trained. extras: pretrained networks for more metrics.
     Raises UserError if the dataset is not the one that the run was trained on: its z-scoring and its splits are part
@@ -676,6 +699,7 @@ def evaluate(
         config=config,
         title=title or f"BrainJanus on {dataset.name}",
     )
+    leave_cards(run, dataset, records)
     return Scored(records, skipped, warnings)
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import brainjanus as bj
+from brainjanus.cards import leave_cards
 from brainjanus.cli import main
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
-from brainjanus.data.dataset import Stimuli, Subject, Trials
+from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
 from brainjanus.data.write import write_dataset
 from brainjanus.evaluate.baselines import linear_baseline
 from brainjanus.evaluate.brain import voxel_r
@@ -20,7 +21,7 @@ from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig
 from brainjanus.recipes import RunConfig
-from brainjanus.run import Run, check_same_data, predict, subjects_of, train
+from brainjanus.run import Run, check_same_data, dataset_of, predict, subjects_of, train
 from brainjanus.tokenizers.brain import BrainTokenizerConfig
 from brainjanus.tokenizers.image import ImageTokenizerConfig
 from brainjanus.tokenizers.patch import PatchConfig
@@ -113,6 +114,17 @@ def new(written):
 @pytest.fixture(scope="module")
 def adapted(run, new, tmp_path_factory):
     return bj.adapt(run, new, tmp_path_factory.mktemp("adapted") / "run", stimuli=12)
+
+
+def test_the_cards_tell_both_datasets(adapted, run, new):
+    card, known, added = (adapted.path / name for name in ("README.md", "dataset_card.md", "dataset_card_c.md"))
+    assert known.read_text() == (run / "dataset_card.md").read_text()
+    assert added.read_text() == (new.path / "README.md").read_text()
+    leave_cards(adapted.path, Dataset.open(dataset_of(run)))  # as an evaluation of the known subjects does
+    assert known.read_text() == (run / "dataset_card.md").read_text() != added.read_text()
+    data = card.read_text().partition("## What it was trained on")[2].partition("\n## ")[0]
+    assert "| dataset | known |" in data and "c was added with 12 stimuli" in data
+    assert "It knows 3 subjects (a, b, c)" in card.read_text()
 
 
 def voxels(made: Run, data, direction: str) -> float:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 
@@ -62,6 +63,24 @@ def test_every_dependency_is_pinned_and_by_version_alone(project, project_root):
             assert requirement.specifier.contains(pins[requirement.name.lower()]), (
                 f"{requirement} against constraints.txt"
             )
+
+
+def test_the_citation_is_valid_and_of_this_version(project, project_root):
+    """Against what the schema of CFF 1.2.0 asks for; unknown keys are refused there, too."""
+    facts = yaml.safe_load((project_root / "CITATION.cff").read_text())
+    assert facts["cff-version"] == "1.2.0"
+    assert (facts["type"], facts["title"]) == ("software", "BrainJanus")
+    assert facts["version"] == project["version"]
+    assert facts["license"] == project["license"]
+    known = {"cff-version", "message", "type", "title", "abstract", "authors", "version", "license", "keywords"}
+    assert facts.keys() == known | {"references"}
+    assert facts["authors"] == [{"name": "The BrainJanus developers"}]
+    for work in facts["references"]:
+        assert {"type", "title", "authors", "year", "notes"} <= work.keys()
+        assert work["type"] == "article" and isinstance(work["year"], int)
+        assert all(person.keys() == {"family-names", "given-names"} for person in work["authors"])
+        assert re.fullmatch(r"10\.\d{4,9}/\S+", work["doi"])
+    assert "2606.30319" in facts["references"][0]["doi"]
 
 
 @pytest.mark.parametrize("package", ["tokenizers", "model", "generate", "train"])

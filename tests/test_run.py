@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from brainjanus import run as module
+from brainjanus.cards import main_records
 from brainjanus.cli import main
 from brainjanus.core import weights
 from brainjanus.core.errors import UserError
@@ -18,6 +20,7 @@ from brainjanus.core.space import BrainSpace
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset, Stimuli, Subject
 from brainjanus.data.write import write_dataset
+from brainjanus.evaluate.score import MAIN_METRICS
 from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.checkpoint import JANUS, Checkpoint
 from brainjanus.model.decoder import DecoderConfig
@@ -93,6 +96,14 @@ def test_from_a_dataset_to_scores_and_a_report(study, tmp_path):
     report = (tmp_path / "report.html").read_text()
     assert "BrainJanus on study" in report
     assert all(direction.replace(">", "&gt;") in report or direction in report for direction in main)
+    card = (tmp_path / "run/README.md").read_text()
+    told = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    assert {one["task"]["name"]: one["metrics"][0]["value"] for one in told} == {
+        record.direction: round(record.value, 4)
+        for record in main_records(records)
+        if record.metric == MAIN_METRICS[record.direction][0]
+    }
+    assert "It has not been scored" not in card
 
 
 def test_the_folder_is_as_it_says(short):
@@ -103,7 +114,8 @@ def test_the_folder_is_as_it_says(short):
         for name in ("log.jsonl", f"state/step-{4 if stage != 'omni' else 6:08d}/state.json")
     }
     assert {"config.json", "model.json", "model.safetensors", "tokenizers/tokenizer.json"} | stages <= files
-    assert {f.rpartition(".")[2] for f in files} == {"json", "jsonl", "safetensors"}
+    assert {"README.md", "dataset_card.md"} <= files
+    assert {f.rpartition(".")[2] for f in files} == {"json", "jsonl", "safetensors", "md"}
 
 
 def test_the_config_of_a_run_is_read_back(short, study):

@@ -120,6 +120,11 @@ def own_device(device: str) -> torch.device:
     return wanted
 
 
+def told_device(device: torch.device) -> str:
+    """What a device is called: the name of a GPU, or CPU and how many threads are used."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, threads: {torch.get_num_threads()}"
+
+
 def sees_its_own_gpu() -> bool:
     """Whether Slurm shows each of its tasks one GPU (--gpus-per-task, --gpu-bind), which is the first that it sees.
 

@@ -12,6 +12,7 @@ Enters: a folder that `write_dataset` wrote. Leaves: trials, responses, pictures
         subjects/S/zscore.safetensors       mean, std [groups, sites] and session [groups] (-1: all sessions)
         subjects/S/trials.tsv               stimulus_id session run repeat split [fold]; one row per response
         subjects/S/space.json, space.safetensors
+        README.md                           the card, of which the manifest knows nothing: it may be written to
 
 A stimulus may have several pictures (a response to a block or to a category) and several captions. Arrays are mapped,
 not loaded: what is not asked for is not read.

@@ -22,9 +22,11 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from brainjanus.core.card import add_card, yours_in
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.progress import progress
 from brainjanus.data.dataset import SPLITS, Dataset, Trials, listed
+from brainjanus.data.datasheet import CARD, dataset_card
 from brainjanus.data.layouts.asked import NAMES, RECORDING, SUBJECT_NAMES
 from brainjanus.data.layouts.mindeye2 import IMAGE, ISOLD, NUM_COLUMNS, REGIONS, RUN, SESSION, SHARED, SUBJECT, TRIAL
 from brainjanus.data.layouts.nsd_ids import NUM_IMAGES, image_of
@@ -85,6 +87,7 @@ def export_mindeye2(dataset: Dataset, out: Path | str, subjects: Sequence[str] =
         for subject, name in _peer_names(dataset, subjects, folder, notices).items():
             _write_mindeye2_subject(dataset, subject, name, folder, numbered)
         _write_images_hdf5(dataset, folder / f"coco_images_{MINDEYE2_SIZE}_float16.hdf5", numbered)
+        _add_card(dataset, folder, "mindeye2")
     return Exported(out, [*notices, *_lost(dataset, subjects, "mindeye2")])
 
 
@@ -112,6 +115,7 @@ def export_brainjanus(dataset: Dataset, out: Path | str, subjects: Sequence[str]
                 texts[str(numbered.of[stimulus]) if numbered.nsd else stimulus] = list(captions)
         if texts:
             (folder / "captions/captions.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+        _add_card(dataset, folder, "brainjanus")
     return Exported(out, [*notices, *_lost(dataset, subjects, "brainjanus")])
 
 
@@ -157,6 +161,11 @@ def _checked(dataset: Dataset, out: Path, subjects: Sequence[str]) -> tuple[Numb
             "Trials of val are in files of their own, which the peer does not read: it does not train on them."
         )
     return Numbered(of, NUM_IMAGES if nsd else len(of), nsd, frozenset(shown)), notices
+
+
+def _add_card(dataset: Dataset, folder: Path, layout: str) -> None:
+    """The dataset's card, with what the user wrote into it: terms go with the files."""
+    add_card(folder / CARD, lambda: dataset_card(dataset, layout), yours_in(dataset.path / CARD))
 
 
 def _write_recording(dataset: Dataset, folder: Path) -> None:

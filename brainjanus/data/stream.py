@@ -40,9 +40,11 @@ from jaxtyping import Bool, Float, Int
 from safetensors.numpy import save_file
 
 from brainjanus.core.ahead import ahead
+from brainjanus.core.card import add_card, kept_from
 from brainjanus.core.errors import UserError, make_parent, reported
 from brainjanus.core.progress import progress
 from brainjanus.data.dataset import SPLITS, Dataset, Trials, ZScore, listed
+from brainjanus.data.datasheet import CARD, dataset_card
 from brainjanus.data.plan import TEST_FRACTION, StreamOptions, check_study, sizes_of
 from brainjanus.data.split import split_by_stimulus
 from brainjanus.data.stored import (
@@ -111,10 +113,12 @@ def stream_study(
             if (folder / "replaced").exists() and not out.exists():  # stopped between the two renames
                 os.replace(folder / "replaced", out)
                 refuse_existing(out, overwrite)
+            notes = kept_from(out / CARD)
             try:
                 _begin(folder, study, options)
                 _check_room(folder, study, options)
                 _stream(study, folder, options, dict(provenance or {}))
+                add_card(folder / "dataset" / CARD, lambda: dataset_card(Dataset.open(folder / "dataset")), notes)
                 _put(folder, out)
             except KeyboardInterrupt as interrupt:
                 raise type(interrupt)(f"what was finished is kept in {folder}") from interrupt
@@ -160,7 +164,7 @@ def _stream(study: Study, folder: Path, options: StreamOptions, provenance: dict
     }
     for file in dataset.rglob("*"):
         name = file.relative_to(dataset).as_posix()
-        if file.is_file() and name != "dataset.json" and name not in files:
+        if file.is_file() and name not in ("dataset.json", CARD) and name not in files:
             with open(file, "rb") as content:
                 files[name] = {
                     "sha256": hashlib.file_digest(content, "sha256").hexdigest(), "bytes": file.stat().st_size

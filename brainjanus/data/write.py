@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from safetensors.numpy import save_file
 
+from brainjanus.core.card import add_card, kept_from
 from brainjanus.core.errors import UserError, written_beside
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import (
@@ -34,6 +35,7 @@ from brainjanus.data.dataset import (
     checksum,
     listed,
 )
+from brainjanus.data.datasheet import CARD, dataset_card
 
 How = Literal["session", "all", "none"]
 ResponsesDtype = Literal["float32", "float16"]
@@ -66,13 +68,13 @@ def write_dataset(
     zscore: per site with the training trials of each session, of all sessions, or not at all.
     drop_constant_sites: leave out sites whose training responses never vary (counted in the provenance), which are
     refused otherwise. responses_dtype: as which z-scored responses are stored; float16 takes half of the room and is
-    off by at most 0.05 %. overwrite: replace the dataset that is at `path`.
+    off by at most 0.05 %. overwrite: replace the dataset that is at `path`; what the user wrote into its card stays.
     Returns the dataset, opened. Raises UserError for whatever would make it unsound, leakage between splits included.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
     check_stimuli(stimuli)
-    known, splits = set(stimuli.ids), _Splits()
+    known, splits, notes = set(stimuli.ids), _Splits(), kept_from(path / CARD)
     dropped: dict[str, int] = {}
     with written_beside(path) as folder:
         folder.mkdir()
@@ -110,6 +112,7 @@ def write_dataset(
             provenance=dict(provenance or {}) | ({"dropped_sites": dropped} if dropped else {}),
         )
         (folder / "dataset.json").write_text(manifest, encoding="utf-8")
+        add_card(folder / CARD, lambda: dataset_card(Dataset.open(folder)), notes)
     return Dataset.open(path)
 
 

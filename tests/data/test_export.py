@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from brainjanus.core.card import INVITATION
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Dataset, Trials
+from brainjanus.data.datasheet import CARD
 from brainjanus.data.export import export_brainjanus, export_mindeye2
 from brainjanus.data.layouts import open_study
 from brainjanus.data.study import Study, StudyOptions
@@ -145,6 +147,17 @@ def test_brainjanus_has_its_files_in_bfloat16(recording, tmp_path):
     assert set(found) == set(means.stimulus_ids)
     for name, mean in zip(means.stimulus_ids, means.responses, strict=True):
         assert torch.equal(found[name], torch.from_numpy(mean).bfloat16())
+
+
+@pytest.mark.parametrize(("export", "layout"), [(export_mindeye2, "mindeye2"), (export_brainjanus, "brainjanus")])
+def test_the_card_comes_along_with_its_terms_and_notes(data, tmp_path, export, layout):
+    card = data.path / CARD
+    card.write_text(card.read_text().replace(INVITATION, "Consent form 7."))
+    export(data, tmp_path / "out")
+    text = (tmp_path / "out" / CARD).read_text()
+    assert data.fingerprint in text and f"`brainjanus prepare --from {layout} FOLDER`" in text
+    assert ("nsd-terms" in text) == data.stimulus_ids[0].startswith("nsd-")
+    assert "Consent form 7." in text
 
 
 @pytest.mark.parametrize("export", [export_mindeye2, export_brainjanus])

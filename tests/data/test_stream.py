@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from brainjanus.core.card import INVITATION, yours_in
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data import stream as module
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials, map_tensor
+from brainjanus.data.datasheet import CARD
 from brainjanus.data.plan import StreamOptions, plan_study
 from brainjanus.data.stored import Stored, lay_out
 from brainjanus.data.stream import stream_study
@@ -116,7 +118,9 @@ def source() -> Source:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    """All files but the card, which says how the dataset was made."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file != folder / CARD)
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 def apart(work: Callable[[], Any]) -> int:
@@ -286,8 +290,11 @@ def test_a_dataset_is_replaced_only_when_asked(source, tmp_path):
     with pytest.raises(UserError, match=r"already holds a dataset\. Give --overwrite"):
         stream_study(source.study(), tmp_path / "ds", SMALL)
     source.responses[0] += 1
+    card = first.path / CARD
+    card.write_text(card.read_text().replace(INVITATION, "Consent form 7."))
     other = stream_study(source.study(zscore="none"), tmp_path / "ds", SMALL, overwrite=True)
     assert other.fingerprint != first.fingerprint
+    assert other.fingerprint in card.read_text() and yours_in(card).text == "Consent form 7."
     assert [path.name for path in tmp_path.iterdir()] == ["ds"]
 
 
