@@ -1,11 +1,11 @@
-"""The figures of docs/guide/how-it-works.md.
+"""The figures of docs/guide/how-it-works.md, and the map of docs/guide/first-hour.md.
 
     python docs/figures.py                               diagrams, which need no data
     python docs/figures.py runs/demo/run                 those, and figures of a finished demo: its run, its dataset
 
-Enters: the laptop recipe, whose sizes the diagrams show, and a run. Leaves: docs/images/inside-*.svg (diagrams) and
-inside-*.png (data). The same run on the same machine gives the same bytes. Colours are those of Okabe & Ito (2008),
-which differ for colour-blind eyes, too; every picture has a white ground, for dark pages.
+Enters: the laptop recipe, whose sizes the diagrams show, and a run. Leaves: diagrams (docs/images/inside-*.svg) and
+figures of data (inside-*.png, first-hour-*.png). The same run on the same machine gives the same bytes. Colours are
+those of Okabe & Ito (2008), which differ for colour-blind eyes, too; all have a white ground, for dark pages.
 """
 
 import argparse
@@ -55,6 +55,7 @@ STYLE = {
     "axes.edgecolor": INK,
     "text.color": INK,
 }
+SENTENCE = "a face with white hair on the beach"
 OUTLINED, SIDES = ("V1", "FFA"), ("medial", "ventral")  # of the maps
 EXAMPLE_SITES, EXAMPLE_WORDS = 1600, 12  # of the diagrams: about those of the demo
 
@@ -460,29 +461,29 @@ def draw_answers(shown: Shown) -> Figure:
 
 
 def draw_likelihood(shown: Shown) -> Figure:
-    """log p of eight held-out pictures given the responses to each of them."""
+    """What the responses to eight held-out pictures add to log p of each of these."""
     averages, many = shown.dataset.averages(shown.subject, "test"), 8
     pictures = shown.dataset.images(averages.stimulus_ids[:many])
     given = {f"brain:{shown.subject}": torch.from_numpy(averages.responses[:many])}
     nats = shown.run.score_candidates(given, "image", pictures).numpy()
-    below = nats - nats.max(axis=1, keepdims=True)
+    added = nats - shown.run.score_candidates({}, "image", pictures).numpy()
+    most = np.abs(added).max()
     figure, axes = canvas(4.6)
     left, top, step = 2.0, 0.85, 0.45
-    headline(axes, 0.2, "log p(picture | response), in nats below the likeliest of each row")
+    headline(axes, 0.2, "log p(picture | response) - log p(picture), in nats")
     extent = (left, left + many * step, top + many * step, top)
-    drawn = axes.imshow(below, cmap="viridis", extent=extent, aspect="auto", interpolation="none")
+    drawn = axes.imshow(added, cmap="RdBu_r", vmin=-most, vmax=most, extent=extent, aspect="auto")
     for number, picture in enumerate(pictures):
         put(axes, picture, left + number * step + 0.02, top - 0.44, step - 0.04)
         put(axes, picture, left - 0.44, top + number * step + 0.02, step - 0.04)
-        best = int(nats[number].argmax())
-        place = (left + best * step + 0.04, top + number * step + 0.04)
-        axes.add_patch(Rectangle(place, step - 0.08, step - 0.08, fill=False, edgecolor="white", linewidth=1.8))
-    write(axes, 0.75, top + many * step / 2, "the response\nto this picture,\na mean of trials")
-    remark(axes, top - 0.2, "which picture was it?", 0.15)
+        place = (left + int(added[number].argmax()) * step, top + number * step)
+        axes.add_patch(Rectangle(place, step, step, fill=False, edgecolor=INK, linewidth=1.8))
+    write(axes, 0.75, top + many * step / 2, "the response\nto this picture,\nmean of trials")
+    remark(axes, top - 0.2, "which picture was it?")
     axes.set(xlim=(0, WIDTH), ylim=(figure.get_size_inches()[1], 0))
     bar = figure.add_axes((0.85, 0.06, 0.02, 0.74))
     figure.colorbar(drawn, cax=bar).ax.tick_params(labelsize=8)
-    remark(axes, top + many * step + 0.1, "white frame: the likeliest", left)
+    remark(axes, top + many * step + 0.1, "framed: what each response adds most to", left)
     return figure
 
 
@@ -546,6 +547,16 @@ def draw_ingredients(shown: Shown) -> Figure:
     return figure
 
 
+def draw_sentence(shown: Shown) -> Figure:
+    """The response that is expected to a sentence."""
+    space = shown.dataset.space(shown.subject)
+    expected = shown.run.generate({"text": [SENTENCE]}, f"brain:{shown.subject}")
+    drawn = draw_maps(space, {f'"{SENTENCE}"': np.asarray(expected)[0]}, label="expected response (z)", sides=SIDES)
+    figure, axes = canvas(0.3 + put_cortex(None, drawn, 0.1))
+    put_cortex(axes, drawn, 0.1)
+    return figure
+
+
 DIAGRAMS = {
     "inside-tokens.svg": draw_tokens,
     "inside-sequences.svg": draw_sequences,
@@ -558,6 +569,7 @@ OF_A_RUN = {
     "inside-answers.png": draw_answers,
     "inside-likelihood.png": draw_likelihood,
     "inside-ingredients.png": draw_ingredients,
+    "first-hour-sentence.png": draw_sentence,
 }
 
 
