@@ -1,8 +1,7 @@
 """The guide is true. Every command of the page on generation is given, in its order, beside a run with the demo's
 names: a tiny one, trained for two steps on noise, whose answers mean nothing; so are those of the first hour. The page
-on scans of one's own is
-followed from betas to scores, with few steps and resamples, where the real recording is. Commands of the other pages
-are parsed, their Python is compiled, and what it imports is there.
+on scans of one's own is followed from betas to scores, with few steps and resamples, where the real recording is.
+Commands of the other pages are parsed, their Python is compiled, and what it imports is there.
 """
 
 import ast
