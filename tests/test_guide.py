@@ -1,10 +1,11 @@
 """The guide is true. Every command of the page on generation is given, in its order, beside a run with the demo's
-names: a tiny one, trained for two steps on noise, whose answers mean nothing. The page on scans of one's own is
-followed from betas to scores, with few steps and resamples, where the real recording is. Commands of the other pages
-are parsed, their Python is compiled, and what it imports is there.
+names: a tiny one, trained for two steps on noise, whose answers mean nothing; so are those of the first hour. The page
+on scans of one's own is followed from betas to scores, with few steps and resamples, where the real recording is.
+Commands of the other pages are parsed, their Python is compiled, and what it imports is there.
 """
 
 import ast
+import contextlib
 import functools
 import importlib
 import json
@@ -27,6 +28,7 @@ from brainjanus.data.write import write_dataset
 from brainjanus.run import RunConfig, train
 
 FEW = {"steps": 2, "batch_size": 4}
+SAID = ("a red bird beside a house at night, seen by a face with white hair, number", "a red bird and a dog, number")
 TINY = {
     "brain_tokenizer": {"patch_size": 4, "patch": {"width": 8, "depth": 0, "heads": 1}},
     "brain_training": FEW,
@@ -62,9 +64,7 @@ def beside_the_demo(tmp_path_factory) -> Path:
         for name in ("subj01", "subj02", "subj03")
     ]
     pixels = rng.integers(0, 256, (len(ids), 16, 16, 3)).astype(np.uint8)
-    captions = {
-        name: [f"a red bird beside a house at night, seen by a face number {i % 4}"] for i, name in enumerate(ids)
-    }
+    captions = {name: [f"{SAID[i % 2]} {i % 4}"] for i, name in enumerate(ids)}
     dataset = write_dataset(
         folder / "runs/demo/study/dataset", name="demo", modality="fMRI (simulated)", subjects=subjects,
         stimuli=Stimuli(ids, pixels, captions=captions), zscore="all",
@@ -92,9 +92,45 @@ def test_every_command_of_the_guide_answers(beside_the_demo, project_root, monke
     assert Path("decoded/captions.json").read_bytes() == Path("decoded_again/captions.json").read_bytes()
 
 
+def test_the_first_hour_is_true(beside_the_demo, project_root, tmp_path, monkeypatch):
+    """All but the installation, the demo, which is there, and the explorer."""
+    from brainjanus import run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "ScoreOptions", functools.partial(run.ScoreOptions, permutations=20, resamples=20))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/quick").symlink_to(beside_the_demo / "runs/demo")
+    page = (project_root / "docs/guide/first-hour.md").read_text(encoding="utf-8")
+    done, skipped = [], ("make ", "source ", "brainjanus demo ", "brainjanus explore ")
+    for kind, text in re.findall(r"^```(bash|python)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL):
+        if kind == "python":
+            exec(compile(text, "first-hour.md", "exec"), {})
+            continue
+        for command in text.replace("\\\n", " ").splitlines():
+            if not command.startswith(skipped):
+                with contextlib.suppress(SystemExit):  # of doctor, for whom noise is not sound
+                    assert cli.main(shlex.split(command + SMALLER.get(command, ""))[1:]) == 0, command
+                done.append(command.split()[1])
+    assert done == [
+        "generate",
+        "generate",
+        "generate",
+        "localize",
+        "localize",
+        "prepare",
+        "doctor",
+        "train",
+        "evaluate",
+    ]
+    assert len(list(Path("hour").iterdir())) == 5
+    assert Path("data/mine_checked/doctor.html").exists() and Path("runs/mine/scores/report.html").exists()
+
+
 SMALLER = {
+    "brainjanus train data/mine --out runs/mine --recipe quick": " --training.optim.steps 2 --brain-training.steps 2"
+    " --image-training.steps 2",
     "brainjanus train data/scans --out runs/scans": " --training.optim.steps 4 --brain-training.steps 4"
-    " --image-training.steps 4"
+    " --image-training.steps 4",
 }
 
 
@@ -130,7 +166,7 @@ def test_own_scans_lead_from_betas_to_scores(real_data, project_root, tmp_path, 
     monkeypatch.setattr(run, "ScoreOptions", functools.partial(run.ScoreOptions, permutations=20, resamples=20))
     Path("examples").symlink_to(project_root / "examples")
     done = follow(project_root / "docs/guide/own-scans.md", real_data, monkeypatch)
-    assert SMALLER.keys() <= set(done)
+    assert "brainjanus train data/scans --out runs/scans" in done
 
     monkeypatch.setenv("BRAINJANUS_REAL_DATA", str(real_data))
     monkeypatch.setenv("BRAINJANUS_WORK", str(tmp_path / "work"))

@@ -129,7 +129,7 @@ def best_order(
         tried.append((score, kind, places, within, order))
     # of orders that fit alike, the first, which is the simplest
     top = max(one[0] for one in tried)
-    best, kind, places, within, order = next(one for one in tried if one[0] >= 0.97 * top)
+    best, kind, places, within, order = next(one for one in tried if one[0] >= min(0.97 * top, top))
     lengths = np.minimum(every, num - every)
     apart = np.minimum((every - places) % num, (places - every) % num) if kind == "shift" else lengths
     others = z[(apart > NEAR) & (lengths > NEAR)] if kind in ("shift", "halves") else z[lengths > NEAR]

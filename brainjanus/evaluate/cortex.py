@@ -79,6 +79,7 @@ def draw_maps(
     categorical: bool = False,
     discrete: bool = False,
     sides: Sequence[str] = SIDES,
+    colours: "Colormap | None" = None,
 ) -> bytes:
     """A PNG with one row per map (title -> one value per site), all on one colour scale.
 
@@ -88,7 +89,7 @@ def draw_maps(
     them were. order: of the sites, for spaces without surface and volume. categorical: values are names of groups from
     0 to 1, not amounts: nothing is interpolated, a volume is drawn as points, and there is no colour bar.
     discrete: of amounts that mean nothing between two sensors, nothing is drawn there. sides: from which a surface is
-    seen.
+    seen. colours: in place of those that the values ask for.
     Raises UserError if a map has another number of sites, or nilearn is missing for a surface.
     """
     for title, values in maps.items():
@@ -97,7 +98,8 @@ def draw_maps(
                 f"map '{title}': expected one value for each of the {space.num_sites} sites of {space.subject}, got "
                 f"shape {list(values.shape)}. Does it belong to another subject?"
             )
-    norm, colours = _scale(np.concatenate(list(maps.values())), limits, categorical)
+    norm, usual = _scale(np.concatenate(list(maps.values())), limits, categorical)
+    colours = usual if colours is None else colours
     kind = space.geometry.get("type")
     if kind == "sensors":
         assert norm.vmin is not None and norm.vmax is not None

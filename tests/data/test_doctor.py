@@ -84,6 +84,15 @@ def test_noise_fits_in_no_order():
     assert set(kinds) == {"none"}
 
 
+def test_where_every_order_fits_worse_than_chance_none_is_named():
+    """Stimuli of two kinds in turn: moved by any places, they agree as badly."""
+    kinds = np.where(np.arange(40) % 2 == 0, 1.0, -1.0)
+    seen = np.random.default_rng(0).normal(size=40)
+    seen -= kinds * (kinds @ seen) / 40
+    fit = best_order(np.outer(seen, seen), np.outer(kinds, kinds))
+    assert fit is not None and fit.kind == "none" and fit.own < 0
+
+
 def test_slow_noise_is_no_shift():
     """Responses and stimuli that both change slowly, and have nothing to do with one another."""
     rng = np.random.default_rng(4)

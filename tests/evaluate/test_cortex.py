@@ -140,6 +140,20 @@ def test_groups_are_not_mixed_where_they_meet(occipital):
     assert mixed.sum() < 20 < ((green > red + 60) & (blue > red + 60)).sum()
 
 
+def test_colours_of_the_callers_are_used(occipital):
+    from matplotlib.colors import ListedColormap
+
+    groups = np.where(np.arange(len(occipital)) % 2 == 0, 0.25, 0.75)
+    blue_and_red = ListedColormap(["#0000FF", "#FF0000"])
+    red, green, blue = (
+        pixels(draw_maps(surface(occipital), {"a": groups}, outlines=[], categorical=True, colours=blue_and_red))
+        .reshape(-1, 3)
+        .T
+    )
+    assert ((blue > red + 60) & (blue > green + 60)).any() and ((red > blue + 60) & (red > green + 60)).any()
+    assert not (green > red + 60).any()
+
+
 def test_strips_follow_the_given_order():
     """The strip's columns are the sites in order; without an order there is a bar for each site."""
     space = BrainSpace("s", 4, "neurons")
