@@ -68,8 +68,7 @@ def main(dataset: bj.Dataset, out: Path, steps: int = 300) -> None:
     train_tokenizer(dataset, out / "signs", config)
     loaded, who = load_tokenizer(out / "signs").tokenizer, dataset.subjects[0]
     measured = torch.from_numpy(dataset.averages(who, "test").responses)
-    kept = loaded.decode(loaded.encode(measured, who), who)
-    r = torch.corrcoef(torch.stack([kept.flatten(), measured.flatten()]))[0, 1]
+    r = torch.corrcoef(torch.stack([loaded.decode(loaded.encode(measured, who), who), measured]).flatten(1))[0, 1]
     print(f"{loaded.num_codes(who)} codes, {loaded.bits(who):.0f} bits a response; r of what they keep {r:.2f}")
 
 

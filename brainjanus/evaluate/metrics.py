@@ -8,7 +8,7 @@ metrics, pretrained backbones), it is put together when the metric is computed, 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.extensions import Added
@@ -200,7 +200,7 @@ class AddedMetric:
     """A metric of a user's own; see `add_metric`."""
 
     metric: Metric
-    target: Literal["brain", "image", "text"]
+    target: str
     function: Callable[..., Any]
     per_stimulus: bool
     ceiling: Callable[..., float | None] | None
@@ -211,7 +211,7 @@ ADDED = Added[AddedMetric]("metric", METRICS)
 
 def add_metric(
     name: str,
-    target: Literal["brain", "image", "text"],
+    target: str,
     title: str,
     explanation: str,
     definition: str,
@@ -230,8 +230,9 @@ def add_metric(
     It is called with stimuli in other pairs (N times; without `per_stimulus`, once a shuffle and once a resample),
     which gives floor, p and interval; of a brain, for all sites and again for each region.
 
-    title, explanation, definition, lower, bounds: see `Metric`. ceiling: a function of the Reference, of a brain that
-    of the sites which are scored, that returns the most that any prediction could reach, or None.
+    target: brain, image or text. title, explanation, definition, lower, bounds: see `Metric`. ceiling: a function of
+    the Reference, of a brain that of the sites which are scored, that returns the most that any prediction could reach,
+    or None.
     Raises UserError for a name that is built in or no name, and for a target that does not exist.
     """
     if target not in ("brain", "image", "text"):

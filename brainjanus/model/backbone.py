@@ -21,8 +21,8 @@ from brainjanus.model.llama import LLAMA, load_llama
 class Backbone(nn.Module):
     """A causal module of a user's own. It has to give `states`; the rest has a default.
 
-    layers: what training may recompute (`training.recompute`), whose states `neighbours` shows, and whose matrices Muon
-    trains; parameters elsewhere are trained by AdamW. Parameters start as the constructor draws them.
+    layers: those that training may recompute (`training.recompute`), and whose states `neighbours` shows. Parameters
+    start as the constructor draws them.
     """
 
     packed = False  # it is never laid out for generation
