@@ -6,6 +6,7 @@ Names are taken back after each test: the other tests know nothing of them.
 import json
 import runpy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,15 +20,17 @@ from brainjanus.core.config import from_dict
 from brainjanus.core.errors import UserError
 from brainjanus.core.extensions import extensions_in, load_extension, settings_in
 from brainjanus.data.layouts import LAYOUTS
-from brainjanus.evaluate.metrics import ADDED, metric_of
+from brainjanus.evaluate.metrics import metric_of
 from brainjanus.evaluate.report import write_report
-from brainjanus.generate import GenerationConfig
+from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.backbone import BACKBONES, Backbone
+from brainjanus.model.checkpoint import Checkpoint, interface_of
 from brainjanus.model.decoder import Decoder, DecoderConfig
 from brainjanus.model.llama import load_llama, open_llama
-from brainjanus.model.omni import OmniConfig
+from brainjanus.model.omni import OmniConfig, OmniModel
 from brainjanus.model.sequence import Block
 from brainjanus.recipes import RunConfig
+from brainjanus.run import new_model, settle
 from brainjanus.tokenizers import vision
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.coder import ENCODERS
@@ -212,17 +215,27 @@ def test_added_tokenizer_trains_is_saved_and_loads(study, example, tmp_path, cap
         registry.entries = kept
 
 
-def test_a_model_is_trained_on_an_added_tokenizer(study, example, tiny_settings, tmp_path):
+def test_a_model_speaks_the_codes_of_an_added_tokenizer(example, make_checkpoint, tmp_path):
     example("tokenizer")
-    quantizer = {"kind": "signs", "num_codes": 16, "dim": 4}
-    settings = tiny_settings | {"brain_tokenizer": {"encoder": "linear", "patch_size": 8, "quantizer": quantizer}}
-    bj.Run.train(study, tmp_path / "run", from_dict(RunConfig, settings))
-    run = bj.Run.open(tmp_path / "run")
-    responses = study.averages("s1", "test").responses
-    assert run.generate({"brain:s1": responses}, "brain:s2").shape == (16, 28)
+    known = make_checkpoint()
+    quantizer = QuantizerConfig("signs", num_codes=16, dim=4)
+    orders = {"a": torch.arange(10), "b": torch.arange(8)}
+    brain = BrainTokenizer(BrainTokenizerConfig(encoder="linear", patch_size=4, quantizer=quantizer), orders)
+    for matrix in brain.coder.out.values():
+        nn.init.normal_(matrix)
+    tokenizers = replace(known.tokenizers, brain=brain.eval().requires_grad_(False))
+    model = OmniModel(known.model.config, interface_of(tokenizers, dict(known.model.interface.features)))
+    model.load_codebooks(tokenizers.image.quantizer.codebook, brain.quantizer.codebook)
+    made = Checkpoint(tokenizers, model.eval().requires_grad_(False), known.provenance)
+    made.save(tmp_path / "run")
+    said, pictures = {"text": ["a red cup"]}, {"image": np.zeros((1, 8, 8, 3), np.uint8)}
+    for given in (said, pictures, {"brain:b": np.ones((1, 8), np.float32)}):
+        predicted = [generate(checkpoint, given, "brain:a") for checkpoint in (made, Checkpoint.load(tmp_path / "run"))]
+        assert predicted[0].shape == (1, 10) and bool(predicted[0].any())
+        torch.testing.assert_close(*predicted)
     ENCODERS.entries.clear()
     with pytest.raises(UserError, match=r"model\.json: brain tokenizer config: encoder must be one of patch, paper"):
-        bj.Run.open(tmp_path / "run")
+        Checkpoint.load(tmp_path / "run")
 
 
 def test_settings_of_an_encoder_are_those_it_takes(example):
@@ -236,7 +249,7 @@ def test_settings_of_an_encoder_are_those_it_takes(example):
     with pytest.raises(UserError, match=r"encoder 'linear:rank=2': expected settings that it takes, LinearCoder\(dim"):
         BrainTokenizer(BrainTokenizerConfig(encoder="linear:rank=2"), orders)
     config = BrainTokenizerConfig(encoder="linear", quantizer=QuantizerConfig("signs", num_codes=64, dim=3))
-    with pytest.raises(UserError, match=r"signs: expected num_codes 2\^3, got 64"):
+    with pytest.raises(UserError, match=r"signs: expected num_codes 8 \(2\^dim\), got 64"):
         BrainTokenizer(config, orders)
 
 
@@ -259,19 +272,19 @@ def test_an_added_encoder_may_be_solved(example):
 # --- a backbone -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def gru_folder(study, project_root, tmp_path_factory):
+    """The run of the example, trained for a few steps; what it adds is forgotten again."""
+    folder = tmp_path_factory.mktemp("gru")
+    runpy.run_path(str(project_root / "examples/extend_backbone.py"))["main"](study, folder, steps=3)
+    del BACKBONES.entries["gru"], vision.ADDED.entries["colours"]
+    return folder / "gru"
+
+
 @pytest.fixture
-def gru_run(study, example, tiny_settings, tmp_path):
-    """A tiny run with the example's backbone and vision encoder."""
-    names = example("backbone")
-    omni = tiny_settings["omni"] | {"backbone": "gru:layers=2", "image_input": "colours"}
-    bj.Run.train(study, tmp_path / "run", from_dict(RunConfig, tiny_settings | {"omni": omni}))
-    return tmp_path / "run", names
-
-
-def test_example_of_a_backbone_decodes_and_predicts(study, example, tmp_path, capsys):
-    run = example("backbone")["main"](study, tmp_path, steps=30)
-    assert capsys.readouterr().out.startswith("captions decoded: [")
-    assert run.checkpoint.model.interface.features["colours"] == (16, 3)
+def gru_run(gru_folder, example):
+    """The run, and the names of the example, which are known."""
+    return gru_folder, example("backbone")
 
 
 def test_added_backbone_generates_and_loads(gru_run, study):
@@ -279,6 +292,7 @@ def test_added_backbone_generates_and_loads(gru_run, study):
     run = bj.Run.open(folder)
     assert isinstance(run.checkpoint.model.decoder, names["GRU"])
     assert run.checkpoint.model.decoder.gru.num_layers == 2
+    assert run.checkpoint.model.interface.features["colours"] == (16, 3)
     drawn = GenerationConfig("sample", seed=1, num_samples=2)
     said = run.generate({"brain:s1": study.averages("s1", "test").responses[:3]}, "text", drawn)
     assert len(said) == 3
@@ -305,23 +319,30 @@ def test_run_of_an_extension_answers_on_the_command_line(gru_run, study, project
 @torch.no_grad()
 def test_steps_of_an_added_backbone_are_its_forward(gru_run):
     """Cached equals uncached, also where a condition is padded and rows are repeated."""
-    model = bj.Checkpoint.load(gru_run[0]).model
-    k = model.interface.brain_codes["s1"]
-    codes = torch.randint(0, 8, (2, k))
+    model = Checkpoint.load(gru_run[0]).model
+    k = model.interface.image_codes
+    codes = torch.randint(0, model.vocabulary.image, (2, k))
     seen = torch.tensor([[True, True, True], [True, False, False]])
     conditions = [Block("text", codes=torch.tensor([[5, 6, 7], [5, 9, 9]]), seen=seen)]
-    target = Block("brain", codes=codes, subject="s1")
+    target = Block("image", codes=codes)
     whole = model(conditions, target)
     cache = model.start(conditions, 2, 64, target).repeat(2, 64)
     wide = replace(target, codes=codes.repeat_interleave(2, dim=0))
     for place in range(k):
         found = model.step(cache, wide, place, wide.codes[:, place - 1] if place else None)
         torch.testing.assert_close(found, whole[:, place].repeat_interleave(2, dim=0))
-    alone = model([Block("text", codes=torch.tensor([[5]]))], Block("brain", codes=codes[1:], subject="s1"))
+    alone = model([Block("text", codes=torch.tensor([[5]]))], Block("image", codes=codes[1:]))
     torch.testing.assert_close(whole[1:], alone)  # padding changes nothing
 
 
-def test_a_backbone_begins_with_weights_of_its_own_and_keeps_what_is_not_saved(study, tiny_settings, tmp_path):
+def begun(checkpoint: Checkpoint, omni: OmniConfig) -> OmniModel:
+    """The model with which a training on these tokenizers begins."""
+    codes = SimpleNamespace(features={})
+    made = SimpleNamespace(codes=codes, janus=None, tokenizers=checkpoint.tokenizers, drafts=SimpleNamespace(guessed=0))
+    return new_model(made, RunConfig(omni=replace(omni, sight=False)), 0)
+
+
+def test_a_backbone_begins_with_weights_of_its_own_and_keeps_what_is_not_saved(make_checkpoint, tmp_path):
     class Fixed(Backbone):
         def __init__(self, config: DecoderConfig):
             super().__init__(config)
@@ -335,12 +356,12 @@ def test_a_backbone_begins_with_weights_of_its_own_and_keeps_what_is_not_saved(s
             return self.two * self.mix(x)
 
     bj.add_backbone("fixed")(Fixed)
-    rate = {"optim": {"steps": 2, "batch_size": 4, "learning_rate": 1e-9, "optimizer": "adamw", "weight_decay": 0.0}}
-    settings = tiny_settings | {"omni": tiny_settings["omni"] | {"backbone": "fixed"}, "training": rate}
-    bj.Run.train(study, tmp_path / "run", from_dict(RunConfig, settings))
-    decoder = bj.Checkpoint.load(tmp_path / "run").model.decoder
-    torch.testing.assert_close(decoder.mix.weight, torch.eye(16), atol=1e-6, rtol=0)
-    assert float(decoder.two) == 2
+    known = make_checkpoint()
+    model = begun(known, replace(known.model.config, backbone="fixed", image_input="codes"))
+    Checkpoint(known.tokenizers, model, known.provenance).save(tmp_path)
+    decoder = Checkpoint.load(tmp_path).model.decoder
+    torch.testing.assert_close(decoder.mix.weight, torch.eye(32), atol=0, rtol=0)
+    assert float(decoder.two) == 2 and not decoder.two.is_meta
 
 
 def test_vision_encoder_of_this_name_is_refused_without_its_extension():
@@ -379,19 +400,23 @@ def test_weights_of_a_llama_give_its_states(llama):
     torch.testing.assert_close(decoder(x), theirs.model(inputs_embeds=x).last_hidden_state, atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_begins_as_a_llama_and_loads_without_it(llama, study, tiny_settings, tmp_path):
+def test_a_model_begins_as_a_llama_and_loads_without_it(llama, study, tiny_settings, make_checkpoint, tmp_path):
     folder, theirs = llama
     here = tmp_path / "language"
     here.symlink_to(folder)
-    rate = {"optim": {"steps": 2, "batch_size": 4, "learning_rate": 1e-9, "optimizer": "adamw", "weight_decay": 0.0}}
-    settings = tiny_settings | {"omni": tiny_settings["omni"] | {"backbone": f"llama:{here}"}, "training": rate}
-    bj.Run.train(study, tmp_path / "run", from_dict(RunConfig, settings))
+    settings = tiny_settings | {"omni": {"backbone": f"llama:{here}", "decoder": {"dropout": 0.1}}}
+    omni = settle(study, from_dict(RunConfig, settings), None).config.omni
+    assert (omni.decoder.hidden_size, omni.decoder.dropout) == (24, 0.1)
+    assert omni.entry_scale == pytest.approx(float(theirs.model.embed_tokens.weight.std()))
+    known = make_checkpoint()
+    model = begun(known, replace(omni, image_input="codes"))
+    assert float(model.embed_tokens.weight.std()) == pytest.approx(omni.entry_scale, rel=0.1)
+    Checkpoint(known.tokenizers, model, known.provenance).save(tmp_path / "run")
     here.unlink()
-    decoder = bj.Checkpoint.load(tmp_path / "run").model.decoder
-    own, other = decoder.state_dict(), theirs.model.state_dict()
+    own, other = Checkpoint.load(tmp_path / "run").model.decoder.state_dict(), theirs.model.state_dict()
     assert own.keys() < other.keys()
     for name, value in own.items():
-        torch.testing.assert_close(value, other[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(value, other[name], atol=0, rtol=0)
 
 
 def test_what_is_no_llama_is_refused(llama, tmp_path):

@@ -75,7 +75,7 @@ class Added(Generic[T]):
             inspect.signature(entry).bind(*arguments, **settings)
         except TypeError as error:
             raise UserError(
-                f"{self.kind} '{name}': expected settings that it takes, {entry.__name__}"
+                f"{self.kind} '{name}': expected settings that it takes, {getattr(entry, '__name__', entry)}"
                 f"{inspect.signature(entry)}, got others ({error}). Correct the name."
             ) from error
         return entry(*arguments, **settings)
