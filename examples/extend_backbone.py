@@ -44,7 +44,9 @@ def main(dataset: bj.Dataset, out: Path, steps: int = 100) -> bj.Run:
     config = fitting(dataset)
     omni = replace(config.omni, backbone="gru:layers=2", image_input="colours")
     training = replace(config.training, optim=replace(config.training.optim, steps=steps, batch_size=16))
-    bj.Run.train(dataset, out / "gru", replace(config, omni=omni, training=training))
+    brains, images = (replace(stage, steps=steps) for stage in (config.brain_training, config.image_training))
+    config = replace(config, omni=omni, training=training, brain_training=brains, image_training=images)
+    bj.Run.train(dataset, out / "gru", config)
     run, who = bj.Run.open(out / "gru"), dataset.subjects[0]
     measured = dataset.averages(who, "test")
     captions = run.generate({f"brain:{who}": measured.responses[:4]}, "text")

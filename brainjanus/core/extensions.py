@@ -62,7 +62,7 @@ class Added(Generic[T]):
         """Why a config cannot name this; None: it can."""
         if name in self.built_in or name in self:
             return None
-        return f"{self.kind} must be one of {self.names()}, got '{name}' (if it is of an extension, {LOAD})"
+        return f"{self.kind} must be one of {self.names()}, got '{name}' (if it is an extension's, {LOAD})"
 
     def make(self, name: str, *arguments: Any) -> Any:
         """Call what was added under a name, with these arguments and the settings behind the name.

@@ -24,7 +24,7 @@ def open_study(layout: str, path: Path, options: StudyOptions) -> Study:
     """Look through a folder. Raises UserError for an unknown layout, and for what keeps a study from being prepared."""
     if layout not in FILES and layout not in LAYOUTS.entries:
         raise UserError(
-            f"--from: expected one of {LAYOUTS.names()}, got '{layout}'. Name one of these; if it is of an extension, "
+            f"--from: expected one of {LAYOUTS.names()}, got '{layout}'. Name one of these; if it is an extension's, "
             f"{LOAD}."
         )
     if not path.exists():
