@@ -391,6 +391,22 @@ def llama(tmp_path_factory):
 
 
 @torch.no_grad()
+def test_weights_of_a_mistral_give_its_states(tmp_path):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, sliding_window=None, initializer_range=0.3,
+    )  # fmt: skip
+    theirs = MistralForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    decoder = Decoder(open_llama(tmp_path).decoder).eval()
+    load_llama(decoder, tmp_path)
+    x = torch.randn(2, 7, 16)
+    torch.testing.assert_close(decoder(x), theirs.model(inputs_embeds=x).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_weights_of_a_llama_give_its_states(llama):
     folder, theirs = llama
     assert (folder / "model.safetensors.index.json").is_file()
