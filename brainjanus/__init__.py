@@ -24,8 +24,16 @@ _PLACES = {
     "RunConfig": "recipes",
     "ScoreOptions": "evaluate.score",
     "SimulationConfig": "data.simulate",
+    "StreamOptions": "data.plan",
+    "StudyOptions": "data.study",
     "UserError": "core.errors",
     "adapt": "adapting",
+    "add_backbone": "model.backbone",
+    "add_encoder": "tokenizers.coder",
+    "add_layout": "data.layouts",
+    "add_metric": "evaluate.metrics",
+    "add_quantizer": "tokenizers.quantizer",
+    "add_vision_encoder": "tokenizers.vision",
     "compare_files": "scoring",
     "connect": "explorer.client",
     "describe": "info",
@@ -33,6 +41,7 @@ _PLACES = {
     "export": "data.export",
     "lesion": "insilico.lesion",
     "localize": "insilico.localize",
+    "load_extension": "core.extensions",
     "load_scores": "evaluate.record",
     "neighbours": "insilico.neighbours",
     "prefer": "insilico.prefer",
@@ -42,6 +51,7 @@ _PLACES = {
     "score_files": "scoring",
     "simulate": "data.simulate",
     "write_card": "cards",
+    "stream_study": "data.stream",
 }
 __all__ = sorted(_PLACES)
 

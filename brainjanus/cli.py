@@ -20,6 +20,7 @@ from tyro.conf import Positional, arg
 from brainjanus import arguments, science
 from brainjanus.arguments import DatasetFolder, RunFolder, early, gathered
 from brainjanus.core.errors import Preempted, UserError, reported
+from brainjanus.core.extensions import extensions_in, load_extension
 from brainjanus.manual import check_options, meant, page_asked
 
 C = TypeVar("C")
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
+            argv, extensions = extensions_in(argv)
             with heeding_sigterm():
+                for file in extensions:
+                    load_extension(file)
                 return dispatch(argv)
         finally:
             sys.stdout.flush()
@@ -40,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"brainjanus: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"brainjanus: {after_interrupt(argv[0], str(interrupt))}", file=sys.stderr)
+        print(f"brainjanus: {after_interrupt(argv, str(interrupt))}", file=sys.stderr)
         return TRY_AGAIN if isinstance(interrupt, Preempted) else 130
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would complain
@@ -99,12 +103,14 @@ def overview() -> str:
             *(f"  brainjanus {name:<11}{summary}" for name, summary in summaries.items()),
             "",
             "Start with `brainjanus demo`. `brainjanus COMMAND --help` says what a command takes, with examples.",
+            "--extend FILE.py, with any command, first loads layouts, metrics, tokenizers or backbones of your own.",
         ]
     )
 
 
-def after_interrupt(command: str, saved: str) -> str:
+def after_interrupt(argv: Sequence[str], saved: str) -> str:
     """What Ctrl-C left; saved: what the stage itself says of it, e.g. 'omni is saved at step 300 of 900'."""
+    command = argv[0] if argv else ""
     if command in RESUMABLE:
         return f"stopped; {saved or 'what was finished is saved'}. Run the same command again to go on from there."
     if command == "prepare" and saved:  # --from
@@ -216,7 +222,7 @@ def prepare_from(argv: list[str]) -> str:
         plan: Only say what was found, what is missing, and how much room and time it would take.
         overwrite: Replace a dataset that is there.
     """
-    from brainjanus.data.layouts import FILES, open_study
+    from brainjanus.data.layouts import LAYOUTS, open_study
     from brainjanus.data.plan import StreamOptions, plan_study
     from brainjanus.data.stream import stream_study
     from brainjanus.data.study import StudyOptions
@@ -244,7 +250,7 @@ def prepare_from(argv: list[str]) -> str:
         made_from = {"path": str(path.absolute()), "study": asdict(which)}
         return str(stream_study(study, out, options, overwrite=overwrite, provenance=made_from).path)
 
-    prepare_from.__doc__ = str(prepare_from.__doc__).replace("LAYOUTS", ", ".join(FILES))
+    prepare_from.__doc__ = str(prepare_from.__doc__).replace("LAYOUTS", LAYOUTS.names())
     return arguments.parse(prepare_from, run, argv, "prepare --from LAYOUT PATH")
 
 

@@ -252,7 +252,7 @@ def estimate_rows(
 def at_once(model: OmniModel, request: Asked, config: GenerationConfig) -> int:
     """How many sequences are computed in one batch: as many as there is room for the keys and values of, and, where all
     codes are predicted in one pass, for the logits of."""
-    decoder, weight = model.config.decoder, model.decoder.norm.weight
+    decoder, weight = model.config.decoder, next(model.decoder.parameters())
     positions = total_length(request.conditions, request.target.length)
     cache = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * positions
     needed = cache * weight.element_size()
@@ -322,7 +322,7 @@ def sample(
         target = replace(target, codes=each.new_zeros(each.shape[:2], dtype=torch.long), lean=each)
     prefix = model.start(conditions, many, room if samples == 1 else total_length(conditions, 0), target)
     steps = Steps(model, prefix.repeat(samples, room), target)
-    device = prefix.tensors.device
+    device = model.embed_tokens.weight.device
     draws = uniform.flatten(0, 1).to(device)
     codes = torch.full((rows * samples, length), model.interface.text_end, device=device)
     vectors = None if codebook is None else codebook.new_zeros(rows * samples, length, codebook.shape[1])

@@ -59,6 +59,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed: expected a whole number from 0 to {2**32 - 1}, got {self.seed}. Correct the seed.")
+        if self.janus is not None and self.omni.backbone != "llama":
+            raise UserError(
+                f"omni.backbone: expected llama with Janus, whose weights are a decoder's of this kind, got "
+                f"'{self.omni.backbone}'. Leave it out, or train without janus."
+            )
         if self.janus is not None and self.training.excerpts:
             raise UserError(
                 f"training.excerpts: expected 0 with Janus, whose prompts are turns of a dialogue, got "

@@ -52,9 +52,11 @@ from brainjanus.evaluate.report import write_report
 from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, summary
 from brainjanus.generate import Generated, GenerationConfig, estimate, generate, score_candidates
 from brainjanus.generate import score as log_p
+from brainjanus.model.backbone import begin
 from brainjanus.model.checkpoint import JANUS, Checkpoint, Tokenizers, interface_of
 from brainjanus.model.draft import GUESS, Drafts, channels_of
 from brainjanus.model.janus import JanusFolder, janus_model, janus_tokenizers, omni_config, open_janus
+from brainjanus.model.llama import LLAMA, open_llama
 from brainjanus.model.omni import OmniModel
 from brainjanus.recipes import RunConfig, fitting
 from brainjanus.samples import Samples
@@ -275,11 +277,18 @@ class Settled(NamedTuple):
 
 
 def settle(dataset: Dataset, config: RunConfig, tokenizer: Path | str | None) -> Settled:
-    """Settings with what a given tokenizer and Janus decide. Raises UserError if they do not fit the data."""
+    """Settings with what a given tokenizer, a language model and Janus decide.
+
+    Raises UserError if they do not fit the data.
+    """
     saved = None if tokenizer is None else load_tokenizer(tokenizer)
     if saved is not None:
         saved.check_trained_on(dataset.name, dataset.fingerprint, dataset.subjects)
         config = replace(config, brain_tokenizer=saved.tokenizer.config)
+    if config.omni.backbone.startswith(LLAMA):
+        llama = open_llama(Path(config.omni.backbone.removeprefix(LLAMA)))
+        decoder = replace(llama.decoder, dropout=config.omni.decoder.dropout)
+        config = replace(config, omni=replace(config.omni, decoder=decoder, entry_scale=llama.entry_scale))
     janus = None if config.janus is None else open_janus(config.janus, image_tokens=config.janus_tokens)
     if janus is not None:
         config = replace(config, omni=omni_config(janus, config.omni))
@@ -370,6 +379,7 @@ def new_model(made: Tokenized, config: RunConfig, seed: int) -> OmniModel:
     else:
         omni = config.omni if config.omni.image_input in sizes else replace(config.omni, sight=False)  # nothing to see
         model = OmniModel(omni, interface_of(made.tokenizers, sizes))
+        begin(model.decoder, omni.backbone)
         model.load_codebooks(image.quantizer.codebook if image else model.image_codebook, brain.quantizer.codebook)
         model.load_feature_statistics({name: codes.sample_of_features(name) for name in sizes if name != GUESS})
     return model

@@ -76,6 +76,25 @@ def study(tmp_path_factory: pytest.TempPathFactory):
     )  # fmt: skip
 
 
+@pytest.fixture
+def forgotten():
+    """What a test adds, and the extensions that it loads, are forgotten behind it."""
+    from brainjanus.core import extensions
+    from brainjanus.data.layouts import LAYOUTS
+    from brainjanus.evaluate.metrics import ADDED
+    from brainjanus.model.backbone import BACKBONES
+    from brainjanus.tokenizers import vision
+    from brainjanus.tokenizers.coder import ENCODERS
+    from brainjanus.tokenizers.quantizer import QUANTIZERS
+
+    registries: list = [LAYOUTS, ADDED, ENCODERS, QUANTIZERS, BACKBONES, vision.ADDED]
+    before = [dict(registry.entries) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        registry.entries = entries
+    extensions._loaded.clear()
+
+
 @pytest.fixture(scope="session")
 def fused_attention() -> dict:
     """For `FlopCounterMode`: torch does not count its fused attention on a CPU: two products forward, and for each of

@@ -214,6 +214,7 @@ def blocks(project_root) -> list[tuple[str, str]]:
     return [(page.name, block) for page in pages for block in blocks_of(page)]
 
 
+@pytest.mark.usefixtures("forgotten")  # the examples that --extend loads
 def test_every_command_of_the_guide_is_understood(blocks, project_root, monkeypatch):
     monkeypatch.chdir(project_root)  # where the examples are
     for variable in ("BRAINJANUS_REAL_DATA", "BRAINJANUS_WORK"):  # which the examples name

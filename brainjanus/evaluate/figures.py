@@ -7,11 +7,12 @@ average. Those that are not (SSIM, corpus scores of captions) are computed for a
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from brainjanus.core.errors import UserError
 from brainjanus.evaluate.backbones import BACKBONES
 from brainjanus.evaluate.backbones import features as embed
 from brainjanus.evaluate.baselines import TEXT_FEATURES, linear_encoder
@@ -35,7 +36,7 @@ from brainjanus.evaluate.image import (
     ssim_pairs,
     two_way_scores,
 )
-from brainjanus.evaluate.metrics import FEATURES, RETRIEVAL, metric_of
+from brainjanus.evaluate.metrics import ADDED, FEATURES, RETRIEVAL, AddedMetric, metric_of
 from brainjanus.evaluate.reference import Reference
 from brainjanus.evaluate.text import content_f1_scores, cosine_scores, human_content_f1, word_vectors
 from brainjanus.evaluate.topography import (
@@ -180,6 +181,8 @@ def brain_figures(
             figures[roi, "cosine"] = from_matrix(patterns.cosine, draws)
             figures[roi, "identification_top1"] = from_matrix((ranks == 1).astype(np.float64), draws)
             figures[roi, "identification_rank"] = from_matrix(ranks.astype(np.float64), draws)
+        if any(added.target == "brain" for added in ADDED.entries.values()):
+            figures |= added_figures("brain", *pair, draws, reference.of_sites(sites), roi)
     skipped = {}
     if reference.space is not None:
         figures |= _topography(reference, predicted, draws)
@@ -271,6 +274,7 @@ def image_figures(
         figures |= retrieval_figures(name, (shown, found), draws, told)
     if reference.dataset is not None and reference.space is not None and reference.responses is not None:
         figures |= _through_an_encoder(reference, decoded, draws)
+    figures |= added_figures("image", seen, decoded, draws, reference)
     return Measured(figures, networks.skipped, similarity)
 
 
@@ -340,6 +344,7 @@ def text_figures(
     """Metrics of decoded captions."""
     assert reference.captions is not None
     figures, order = word_figures(reference, decoded, draws), content_f1_scores(reference.captions, decoded)
+    figures |= added_figures("text", reference.captions, list(decoded), draws, reference)
     if not all(reference.captions):
         why = "some stimuli have no caption; give each at least one"
         skipped = {name: f"{metric_of(name).title} is not scored: {why}." for name in CAPTION_METRICS}
@@ -356,6 +361,73 @@ def text_figures(
         again = None if draws is None else one.resampled(draws.counts)
         figures[None, name] = Figure(one.value, floor, human.get(name), None, again, own.definition[name])
     return Measured(figures, own.skipped, order)
+
+
+# --------------------------------------------------------------------------------------------- metrics of users' own
+
+
+def added_figures(
+    target: str,
+    true: Any,
+    predicted: Any,
+    draws: Draws | None,
+    reference: Reference,
+    roi: str | None = None,
+) -> Figures:
+    """The metrics that users added for a target; true, predicted: of the stimuli in their order."""
+    figures: Figures = {}
+    for name, added in ADDED.entries.items():
+        if added.target != target:
+            continue
+        best = None if added.ceiling is None else added.ceiling(reference)
+        measure = _by_stimulus if added.per_stimulus else _over_stimuli
+        figure = measure(name, added, true, predicted, draws)
+        figures[roi, name] = figure._replace(ceiling=None if best is None else float(best))
+    return figures
+
+
+def _by_stimulus(name: str, added: AddedMetric, true: Any, predicted: Any, draws: Draws | None) -> Figure:
+    """The score matrix, one diagonal after the other: what is predicted for others, a place further each time."""
+    n = len(true)
+    scores, row = np.empty((n, n)), np.arange(n)
+    for shift in range(n if draws is not None else 1):
+        column = (row + shift) % n
+        found = np.asarray(added.function(true, rows_of(predicted, column)), np.float64)
+        if found.shape != (n,) or not np.isfinite(found).all():
+            shape = f"shape {list(found.shape)}" if found.shape != (n,) else "some that are not"
+            raise UserError(
+                f"metric '{name}': expected one finite score for each of the {n} stimuli, got {shape}. Correct its "
+                "function, or add it with per_stimulus=False if it is one number for all."
+            )
+        scores[row, column] = found
+    return from_matrix(scores, draws) if draws is not None else Figure(float(scores.diagonal().mean()))
+
+
+def _over_stimuli(name: str, added: AddedMetric, true: Any, predicted: Any, draws: Draws | None) -> Figure:
+    """A metric that needs all stimuli at once, of each shuffle and each resample by itself."""
+
+    def one(true: Any, predicted: Any) -> float:
+        found = np.asarray(added.function(true, predicted), np.float64)
+        if found.shape or not np.isfinite(found):
+            got = f"shape {list(found.shape)}" if found.shape else f"{found}"
+            raise UserError(
+                f"metric '{name}': expected one finite number for all stimuli, shuffled and resampled ones too, got "
+                f"{got}. Correct its function, or add it with per_stimulus=True if it is a score of each."
+            )
+        return float(found)
+
+    value = one(true, predicted)
+    if draws is None:
+        return Figure(value)
+    null = np.array([one(true, rows_of(predicted, order)) for order in draws.shuffles])
+    again = (np.repeat(np.arange(len(true)), times) for times in draws.counts)
+    resampled = np.array([one(rows_of(true, rows), rows_of(predicted, rows)) for rows in again])
+    return Figure(value, float(null.mean()) if len(null) else None, null=null, resampled=resampled)
+
+
+def rows_of(values: Any, rows: Int[np.ndarray, "m"]) -> Any:
+    """Some rows of an array, or of a sequence."""
+    return values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
 
 
 MEASURES: Mapping[str, Callable[..., Measured]] = {"brain": brain_figures, "image": image_figures, "text": text_figures}

@@ -1,13 +1,19 @@
 """The metrics: what each one is called, says and is defined as.
 
-Enters: nothing. Leaves: METRICS, in the order in which they are shown. `definition` is what a protocol records: two
+Enters: nothing, or a metric that a user adds. Leaves: METRICS, in the order in which they are shown, and behind them
+those in ADDED. `definition` is what a protocol records: two
 values of a metric whose definitions differ are not compared. Where a definition depends on what is installed (caption
 metrics, pretrained backbones), it is put together when the metric is computed, and None here.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
+from brainjanus.core.errors import UserError
+from brainjanus.core.extensions import Added
+
+F = TypeVar("F", bound=Callable[..., Any])
 INFINITE = float("inf")
 R = (-1.0, 1.0)  # the bounds of a correlation
 
@@ -188,6 +194,58 @@ METRICS: Mapping[str, Metric] = {
     ),
 }
 
+
+@dataclass(frozen=True)
+class AddedMetric:
+    """A metric of a user's own; see `add_metric`."""
+
+    metric: Metric
+    target: str
+    function: Callable[..., Any]
+    per_stimulus: bool
+    ceiling: Callable[..., float | None] | None
+
+
+ADDED = Added[AddedMetric]("metric", METRICS)
+
+
+def add_metric(
+    name: str,
+    target: str,
+    title: str,
+    explanation: str,
+    definition: str,
+    *,
+    lower: bool | None = False,
+    bounds: tuple[float, float] = (-INFINITE, INFINITE),
+    per_stimulus: bool = True,
+    ceiling: Callable[..., float | None] | None = None,
+) -> Callable[[F], F]:
+    """A decorator that makes a function the metric of this name, scored wherever the metrics of its target are.
+
+    The function gets what was measured, seen or said, and what was predicted, of N stimuli in the same order:
+    brain: [n, v] z-scored, [n, v]. image: N arrays uint8 [pictures, h, w, 3], an array [n, h, w, 3] in [0, 255].
+    text: N sequences of captions, N captions.
+    It returns one score a stimulus [n], whose mean is the value; without `per_stimulus`, one number for all of them.
+    It is called with stimuli in other pairs (N times; without `per_stimulus`, once a shuffle and once a resample),
+    which gives floor, p and interval; of a brain, for all sites and again for each region.
+
+    target: brain, image or text. title, explanation, definition, lower, bounds: see `Metric`. ceiling: a function of
+    the Reference, of a brain that of the sites which are scored, that returns the most that any prediction could reach,
+    or None.
+    Raises UserError for a name that is built in or no name, and for a target that does not exist.
+    """
+    if target not in ("brain", "image", "text"):
+        raise UserError(f"metric '{name}': expected a target among brain, image, text, got '{target}'. Correct it.")
+    metric = Metric(title, explanation, definition, lower, bounds)
+
+    def add(function: F) -> F:
+        ADDED.add(name, AddedMetric(metric, target, function, per_stimulus, ceiling))
+        return function
+
+    return add
+
+
 FEATURES = "features:"  # "features:NAME" and "retrieval:NAME ..." are metrics on features that the user supplied
 RETRIEVAL = "retrieval:"
 ENCODE_DECODE = "encode_decode_"
@@ -209,4 +267,6 @@ def metric_of(name: str) -> Metric:
             f"Retrieval, {space}",
             f"top-1 retrieval among up to 300 candidates in the features '{space}', mean of 30 draws.",
         )
-    return METRICS.get(name, Metric(name, "not among the metrics of this version."))
+    if name in ADDED.entries:
+        return ADDED.entries[name].metric
+    return METRICS.get(name, Metric(name, "not among the metrics of this version, nor of an extension that is loaded."))

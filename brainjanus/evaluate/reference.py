@@ -11,11 +11,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import SPLITS, Dataset
+from brainjanus.data.write import restricted
 from brainjanus.evaluate.protocol import UNDECLARED, hash_of_captions, hash_of_ids
 from brainjanus.evaluate.record import Predictions
 
@@ -80,6 +81,12 @@ class Reference:
             pictures=None if self.pictures is None else [self.pictures[r] for r in rows],
             captions=None if self.captions is None else [self.captions[r] for r in rows],
         )
+
+    def of_sites(self, sites: Bool[np.ndarray, "v"]) -> "Reference":
+        """The same for some of the sites."""
+        assert self.responses is not None
+        space = None if self.space is None else restricted(self.space, sites)
+        return replace(self, responses=self.responses[:, sites], space=space)
 
     def repeats(self) -> str:
         """How many repeats stand behind the mean responses."""

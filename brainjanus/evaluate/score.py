@@ -40,7 +40,7 @@ from brainjanus.evaluate.figures import (
     text_figures,
     word_figures,
 )
-from brainjanus.evaluate.metrics import RETRIEVAL, metric_of
+from brainjanus.evaluate.metrics import ADDED, RETRIEVAL, metric_of
 from brainjanus.evaluate.protocol import COMPARED, Protocol, hash_of_ids, software
 from brainjanus.evaluate.record import SUBJECT_MEAN, Direction, Predictions, Record
 from brainjanus.evaluate.reference import Reference, reference_of
@@ -247,7 +247,7 @@ def _beside(reference: Reference, direction: Direction, options: ScoreOptions) -
     shown = reference.digest_of_pictures if extras.clip is not None and reference.pictures is not None else None
     where = reference.fingerprint, reference.held, shown, reference.subject, reference.split, direction
     how = options.baseline, options.constant_caption, extras.weights, extras.clip, extras.bert, extras.java
-    key = (*where, *how)
+    key = (*where, *how, *ADDED.entries.values())
     if key not in _known:
         linear = _baseline(reference, direction, options) if options.baseline else {}
         _known[key] = linear, _constant(reference, direction, options)
@@ -304,6 +304,8 @@ def _protocol(
     beside = {}
     if figure.floor is not None:
         pairs = "all pairs of stimuli" if figure.null is not None else f"{NUM_FEW} shuffles of stimuli"
+        if name in ADDED.entries and not ADDED.entries[name].per_stimulus:
+            pairs = f"{options.permutations} shuffles of stimuli"
         beside["floor"] = "1 / candidates" if name.startswith(RETRIEVAL) else f"mean over {pairs}"
     if figure.ceiling is not None and reference.space is not None and predictions.direction.endswith("->brain"):
         beside["ceiling"] = f"noise variance from repeats of the {repeated_split(reference)} split"

@@ -215,8 +215,9 @@ def layers_of(checkpoint: Checkpoint, request: Any) -> tuple[list[np.ndarray], l
     def leaves(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         kept.append(output)
 
-    hooks = [model.decoder.layers[0].register_forward_pre_hook(enters)]
-    hooks += [layer.register_forward_hook(leaves) for layer in model.decoder.layers]
+    layers = list(model.decoder.layers) or [model.decoder]  # a backbone that was added may have none
+    hooks = [layers[0].register_forward_pre_hook(enters)]
+    hooks += [layer.register_forward_hook(leaves) for layer in layers]
     try:
         hidden = torch.ones(target.content.shape[:2], dtype=torch.bool, device=target.content.device)
         model(request.conditions, target, hidden)

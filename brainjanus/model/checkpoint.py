@@ -186,8 +186,8 @@ class Checkpoint:
     @classmethod
     def _read(cls, facts: dict[str, Any], folder: Path, precision: str, device: torch.device | str) -> "Checkpoint":
         """What model.json speaks of."""
-        orders = {subject: torch.arange(sites) for subject, sites in facts["num_sites"].items()}
-        brain = BrainTokenizer(from_dict(BrainTokenizerConfig, facts["brain_tokenizer"]), orders)
+        orders, where = {s: torch.arange(sites) for s, sites in facts["num_sites"].items()}, str(folder / "model.json")
+        brain = BrainTokenizer(from_dict(BrainTokenizerConfig, facts["brain_tokenizer"], where=where), orders)
         load_module(brain, folder / "tokenizers" / "brain.safetensors")
         image, text = read_image(facts["image_tokenizer"], folder), read_text(facts["text_tokenizer"], folder)
         vision = None
@@ -196,8 +196,11 @@ class Checkpoint:
                 vision = JanusVision(from_dict(JanusVisionConfig, facts["vision"]))
             load_module(vision, folder / "tokenizers" / "vision.safetensors")
         with torch.device("meta"):
-            model = OmniModel(from_dict(OmniConfig, facts["omni"]), from_dict(Interface, facts["interface"]))
+            model = OmniModel(
+                from_dict(OmniConfig, facts["omni"], where=where), from_dict(Interface, facts["interface"])
+            )
         load_module(model, folder / "model.safetensors", dtype=dtype_of(precision), device=device)
+        model.decoder.to(device)  # also what an added backbone has and does not save
         tokenizers = Tokenizers(brain.to(device), image and image.to(device), text, vision and vision.to(device))
         check_one_run(tokenizers, model, folder)
         drafts = None

@@ -167,6 +167,10 @@ class Decoder(nn.Module):
         first = self.layers[0].get_submodule("self_attn")
         return isinstance(first, Attention) and first.joined is not None
 
+    def new_cache(self, batch: int, length: int) -> Cache:
+        """An empty one with room for `length` positions."""
+        return Cache(self.config, batch, length, like=self.norm.weight)
+
     def forward(
         self, x: Float[Tensor, "b l d"], cache: Cache | None = None, seen: Bool[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b l d"]:

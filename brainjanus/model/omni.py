@@ -12,7 +12,7 @@ the model predicts each of them on its own (the marginal), which gives the expec
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from brainjanus.core.errors import UserError
 from brainjanus.core.linear import pack, resolve
 from brainjanus.core.vocabulary import MODALITIES, Vocabulary
-from brainjanus.model.decoder import Cache, Decoder, DecoderConfig
+from brainjanus.model.backbone import BACKBONES, AnyCache, Backbone, make_decoder
+from brainjanus.model.decoder import DecoderConfig
+from brainjanus.model.llama import LLAMA
 from brainjanus.model.sequence import Block
 
 ENTRY_SCALE = 0.5  # standard deviation of what enters a decoder that is not trained yet
@@ -31,7 +33,8 @@ NEVER = -1e9  # logit of a code of another stage; finite, so that guidance may s
 
 @dataclass(frozen=True)
 class OmniConfig:
-    """decoder: its size.
+    """decoder: its size. backbone: what the decoder is: "llama", "llama:FOLDER" (beginning with the weights of a
+    language model, whose sizes it has), or one that was added.
 
     brain_input: what a brain that is a condition enters as: "sites", the patches of the response itself, "latents", the
     tokenizer's vectors before they are quantized, or "codes". brain_fold: patches of a response that one position reads
@@ -55,8 +58,12 @@ class OmniConfig:
     entry_scale: float = ENTRY_SCALE
     brain_fold: int = 1
     sight: bool = False
+    backbone: str = "llama"
 
     def __post_init__(self) -> None:
+        unknown = None if self.backbone.startswith(LLAMA) else BACKBONES.problem(self.backbone)
+        if unknown:
+            raise UserError(f"omni config: {unknown}. Correct the config.")
         if self.brain_input not in ("sites", "latents", "codes"):
             raise UserError(f"omni config: brain_input: expected sites, latents or codes, got '{self.brain_input}'.")
         if self.brain_fold < 1 or (self.brain_fold > 1 and self.brain_input != "sites"):
@@ -106,7 +113,7 @@ class OmniModel(nn.Module):
         self.config, self.interface = config, interface
         vocabulary, width = interface.vocabulary, config.decoder.hidden_size
         self.vocabulary = vocabulary
-        self.decoder = Decoder(config.decoder)
+        self.decoder = make_decoder(config.backbone, config.decoder)
         self.embed_tokens = nn.Embedding(vocabulary.range("text").stop, width)  # control and text
         self.register_buffer("image_codebook", torch.zeros(vocabulary.image, interface.image_dim))
         self.register_buffer("brain_codebook", torch.zeros(vocabulary.brain, interface.brain_dim))
@@ -160,7 +167,7 @@ class OmniModel(nn.Module):
         """
         relative = self.config.entry_scale / ENTRY_SCALE
         for name, parameter in self.named_parameters():
-            if name in but:
+            if name in but or (name.startswith("decoder.") and isinstance(self.decoder, Backbone)):
                 continue
             if name.endswith(("o_proj.weight", "down_proj.weight", "bias")) or name.startswith("point."):
                 nn.init.zeros_(parameter)
@@ -334,17 +341,17 @@ class OmniModel(nn.Module):
         token = torch.tensor(row, device=self.embed_tokens.weight.device)
         return self.embed_tokens(token).expand(batch, 1, -1)
 
-    def start(self, conditions: Sequence[Block], batch: int, length: int, target: Block | None = None) -> Cache:
+    def start(self, conditions: Sequence[Block], batch: int, length: int, target: Block | None = None) -> AnyCache:
         """A cache that holds the conditions and has room for `length` positions in all, and what the places of a target
         see."""
         prefix = self.embed_conditions(conditions, batch)
-        cache = Cache(self.config.decoder, batch, length, like=self.decoder.norm.weight)
+        cache: Any = self.decoder.new_cache(batch, length)
         self.decoder(prefix.x, cache, prefix.seen)
         cache.sighted = None if target is None else self.sighted(prefix, target)
         return cache
 
     def step(
-        self, cache: Cache, target: Block, position: int | Int[Tensor, "1"], previous: Int[Tensor, "b"] | None = None
+        self, cache: Any, target: Block, position: int | Int[Tensor, "1"], previous: Int[Tensor, "b"] | None = None
     ) -> Float[Tensor, "b n"]:
         """Logits of the code at `position` of the target. previous: the code before it; None at position 0.
 

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from brainjanus.core.errors import UserError
-from brainjanus.model.decoder import Cache
+from brainjanus.model.backbone import AnyCache
+from brainjanus.model.decoder import Cache, Decoder
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Block
 
@@ -24,7 +25,7 @@ WARM_UP = 3  # steps before recording, in which libraries allocate what they nee
 class Steps:
     """One after the other, over a cache that holds the conditions."""
 
-    def __init__(self, model: OmniModel, cache: Cache, target: Block):
+    def __init__(self, model: OmniModel, cache: AnyCache, target: Block):
         self.model, self.cache, self.target = model, cache, target
         self.static: Callable[[Tensor, Tensor], Tensor] | None = None
 
@@ -35,6 +36,7 @@ class Steps:
             return self.model.step(self.cache, self.target, position, previous)
         place = torch.tensor([position], device=previous.device)
         if self.static is None:
+            assert isinstance(self.cache, Cache)
             self.cache.make_static()
             self.static = (compiled if how == "compile" else recorded)(self.model, self.cache, self.target, previous)
         return self.static(place, previous)
@@ -48,6 +50,11 @@ def accelerate(model: OmniModel, how: str) -> None:
     if how == "graphs" and device.type != "cuda":
         raise UserError(
             f"accelerate: expected a model on a CUDA device for graphs, got {device}. Choose compile or none."
+        )
+    if how != "none" and not isinstance(model.decoder, Decoder):
+        raise UserError(
+            f"accelerate: expected none for the backbone '{model.config.backbone}', which has no cache that can be "
+            f"{'recorded' if how == 'graphs' else 'compiled'}, got {how}. Leave the option out."
         )
     model.acceleration = how
 

@@ -2,15 +2,15 @@
 
 An encoder makes a latent of each patch of sites, a quantizer makes codes of the latents, a decoder makes a response of
 the codes. Encoders: `patch` (patch.py, the default), over the cortical order; `paper` (conv.py), the published one,
-over the storage order. Subjects may have different numbers of sites; codebook and transformers (or convolutions) are
-shared by all.
+over the storage order; or one that a user adds (coder.py), over the cortical order. Subjects may have different numbers
+of sites; codebook and transformers (or convolutions) are shared by all.
 Source: the Unified Brain Tokenizer of BrainJanus (arXiv 2606.30319). Differs: see the two encoders.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
+from brainjanus.tokenizers.coder import ENCODERS, Coder
 from brainjanus.tokenizers.conv import ConvCoder, PaperConfig
 from brainjanus.tokenizers.patch import Form, PatchCoder, PatchConfig
 from brainjanus.tokenizers.quantizer import Quantized, QuantizerConfig, make_quantizer
@@ -26,9 +27,9 @@ from brainjanus.tokenizers.sites import Sites
 
 @dataclass(frozen=True)
 class BrainTokenizerConfig:
-    """encoder: patch or paper, each with its own settings. patch_size: sites a latent stands for."""
+    """encoder: patch or paper, each with its own settings, or one that was added. patch_size: sites of a latent."""
 
-    encoder: Literal["patch", "paper"] = "patch"
+    encoder: str = "patch"
     patch_size: int = 32
     patch: PatchConfig = field(default_factory=PatchConfig)
     paper: PaperConfig = field(default_factory=PaperConfig)
@@ -36,8 +37,8 @@ class BrainTokenizerConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.encoder not in ("patch", "paper"):
-            problems.append(f"encoder must be patch or paper, got '{self.encoder}'")
+        if unknown := ENCODERS.problem(self.encoder):
+            problems.append(unknown)
         if self.patch_size < 1:
             problems.append(f"patch_size must be at least 1, got {self.patch_size}")
         if self.encoder == "paper" and self.patch_size != self.paper.patch_size:
@@ -94,8 +95,10 @@ class BrainTokenizer(nn.Module):
         sites = {subject: Sites(order, config.patch_size) for subject, order in orders.items()}
         self.sites = nn.ModuleDict({f"brain:{subject}": s for subject, s in sites.items()})
         dim = config.quantizer.dim
-        self.coder: ConvCoder | PatchCoder
-        if config.encoder == "paper":
+        self.coder: Coder
+        if config.encoder in ENCODERS:
+            self.coder = ENCODERS.make(config.encoder, dim, sites)
+        elif config.encoder == "paper":
             self.coder = ConvCoder(config.paper, dim)
         else:
             self.coder = PatchCoder(config.patch, dim, sites, constant=form_of(config.quantizer).constant)
@@ -128,7 +131,7 @@ class BrainTokenizer(nn.Module):
     def token_axes(self, subject: str) -> Float[Tensor, "k d v"] | None:
         """What each token reads before training: unit vectors over the sites, in the subject's own order of sites.
 
-        Zero where a token has no axis left. None for the paper encoder, whose convolutions have no axes.
+        Zero where a token has no axis left. None for other encoders than `patch`, of which no axes are known.
         """
         sites = self.sites_of(subject)
         if not isinstance(self.coder, PatchCoder):
@@ -196,9 +199,11 @@ class BrainTokenizer(nn.Module):
         means: mean response to each training stimulus. residuals: what differs from it in each trial of a repeated
         stimulus. noise: how many times the residuals' covariance is deducted from that of the means.
         """
+        cut = [self.patches(x, subject).flatten(1).numpy() for x in (means, residuals)]
         if isinstance(self.coder, PatchCoder):
-            cut = [self.patches(x, subject).flatten(1).numpy() for x in (means, residuals)]
             self.coder.map_of(subject).load(cut[0], cut[1], noise, form_of(self.config.quantizer))
+        else:
+            self.coder.solve(subject, cut[0], cut[1], noise)
 
     def flops(self, subject: str) -> int:
         """Floating-point operations of encoding and decoding one response, without the search for the nearest code."""

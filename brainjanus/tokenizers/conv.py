@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from brainjanus.core.attention import attention
 from brainjanus.core.errors import UserError
+from brainjanus.tokenizers.coder import Coder
 
 GROUPS = 32  # of channels that are normalised together
 
@@ -51,7 +52,7 @@ class PaperConfig:
 
 
 # B batch, K patches, P sites per patch, D quantizer's dimension, C channels, L positions at a level
-class ConvCoder(nn.Module):
+class ConvCoder(Coder):
     """The encoder and the decoder around the quantizer. All weights are shared by all subjects, of any length."""
 
     def __init__(self, config: PaperConfig, dim: int):
@@ -96,10 +97,6 @@ class ConvCoder(nn.Module):
 
     def decode(self, vectors: Float[Tensor, "b k d"], subject: str) -> Float[Tensor, "b k p"]:
         return self.decoder(vectors.transpose(1, 2))[:, 0].unflatten(1, (-1, self.config.patch_size))
-
-    def of_subject(self, subject: str) -> nn.Module:
-        """The weights that belong to this subject alone: none."""
-        return nn.Identity()
 
     def flops(self, num_patches: int, patch_size: int) -> int:
         """Floating-point operations of one response forward, two a multiplication with its addition.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from brainjanus.core.attention import attention
 from brainjanus.core.errors import UserError
 from brainjanus.tokenizers.axes import cortical_axes, own_axes
+from brainjanus.tokenizers.coder import Coder
 from brainjanus.tokenizers.sites import Sites
 
 
@@ -65,7 +66,7 @@ class PatchConfig:
 
 
 # B batch, V sites, K patches, P sites per patch, W width, D quantizer's dimension, C axes
-class PatchCoder(nn.Module):
+class PatchCoder(Coder):
     """The encoder and the decoder around the quantizer. sites: of each subject.
 
     constant: the last number of each latent is 1 before training, so that a quantizer that sees directions alone sees

@@ -1,4 +1,5 @@
-"""Quantizers: continuous latents in, codes of a codebook and their vectors out. One choice in the config each.
+"""Quantizers: continuous latents in, codes of a codebook and their vectors out. One choice in the config each; a user
+adds others with `add_quantizer`.
 
 vq        the codebook vector in the nearest direction. van den Oord et al. 2017 (VQ-VAE), with the codebook kept as an
           exponential moving average (their appendix A.1), cosine similarity (Yu et al. 2022, ViT-VQGAN) and, if wanted,
@@ -12,8 +13,9 @@ the batches of all.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +23,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.extensions import Added
 from brainjanus.core.processes import rank, summed, world
 
+KINDS = ("vq", "residual", "fsq")
+QUANTIZERS = Added[Callable[..., nn.Module]]("kind", KINDS)
 TEMPERATURE = 0.01  # of the soft assignments in the entropy loss, over squared distances; MAGVIT-2's and LlamaGen's
 FSQ_MARGIN = 1e-3  # the outermost levels lie this share inside the bound, so that they can be reached (Mentzer et al.)
 
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """kind: which quantizer. num_codes: size N of a codebook. dim: length of a codebook vector. similarity: of vq;
-    residual goes by Euclidean distance always.
+    """kind: which quantizer: vq, residual, fsq, or one that was added. num_codes: size N of a codebook. dim: length of
+    a codebook vector. similarity: of vq; residual goes by Euclidean distance always.
 
     decay: of the moving averages (vq, residual). commitment: weight of the pull of latents to their code (vq,
     residual). dead_below: a code used less than this share of the uniform usage 1/N is drawn anew from the batch (vq,
@@ -39,7 +44,7 @@ class QuantizerConfig:
     out, and dim from them always.
     """
 
-    kind: Literal["vq", "residual", "fsq"] = "vq"
+    kind: str = "vq"
     similarity: Literal["cosine", "euclidean"] = "cosine"
     num_codes: int = 256
     dim: int = 32
@@ -58,6 +63,8 @@ class QuantizerConfig:
         problems += [f"{name} must be at least 0, got {v}" for name, v in weights.items() if not v >= 0]
         if not 0 < self.decay < 1:
             problems.append(f"decay must lie between 0 and 1, got {self.decay}")
+        if unknown := QUANTIZERS.problem(self.kind):
+            problems.append(unknown)
         if self.kind != "residual" and self.stages > 1:
             problems.append(f"stages belong to kind 'residual', got {self.stages} for '{self.kind}'")
         if self.entropy > 0 and (self.kind, self.similarity) != ("vq", "cosine"):
@@ -250,8 +257,23 @@ class ScalarQuantizer(nn.Module):
         """There is nothing to move."""
 
 
-def make_quantizer(config: QuantizerConfig) -> Quantizer | ResidualQuantizer | ScalarQuantizer:
+Q = TypeVar("Q", bound=Callable[..., nn.Module])
+
+
+def add_quantizer(name: str) -> Callable[[Q], Q]:
+    """A decorator that makes a module a quantizer of this name: `brain_tokenizer.quantizer.kind`, and of pictures.
+
+    It is made as quantizer(config, **settings), the settings being those behind its name ("NAME:margin=0.1"). Like
+    ScalarQuantizer it has its `config`, a buffer `codebook` [config.num_codes, config.dim] whose rows are what codes
+    stand for, and `prepare`, `forward` and `update`.
+    """
+    return QUANTIZERS.adding(name)  # type: ignore[return-value]
+
+
+def make_quantizer(config: QuantizerConfig) -> Any:
     """The quantizer that the config names. Use: quantizer(quantizer.prepare(latents))."""
+    if config.kind in QUANTIZERS:
+        return QUANTIZERS.make(config.kind, config)
     if config.kind == "fsq":
         return ScalarQuantizer(config)
     euclidean = config.kind == "residual" or config.similarity == "euclidean"  # vq is then one stage of residual

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from brainjanus.core.config import read_json
 from brainjanus.core.errors import UserError
+from brainjanus.core.extensions import LOAD, Added
 
 GRID = 8  # cells along a side
 WAVELENGTHS_PX = (4.0, 8.0, 16.0)  # at 64 pixels a side
@@ -60,24 +61,39 @@ def gabor_pairs(wavelength_px: float) -> Float[Tensor, "o 1 k k"]:
 
 
 ENCODERS: dict[str, Callable[[Tensor], Tensor]] = {"wavelet": wavelet}
+Encoder = Callable[[Tensor], Tensor]
+ADDED = Added[Encoder]("vision encoder", (*ENCODERS, "codes", "janus", "transformers"))
 LIBRARY = "transformers:"  # how the names of that library's models begin
+
+
+def add_vision_encoder(name: str) -> Callable[[Encoder], Encoder]:
+    """A decorator that makes a function, or a frozen module, the vision encoder of this name: `omni.image_input`.
+
+    It turns pictures [b, 3, h, w] in [0, 1], of any size, into features [b, t, c]. They are computed once for a run and
+    kept there under this name: an encoder that was changed needs another name.
+    """
+    return ADDED.adding(name)
 
 
 def vision_encoder(name: str) -> Callable[[Tensor], Tensor]:
     """The encoder of this name. Raises UserError if its features can only come from the dataset."""
     if name.startswith(LIBRARY):
         return transformers_encoder(name.removeprefix(LIBRARY))
+    if name in ADDED.entries:
+        return ADDED.entries[name]
     if name not in ENCODERS:
+        known = ", ".join([*ENCODERS, *ADDED.entries, f"{LIBRARY}NAME"])
         raise UserError(
-            f"vision encoder '{name}': expected one that is built in ({', '.join(ENCODERS)}, {LIBRARY}NAME) to encode "
-            "new pictures. Features of this name can only be read from a dataset that was prepared with them."
+            f"vision encoder '{name}': expected one that is built in or was added ({known}) to encode new pictures. "
+            f"Features of this name can only be read from a dataset that was prepared with them; if it is an "
+            f"extension's, {LOAD}."
         )
     return ENCODERS[name]
 
 
 def can_encode(name: str) -> bool:
     """Whether there is an encoder of this name, so that its features need not be stored."""
-    return name in ENCODERS or name.startswith(LIBRARY)
+    return name in ENCODERS or name in ADDED.entries or name.startswith(LIBRARY)
 
 
 # B pictures, T tokens, C channels

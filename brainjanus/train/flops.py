@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from brainjanus.model.decoder import DecoderConfig
+from brainjanus.model.decoder import Decoder, DecoderConfig
 from brainjanus.model.lora import LoraLinear
 from brainjanus.model.omni import OmniModel, place_of
 from brainjanus.model.sequence import Block, total_length
@@ -20,7 +20,8 @@ def step_flops(model: OmniModel, conditions: Sequence[Block], target: Block) -> 
     """Of one training step on these blocks. What enters the decoder has a gradient; what is frozen has none."""
     codes, length = target.batch * target.length, total_length(conditions, target.length)
     total = products(model.decoder, target.batch * length)
-    total += attention(model.config.decoder, target.batch, length)
+    if isinstance(model.decoder, Decoder):  # what another backbone does beside its linear layers is not known
+        total += attention(model.config.decoder, target.batch, length)
     total += products(model.heads[target.modality], codes)
     if target.modality in model.pointers:
         total += products(model.pointers[target.modality], codes)

@@ -276,7 +276,7 @@ def test_says_what_is_wrong_with_a_config(settings, message):
 def test_says_which_encoders_there_are():
     config = BrainTokenizerConfig()
     object.__setattr__(config, "encoder", "linear")  # where types are checked, as here, nothing else passes
-    with pytest.raises(UserError, match="encoder must be patch or paper, got 'linear'"):
+    with pytest.raises(UserError, match="encoder must be one of patch, paper, got 'linear'"):
         config.__post_init__()
 
 

@@ -89,7 +89,8 @@ def test_filters_have_unit_energy_and_no_response_to_a_uniform_field():
 def test_an_unknown_encoder_is_named():
     assert vision_encoder("wavelet") is wavelet
     with pytest.raises(
-        UserError, match=r"vision encoder 'clip': expected one that is built in \(wavelet, transformers:NAME\)"
+        UserError,
+        match=r"vision encoder 'clip': expected one that is built in or was added \(wavelet, transformers:NAME\)",
     ):
         vision_encoder("clip")
 

@@ -1,0 +1,77 @@
+"""An encoder and a quantizer of the brain tokenizer: brainjanus train tokenizer data/mine --out runs/signs
+--extend extend_tokenizer.py --tokenizer.encoder linear --tokenizer.quantizer.kind signs
+"""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import brainjanus as bj
+from brainjanus.recipes import tokenizer_fitting
+from brainjanus.tokenize import train_tokenizer
+from brainjanus.tokenizers.coder import Coder
+from brainjanus.tokenizers.folder import load_tokenizer
+from brainjanus.tokenizers.quantizer import Quantized, QuantizerConfig
+
+
+@bj.add_encoder("linear")
+class LinearCoder(Coder):
+    """A matrix for each patch, and one back. B batch, K patches of P sites, D numbers of a latent."""
+
+    def __init__(self, dim: int, sites: dict, spread: float = 1.0):
+        super().__init__()
+        shapes = {f"brain:{who}": (s.num_patches, s.patch_size, dim) for who, s in sites.items()}
+        self.into = nn.ParameterDict({who: spread * torch.randn(s) * s[1] ** -0.5 for who, s in shapes.items()})
+        self.out = nn.ParameterDict({who: torch.zeros(k, d, p) for who, (k, p, d) in shapes.items()})
+
+    def encode(self, patches: Tensor, subject: str) -> Tensor:
+        return torch.einsum("bkp,kpd->bkd", patches, self.into[f"brain:{subject}"])
+
+    def decode(self, vectors: Tensor, subject: str) -> Tensor:
+        return torch.einsum("bkd,kdp->bkp", vectors, self.out[f"brain:{subject}"])
+
+
+@bj.add_quantizer("signs")
+class SignQuantizer(nn.Module):
+    """The sign of each number of a latent: 2^dim codes, none learned (Yu et al. 2023, lookup-free quantization)."""
+
+    def __init__(self, config: QuantizerConfig):
+        super().__init__()
+        if config.num_codes != 2**config.dim:
+            raise bj.UserError(
+                f"signs: expected num_codes {2**config.dim} (2^dim), got {config.num_codes}. Correct it."
+            )
+        self.config = config
+        self.register_buffer("bits", 2 ** torch.arange(config.dim), persistent=False)
+        self.register_buffer("codebook", (torch.arange(config.num_codes)[:, None] & self.bits > 0) * 2.0 - 1)
+
+    def prepare(self, latents: Tensor) -> Tensor:
+        return latents.float()
+
+    def forward(self, latents: Tensor) -> Quantized:
+        codes = ((latents > 0) * self.bits).sum(dim=-1)
+        pull = self.config.commitment * (latents - self.codebook[codes]).square().mean()
+        return Quantized(latents + (self.codebook[codes] - latents).detach(), codes, pull)
+
+    def update(self, latents: Tensor, codes: Tensor, generator: torch.Generator) -> None:
+        """There is nothing to move."""
+
+
+def main(dataset: bj.Dataset, out: Path, steps: int = 300) -> None:
+    config = tokenizer_fitting(dataset)
+    quantizer = QuantizerConfig("signs", num_codes=64, dim=6)
+    signs = replace(config.tokenizer, encoder="linear:spread=0.5", patch_size=16, quantizer=quantizer)
+    config = replace(config, tokenizer=signs, training=replace(config.training, steps=steps))
+    train_tokenizer(dataset, out / "signs", config)
+    loaded, who = load_tokenizer(out / "signs").tokenizer, dataset.subjects[0]
+    measured = torch.from_numpy(dataset.averages(who, "test").responses)
+    r = torch.corrcoef(torch.stack([loaded.decode(loaded.encode(measured, who), who), measured]).flatten(1))[0, 1]
+    print(f"{loaded.num_codes(who)} codes, {loaded.bits(who):.0f} bits a response; r of what they keep {r:.2f}")
+
+
+if __name__ == "__main__":
+    out = Path(tempfile.mkdtemp())
+    main(bj.simulate(out / "simulated", bj.SimulationConfig(1, 200, num_test=40)), out)
