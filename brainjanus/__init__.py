@@ -30,6 +30,8 @@ _PLACES = {
     "connect": "explorer.client",
     "describe": "info",
     "diagnose": "doctor",
+    "draw_maps": "evaluate.cortex",
+    "draw_pictures": "show",
     "export": "data.export",
     "lesion": "insilico.lesion",
     "localize": "insilico.localize",
@@ -41,6 +43,7 @@ _PLACES = {
     "score": "evaluate.score",
     "score_files": "scoring",
     "simulate": "data.simulate",
+    "table": "show",
 }
 __all__ = sorted(_PLACES)
 
