@@ -3,14 +3,16 @@
 Enters: encoded bytes. Leaves: the same bytes, to be written to a file, put on a page, or looked at.
 """
 
+import io
 import struct
 from pathlib import Path
 
-NOTEBOOK_WIDTH = 860  # CSS pixels of a notebook's column
+COLUMN = 860  # CSS pixels of a notebook's column
+COLOURS = 128
 
 
 class Png(bytes):
-    """Bytes of a PNG file; a notebook shows them, in full resolution, no wider than its column."""
+    """Bytes of a PNG file. A notebook shows and keeps a small one, no wider than its column and of 128 colours."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -19,11 +21,20 @@ class Png(bytes):
         return width, height
 
     def save(self, path: Path | str) -> None:
-        """Write the file."""
+        """Write the file, in full resolution."""
         Path(path).write_bytes(self)
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
-        return bytes(self), {"width": min(self.size[0], NOTEBOOK_WIDTH)}
+    def _repr_png_(self) -> bytes:
+        from PIL import Image
+
+        width, height = self.size
+        file = io.BytesIO()
+        with Image.open(io.BytesIO(self)) as picture:
+            shown = picture.convert("RGB")
+            if width > COLUMN:
+                shown = shown.resize((COLUMN, round(height * COLUMN / width)), Image.Resampling.LANCZOS)
+            shown.quantize(COLOURS, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+        return file.getvalue()
 
     def __repr__(self) -> str:
         return f"a PNG of {self.size[0]} x {self.size[1]} pixels"

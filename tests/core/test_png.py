@@ -1,5 +1,6 @@
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,12 +13,20 @@ def encoded(width: int) -> Png:
     return Png(file.getvalue())
 
 
-@pytest.mark.parametrize(("width", "shown"), [(400, 400), (1800, 860)])
+@pytest.mark.parametrize(("width", "shown"), [(400, 400), (1720, 860)])
 def test_a_notebook_shows_it_no_wider_than_its_column(width, shown):
     png = encoded(width)
-    data, metadata = png._repr_png_()
-    assert (data, metadata) == (bytes(png), {"width": shown})
-    assert type(data) is bytes and repr(png) == str(png) == f"a PNG of {width} x 30 pixels"
+    with Image.open(io.BytesIO(png._repr_png_())) as picture:
+        assert picture.size == (shown, 30 * shown // width)
+        assert picture.convert("RGB").getcolors() == [(shown * picture.height, (255, 0, 0))]
+    assert repr(png) == str(png) == f"a PNG of {width} x 30 pixels"
+
+
+def test_a_notebook_keeps_a_small_one():
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "png")
+    assert len(Png(file.getvalue())._repr_png_()) < 0.4 * len(file.getvalue())
 
 
 def test_a_saved_picture_is_the_same(tmp_path):
