@@ -8,11 +8,11 @@ import struct
 from pathlib import Path
 
 COLUMN = 860  # CSS pixels of a notebook's column
-COLOURS = 128
+COLOURS = 256  # of a palette that keeps rare ones: a fish is not as grey as the street that it lies on
 
 
 class Png(bytes):
-    """Bytes of a PNG file. A notebook shows and keeps a small one, no wider than its column and of 128 colours."""
+    """Bytes of a PNG file. A notebook shows and keeps a small one, no wider than its column and of 256 colours."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -33,7 +33,8 @@ class Png(bytes):
             shown = picture.convert("RGB")
             if width > COLUMN:
                 shown = shown.resize((COLUMN, round(height * COLUMN / width)), Image.Resampling.LANCZOS)
-            shown.quantize(COLOURS, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+            few = shown.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+            few.save(file, "png", optimize=True)
         return file.getvalue()
 
     def __repr__(self) -> str:
