@@ -53,7 +53,7 @@ class Table(NamedTuple):
         )
 
 
-def table(results: Sequence[Record] | Sequence[Finding] | Mapping[str, Sequence[object]]) -> Table:
+def table(results: Sequence[object] | Mapping[str, Sequence[object]]) -> Table:
     """Scores, what `diagnose` found, or columns by name, as a table.
 
     Of scores the main metrics are shown, of the mean over subjects if there is one, for all sites, each beside its
