@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/demo
 
-.PHONY: demo explore test lint docs clean
+.PHONY: demo explore test lint docs notebooks clean
 
 demo: $(VENV)/installed-demo
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(VENV)/bin/brainjanus demo --out $(OUT)
@@ -22,6 +22,10 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+# Anew, with what they show; which numbers they say is read before it is committed.
+notebooks: $(VENV)/installed-dev
+	OMP_NUM_THREADS=2 $(VENV)/bin/python examples/execute.py
 
 $(VENV)/installed-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "brainjanus needs Python 3.11 or newer, got " + sys.version.split()[0] + ". Name one: make PYTHON=python3.12")'

@@ -38,6 +38,8 @@ _PLACES = {
     "connect": "explorer.client",
     "describe": "info",
     "diagnose": "doctor",
+    "draw_maps": "evaluate.cortex",
+    "draw_pictures": "show",
     "export": "data.export",
     "lesion": "insilico.lesion",
     "localize": "insilico.localize",
@@ -52,6 +54,7 @@ _PLACES = {
     "simulate": "data.simulate",
     "write_card": "cards",
     "stream_study": "data.stream",
+    "table": "show",
 }
 __all__ = sorted(_PLACES)
 

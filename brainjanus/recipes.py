@@ -3,13 +3,14 @@
 Enters: a name, or a dataset to fit to. Leaves: a RunConfig, everything that decides what a training does but the data.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from brainjanus.core.config import from_dict, load_config, read_json
+from brainjanus.core.config import changed, from_dict, load_config, read_json
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Dataset
 from brainjanus.evaluate.baselines import TEXT_FEATURES
@@ -74,6 +75,13 @@ class RunConfig:
     def load(cls, path: Path) -> "RunConfig":
         """Read a config file, or the config.json of a run. Raises UserError for unknown keys and wrong values."""
         return load_run_config(cls, path)
+
+    def changed(self, settings: Mapping[str, Any]) -> "RunConfig":
+        """The same with other values, by the names that `train` has: {"training.optim.steps": 300}.
+
+        Raises UserError that lists unknown names and wrong values.
+        """
+        return changed(self, settings)
 
 
 @dataclass(frozen=True)

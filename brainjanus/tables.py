@@ -10,10 +10,10 @@ from typing import Any
 from brainjanus.data.doctor import LIGHTS, Finding
 from brainjanus.evaluate.compare import Comparison
 from brainjanus.evaluate.metrics import metric_of
-from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
-from brainjanus.evaluate.score import MAIN_METRICS
+from brainjanus.evaluate.record import Record
 from brainjanus.memory import GB, Row
 from brainjanus.outputs import Ranked
+from brainjanus.show import main_records, number
 from brainjanus.tune import Tuned, row_of
 
 WIDE = 116  # columns of a terminal that all figures need
@@ -21,9 +21,7 @@ WIDE = 116  # columns of a terminal that all figures need
 
 def print_table(records: Sequence[Record]) -> None:
     """The four directions, mean over subjects, by their main metrics."""
-    means = [record for record in records if record.subject == SUBJECT_MEAN and record.roi is None]
-    main = [r for d in DIRECTIONS for r in means if r.direction == d and r.metric in MAIN_METRICS[d]]
-    print_records(main, "held-out stimuli, mean over subjects")
+    print_records(main_records(records), "held-out stimuli, mean over subjects")
 
 
 def print_scores(records: Sequence[Record]) -> None:
@@ -135,10 +133,6 @@ def print_findings(findings: Sequence[Finding], title: str) -> None:
     _console().print(table)
     counts = {light: sum(one.light == light for one in findings) for light in LIGHTS}
     print(", ".join(f"{count} {light}" for light, count in counts.items() if count))
-
-
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
 
 
 def cell(record: Record | None) -> str:

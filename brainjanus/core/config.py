@@ -46,18 +46,33 @@ def read_json(path: Path) -> dict:
     return facts
 
 
-def from_dict(kind: type[T], values: Any, *, where: str = "config") -> T:
-    """Build a config from plain values; keys that are left out keep their defaults.
+def from_dict(kind: type[T], values: Any, *, where: str = "config", default: T | None = None) -> T:
+    """Build a config from plain values; keys that are left out keep their defaults, or are those of `default`.
 
     Raises UserError that lists every unknown key and every value of a wrong type.
     """
     problems: list[str] = []
-    config = _build(kind, values, "", problems)
+    config = _build(kind, values, "", problems, default)
     if problems:
         more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
         listed = "; ".join(problems[:MOST_PROBLEMS]) + more
         raise UserError(f"{where}: {listed}. Correct these and try again.")
     return config
+
+
+def changed(config: T, settings: Mapping[str, Any], *, where: str = "settings") -> T:
+    """The same config with single values replaced, by the names that the command line has ("training.optim.steps").
+
+    Raises UserError that lists every unknown name and every value of a wrong type.
+    """
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        *path, last = name.split(".")
+        table = values
+        for part in path:
+            table = table.setdefault(part, {})
+        table[last] = value
+    return from_dict(type(config), values, where=where, default=config)
 
 
 def _build(kind: Any, value: Any, key: str, problems: list[str], default: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar where there is a terminal, a line now and then where there is none.
+"""Progress: a bar on a terminal, a passing line in a notebook, a line now and then where there is neither.
 
 Or told to whoever started the work, who may also end it: see `heard`.
 """
@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from brainjanus.core.processes import is_first
 
 QUIET_INTERVAL_SEC = 30.0  # between lines when nobody looks at a terminal
+NOTEBOOK_INTERVAL_SEC = 0.5  # between two states of the line in a notebook
 _unshown = [False]
 Listener = Callable[[str, int, int, str | None], None]  # name, done, total, what else there is to say
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -75,6 +77,14 @@ def progress(name: str, total: int, start: int = 0) -> Iterator[Callable[[int, s
 
             yield advance
         return
+    if in_notebook():
+        with passing_line() as write:
+
+            def pass_on(done: int, note: str | None = None) -> None:
+                write(", ".join(filter(None, (f"{name}: {done}/{total}", note))))
+
+            yield pass_on
+        return
 
     begun = last = time.monotonic()
 
@@ -88,6 +98,38 @@ def progress(name: str, total: int, start: int = 0) -> Iterator[Callable[[int, s
             print(", ".join(filter(None, words)), file=sys.stderr, flush=True)
 
     yield report
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel shows what is printed."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return getattr(shell, "kernel", None) is not None
+
+
+@contextmanager
+def passing_line() -> Iterator[Callable[[str], None]]:
+    """A line below the cell of a notebook that is written over, and empty at the end; short work has none."""
+    from IPython.display import display
+
+    handle: Any = None
+    last = time.monotonic()
+
+    def write(line: str) -> None:
+        nonlocal handle, last
+        now = time.monotonic()
+        if now - last < NOTEBOOK_INTERVAL_SEC:
+            return
+        last = now
+        if handle is None:
+            handle = display({"text/plain": line}, raw=True, display_id=True)
+        else:
+            handle.update({"text/plain": line}, raw=True)
+
+    try:
+        yield write
+    finally:
+        if handle is not None:
+            handle.update({"text/plain": ""}, raw=True)
 
 
 def silent(done: int, note: str | None = None) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.png import Png
 from brainjanus.core.space import BrainSpace
 from brainjanus.evaluate.sensors import draw_sensors
 
@@ -80,7 +81,7 @@ def draw_maps(
     discrete: bool = False,
     sides: Sequence[str] = SIDES,
     colours: "Colormap | None" = None,
-) -> bytes:
+) -> Png:
     """A PNG with one row per map (title -> one value per site), all on one colour scale.
 
     label: what the colours mean, with its unit. limits: of the colours; default: the 99th percentile, symmetric around
@@ -145,7 +146,7 @@ def _scale(
     return Normalize(*limits), colours
 
 
-def _finished(figure: "Figure", norm: "Normalize", colours: "Colormap", label: str | None) -> bytes:
+def _finished(figure: "Figure", norm: "Normalize", colours: "Colormap", label: str | None) -> Png:
     """Add the colour bar, if it has a label, and encode."""
     from matplotlib.cm import ScalarMappable
 
@@ -159,10 +160,10 @@ def _finished(figure: "Figure", norm: "Normalize", colours: "Colormap", label: s
     return _encoded(figure, tight=label is None)
 
 
-def _encoded(figure: "Figure", tight: bool = False) -> bytes:
+def _encoded(figure: "Figure", tight: bool = False) -> Png:
     file = io.BytesIO()
     figure.savefig(file, format="png", facecolor="white", bbox_inches="tight" if tight else None)
-    return file.getvalue()
+    return Png(file.getvalue())
 
 
 def _figure(width_inches: float, height_inches: float) -> "Figure":

@@ -113,3 +113,16 @@ def test_a_part_of_a_table_keeps_the_parents_own_defaults_of_the_rest():
     quantizer = TokenizerRunConfig().tokenizer.quantizer
     assert config.tokenizer.quantizer == replace(quantizer, num_codes=64)
     assert config.training == TokenizerRunConfig().training
+
+
+def test_single_values_are_changed_by_the_names_of_the_command_line():
+    before = quick()
+    after = before.changed({"training.optim.steps": 7, "seed": 3, "training.tasks": {"brain->text": 1.0}})
+    optim = replace(before.training.optim, steps=7)
+    assert after == replace(before, seed=3, training=replace(before.training, optim=optim, tasks={"brain->text": 1.0}))
+    assert before == quick()
+
+
+def test_says_all_that_cannot_be_changed():
+    with pytest.raises(UserError, match=r"settings: unknown key 'sed'.*training.optim.steps: expected int, got 'x'"):
+        quick().changed({"sed": 1, "training.optim.steps": "x"})

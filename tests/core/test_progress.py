@@ -1,6 +1,7 @@
 """Progress: a bar where somebody looks, a line now and then where nobody does."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,3 +61,54 @@ def test_of_several_processes_the_first_alone_speaks(capsys, monkeypatch):
 )
 def test_times_are_said_as_people_do(seconds, said):
     assert duration(float(seconds)) == said
+
+
+@pytest.fixture
+def notebook(monkeypatch) -> list[str]:
+    """A kernel that keeps what its cell shows: the line as it stood, again and again."""
+    states: list[str] = []
+
+    def show(data: dict, **_) -> SimpleNamespace:
+        states.append(data["text/plain"])
+        return SimpleNamespace(update=show)
+
+    shell = SimpleNamespace(kernel=object())
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=show))
+    return states
+
+
+def test_in_a_notebook_one_line_is_written_over_and_gone_at_the_end(notebook, capsys, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    with progress("train", 9) as advance:
+        for done, now in ((1, 0.1), (2, 0.6), (3, 0.7), (9, 2.0)):  # noqa: B007, the clock reads it
+            advance(done, "loss 1.5" if done == 9 else None)
+    assert notebook == ["train: 2/9", "train: 9/9, loss 1.5", ""]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_in_a_notebook_short_work_shows_nothing(notebook, monkeypatch):
+    monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
+    with progress("train", 1) as advance:
+        advance(1)
+    assert notebook == []
+
+
+def test_in_a_notebook_the_line_is_gone_where_work_fails(notebook, monkeypatch):
+    times = iter((0.0, 1.0))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+
+    def interrupted() -> None:
+        with progress("train", 2) as advance:
+            advance(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert notebook == ["train: 1/2", ""]
+
+
+def test_ipython_on_a_terminal_is_no_notebook(notebook, monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=SimpleNamespace))
+    assert not module.in_notebook()
