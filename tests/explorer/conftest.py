@@ -36,7 +36,7 @@ def cortex_run(tiny_settings, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cortex")
     config = SimulationConfig(num_subjects=2, num_train=60, num_test=10, repeats=2, num_sites=(300, 320))
     dataset = simulate(folder / "study", config)
-    settings = from_dict(RunConfig, tiny_settings)
+    settings = from_dict(RunConfig, tiny_settings | {"training": {"optim": {"steps": 2, "batch_size": 32}}})
     settings = replace(settings, image_tokenizer=replace(settings.image_tokenizer, image_size=64, codes_per_side=8))
     run.train(dataset, folder / "run", settings)
     with pytest.MonkeyPatch.context() as patch:

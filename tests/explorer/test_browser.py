@@ -5,6 +5,7 @@ $BRAINJANUS_SCREENSHOTS a folder for pictures of each view. Skips where there is
 """
 
 import io
+import itertools
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 WEBGL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]  # in software
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-PATIENCE_MS = 60_000
+PATIENCE_MS = 30_000
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
 
@@ -98,7 +99,8 @@ def visit(chromium, address, request):
 
 def shown(page, label: str, subject: str = "") -> None:
     """Wait until a map is drawn."""
-    page.wait_for_selector(f'#cortex[data-shown^="{subject}"][data-shown*="{label}"]')
+    whose = f'[data-shown^="{subject} "]' if subject else ""
+    page.wait_for_selector(f'#cortex[data-shown*="{label}"]{whose}')
 
 
 def lit(page) -> float:
@@ -115,7 +117,7 @@ def test_first_view(visit):
     shown(page, "measured response")
     page.wait_for_selector(".pictures figure >> nth=1")
     assert "held-out stimuli" in page.inner_text("#about")
-    assert lit(page) > 0.005
+    assert lit(page) > 0.002
 
 
 def test_decode(visit):
@@ -206,7 +208,8 @@ def test_encode(visit, tmp_path):
     values = np.load(tmp_path / "npy")
     surface = nibabel.load(str(shutil.copy(tmp_path / "L.func.gii", tmp_path / "left.func.gii"))).darrays[0].data
     assert len(surface) == 10_242 and np.isin(surface[np.isfinite(surface)].round(4), values.round(4)).mean() > 0.99
-    assert Image.open(tmp_path / "png").size[0] > 400
+    with Image.open(tmp_path / "png") as drawn:
+        assert drawn.size[0] > 400
 
     box = page.locator("#cortex").bounding_box()
     for x in np.linspace(0.3, 0.7, 9):  # over the back of the brain
@@ -241,6 +244,7 @@ def test_pictures_are_chosen_dropped_and_drawn(visit, tmp_path):
     page.evaluate(
         """async () => {
             const paper = document.createElement("canvas");
+            paper.getContext("2d").fillRect(0, 0, 300, 150);
             const blob = await new Promise((done) => paper.toBlob(done));
             const data = new DataTransfer();
             data.items.add(new File([blob], "dropped.png", { type: "image/png" }));
@@ -448,9 +452,9 @@ def elsewhere(tiny_settings, tmp_path_factory):
 @pytest.mark.parametrize(
     ("subject", "saying"),
     [
-        ("volume", r"site \d+(, V1)?: -?\d"),
-        ("sensors", r"site \d+ \(O1, \d+ ms\): -?\d"),
-        ("neurons", r"site \d+: -?\d"),
+        pytest.param("volume", r"site \d+(, V1)?: -?\d", id="volume"),
+        pytest.param("sensors", r"site \d+ \(O1, \d+ ms\): -?\d", id="sensors"),
+        pytest.param("neurons", r"site \d+: -?\d", id="neurons"),
     ],
 )
 def test_brains_without_a_surface(visit, elsewhere, subject, saying):
@@ -460,8 +464,8 @@ def test_brains_without_a_surface(visit, elsewhere, subject, saying):
     assert "decodes no pictures" in page.inner_text("#result")
     assert lit(page) > 0.01
     box = page.locator("#cortex").bounding_box()
-    for x in np.linspace(0.4, 0.6, 7):
-        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * 0.4)
+    for x, y in itertools.product(np.linspace(0.4, 0.6, 7), (0.2, 0.4)):
+        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
         page.wait_for_timeout(120)
         if re.match(saying, page.inner_text("#hover")):
             break
@@ -471,6 +475,7 @@ def test_brains_without_a_surface(visit, elsewhere, subject, saying):
     page.fill("#in-text", "red left")
     page.keyboard.press("Enter")
     shown(page, "expected response", subject)
+    page.wait_for_selector("#downloads a")
     saved = page.locator("#downloads a").all_inner_texts()
     assert ("NIfTI" in saved) == (subject == "volume") and "npy" in saved
     assert page.locator("#in-file").count() == 0  # nothing to show a picture to

@@ -249,7 +249,7 @@ const encode = {
       const space = await cortex.space(subject);
       const each = Object.entries(space.rois).map(([name, sites]) => [name, mean(sites, one.values), one.spread && mean(sites, one.spread)]).sort((a, b) => b[1] - a[1]);
       rows.push(h("h2", {}, h("button", { "aria-pressed": String(subject === state.subject), onclick: () => { $("subject").value = subject; $("subject").onchange(); } }, subject)),
-        h("table", {}, h("tbody", {}, ...each.slice(0, 6).map(([name, value, spread]) => h("tr", {}, h("th", {}, name), h("td.number", {}, value.toFixed(2)), h("td.number", {}, spread ? `± ${spread.toFixed(2)}` : ""))))));
+        h("table", {}, h("tbody", {}, ...each.slice(0, subject === state.subject ? each.length : 3).map(([name, value, spread]) => h("tr", {}, h("th", {}, name), h("td.number", {}, value.toFixed(2)), h("td.number", {}, spread ? `± ${spread.toFixed(2)}` : ""))))));
     }
     const some = last.maps[state.subject]?.spread;
     fill($("result"), h("h2", {}, state.against ? "Mean contrast, by region" : "Mean expected response, by region"), ...rows,
@@ -331,6 +331,7 @@ const scores = {
     fill($("rois"), );
     fill($("downloads"), );
     const directions = about.directions.filter((name) => name.endsWith("->brain"));
+    if (!directions.includes(state.direction)) set({ direction: directions[0] ?? "" }); // a run without pictures
     const choose = h("select", { id: "in-direction", onchange: (event) => { set({ direction: event.target.value }); this.accuracy(); } }, ...directions.map((name) => h("option", {}, name)));
     choose.value = state.direction;
     this.records = await ask("/api/scores");

@@ -1,14 +1,12 @@
-// One map on one brain: the inflated surface or a volume by NiiVue, sensors over time as a grid, bars where sites have no
-// place.
+// One map on one brain: the inflated surface by NiiVue, a volume as slices, sensors over time as a grid, bars where sites
+// have no place.
 
 import { ask, ints } from "./api.js";
 
 const NEAR_MM = 6;
 const LEFT = 44, TOP = 8, BELOW = 22; // around the grid, in pixels
-const VIEWS = {
-  surface: { behind: [0, 12], left: [270, 8], right: [90, 8], below: [0, -75] },
-  volume: { behind: [0, 12], left: [270, 8], right: [90, 8], above: [0, 89] },
-};
+const VIEWS = { behind: [0, 12], left: [270, 8], right: [90, 8], below: [0, -75] };
+const MOST_SLICES = 30, ROOM = 14; // of a volume; pixels above each, for its place
 // red for more, blue for less, as in the report; a colour a third of the way
 const MORE = { R: [253, 239, 178, 103], G: [219, 138, 24, 0], B: [199, 98, 43, 31], A: [200, 255, 255, 255], I: [0, 85, 170, 255] };
 const LESS = { R: [209, 103, 33, 5], G: [229, 169, 102, 48], B: [240, 207, 172, 97], A: [200, 255, 255, 255], I: [0, 85, 170, 255] };
@@ -42,12 +40,11 @@ export class Cortex {
     const space = await this.space(subject);
     Object.assign(this, { subject, values, label, lit });
     this.limit = limit ?? span(values);
-    const kind = { surface: "surface", volume: "volume", sensors: "grid" }[space.geometry] ?? "bars";
+    const kind = { surface: "surface", volume: "slices", sensors: "grid" }[space.geometry] ?? "bars";
     if (kind !== this.kind) { this.kind = kind; this.becoming = this.become(kind); }
     await this.becoming;
     if (turn !== this.turn) return;
     if (kind === "surface") this.paintSurface(space);
-    else if (kind === "volume") await this.paintVolume(space, turn);
     else this[kind]();
     this.drawLegend();
     this.canvas.dataset.shown = `${subject} ${label}`;
@@ -67,28 +64,26 @@ export class Cortex {
     this.nv.addColormap("lit", LIT);
     await this.nv.attachToCanvas(fresh);
     this.nv.setSliceType(this.nv.sliceTypeRender);
-    if (kind === "surface") {
-      await this.nv.loadMeshes(["left", "right"].map((side) => ({ url: `/api/mesh/${side}.mz3`, name: `${side}.mz3`, rgba255: [205, 205, 205, 255],
+    await this.nv.loadMeshes(["left", "right"].map((side) => ({ url: `/api/mesh/${side}.mz3`, name: `${side}.mz3`, rgba255: [205, 205, 205, 255],
         layers: [{ url: `/api/depth/${side}.mz3`, name: `${side}.depth.mz3`, colormap: "gray", colormapInvert: true, cal_min: -1.2, cal_max: 1.6, opacity: 0.55 }] })));
-    }
-    for (const [name, angles] of Object.entries(VIEWS[kind])) {
+    for (const [name, angles] of Object.entries(VIEWS)) {
       const button = document.createElement("button");
       button.textContent = name;
       button.onclick = () => this.nv.setRenderAzimuthElevation(...angles);
       this.views.append(button, " ");
     }
-    this.nv.setRenderAzimuthElevation(...VIEWS[kind].behind);
+    this.nv.setRenderAzimuthElevation(...VIEWS.behind);
     this.fit();
     this.recolour();
   }
 
-  flat() { return this.kind === "bars" || this.kind === "grid"; } // drawn by hand, without WebGL
+  flat() { return this.kind !== "surface"; } // drawn by hand, without WebGL
 
   // Both hemispheres side by side fill a wide stage, and stay inside of a narrow one.
   fit() {
     if (!this.nv || !this.nv.gl || this.flat()) return;
     const { clientWidth: wide, clientHeight: high } = this.canvas.parentElement;
-    this.nv.setScale(this.kind === "surface" ? Math.min(1.55, 1.2 * Math.max(1, wide / high)) : 1.3);
+    this.nv.setScale(Math.min(1.55, 1.2 * Math.max(1, wide / high)));
   }
 
   // The background is that of the page.
@@ -118,29 +113,35 @@ export class Cortex {
     this.nv.drawScene();
   }
 
-  async paintVolume(space, turn) {
-    const all = new Float32Array(space.shape.reduce((a, b) => a * b));
-    const [nx, ny, nz] = space.shape;
-    space.index.forEach((flat, site) => { // C order of the array, Fortran order of the file
-      const z = flat % nz, y = Math.floor(flat / nz) % ny, x = Math.floor(flat / (nz * ny));
-      all[x + nx * (y + ny * z)] = this.lit?.has(site) ? this.limit : Number.isFinite(this.values[site]) ? this.values[site] : 0;
-    });
-    const url = nifti(all, space.shape, space.affine);
-    const volume = await niivue.NVImage.loadFromUrl({ url, name: "map.nii", colormap: "more",
-      colormapNegative: "less", cal_min: this.limit * 0.08, cal_max: this.limit, cal_minNeg: -this.limit * 0.08, cal_maxNeg: -this.limit });
-    URL.revokeObjectURL(url);
-    if (turn !== this.turn) return;
-    for (const old of [...this.nv.volumes]) this.nv.removeVolume(old);
-    this.nv.addVolume(volume);
-    this.nv.drawScene();
-  }
-
   paper() {
     const { clientWidth: wide, clientHeight: high } = this.canvas.parentElement;
     const scale = devicePixelRatio, pen = this.canvas.getContext("2d");
     Object.assign(this.canvas, { width: wide * scale, height: high * scale });
     pen.scale(scale, scale);
     return { wide, high, pen };
+  }
+
+  // Axial slices from below to above, seen from above: left is left, the front is up.
+  slices() {
+    const { wide, high, pen } = this.paper(), space = this.spaces.get(this.subject);
+    const { low, size, heights } = (space.box ??= boxed(space));
+    const step = Math.ceil(size[2] / MOST_SLICES), count = Math.ceil(size[2] / step);
+    const fitting = (columns) => Math.min(wide / columns / (size[0] + 1), (high / Math.ceil(count / columns) - ROOM) / (size[1] + 1));
+    const columns = Array.from({ length: count }, (_, at) => at + 1).reduce((best, one) => (fitting(one) > fitting(best) ? one : best), 1);
+    const pixel = fitting(columns), column = wide / columns, row = high / Math.ceil(count / columns);
+    this.layout = { pixel, columns, column, row, step, count };
+    pen.font = "11px system-ui, sans-serif";
+    const quiet = getComputedStyle(this.canvas.closest("#stage")).getPropertyValue("--line"), ink = getComputedStyle(this.canvas).color;
+    for (let slice = 0; slice < count; slice++) {
+      pen.fillStyle = ink;
+      pen.fillText(`z ${Math.round(heights(slice * step))}${slice ? "" : " mm, left is left"}`, (slice % columns) * column + 4, Math.floor(slice / columns) * row + 11);
+    }
+    space.places.forEach(([x, y, z], site) => {
+      if ((z - low[2]) % step) return;
+      const slice = (z - low[2]) / step, value = this.values[site];
+      pen.fillStyle = this.lit?.has(site) ? "#ff9d00" : Math.abs(value) >= 0.08 * this.limit ? `rgb(${tint(value / this.limit)})` : quiet;
+      pen.fillRect((slice % columns) * column + (x - low[0] + 0.5) * pixel, Math.floor(slice / columns) * row + ROOM + (low[1] + size[1] - 1 - y) * pixel, pixel + 0.3, pixel + 0.3);
+    });
   }
 
   // Sensors from top to bottom, time from left to right.
@@ -211,6 +212,12 @@ export class Cortex {
 
   siteAt(x, y) {
     const space = this.spaces.get(this.subject);
+    if (this.kind === "slices") {
+      const { pixel, columns, column, row, step } = this.layout, { low, size, sites } = space.box;
+      const slice = Math.floor(y / row) * columns + Math.floor(x / column);
+      const at = [Math.floor((x % column) / pixel - 0.5) + low[0], low[1] + size[1] - 1 - Math.floor((y % row - ROOM) / pixel), low[2] + slice * step];
+      return sites.get(at.join()) ?? null;
+    }
     if (this.kind === "grid") {
       const { clientWidth: wide, clientHeight: high } = this.canvas, { names, times_sec: times, index } = space;
       const column = Math.floor((x - LEFT) / (wide - LEFT - 8) * times.length), row = Math.floor((y - TOP) / (high - TOP - BELOW) * names.length);
@@ -229,7 +236,6 @@ export class Cortex {
     nv.drawScene(); // the picture again
     if (nv.scene.crosshairPos[0] < -8) return null;
     const [px, py, pz] = nv.frac2mm(nv.scene.crosshairPos);
-    if (this.kind === "volume") return this.nearestVoxel(space, px, py, pz);
     let best = [NEAR_MM, null]; // between measured vertices, the nearest of them
     space.index.forEach((vertex, site) => {
       const which = vertex >= space.left_vertices ? 1 : 0, at = 3 * (vertex - which * space.left_vertices), points = nv.meshes[which].pts;
@@ -238,17 +244,26 @@ export class Cortex {
     });
     return best[1];
   }
+}
 
-  nearestVoxel(space, px, py, pz) {
-    const [a, b, c] = space.affine, [, ny, nz] = space.shape;
-    let best = [NEAR_MM, null];
-    space.index.forEach((flat, site) => {
-      const z = flat % nz, y = Math.floor(flat / nz) % ny, x = Math.floor(flat / (nz * ny));
-      const far = Math.hypot(...[a, b, c].map((row, axis) => row[0] * x + row[1] * y + row[2] * z + row[3] - [px, py, pz][axis]));
-      if (far < best[0]) best = [far, site];
-    });
-    return best[1];
-  }
+// Where the voxels of a volume lie, along the axes from left to right, back to front, below to above; space.places: of each.
+function boxed(space) {
+  const { shape, affine, index } = space, free = [0, 1, 2];
+  const axes = [0, 1, 2].map((world) => { // the voxel axis that goes most along it
+    const axis = free.reduce((best, one) => (Math.abs(affine[world][one]) > Math.abs(affine[world][best]) ? one : best));
+    free.splice(free.indexOf(axis), 1);
+    return { axis, up: affine[world][axis] > 0 };
+  });
+  space.places = Array.from(index, (flat) => {
+    const voxel = [Math.floor(flat / (shape[1] * shape[2])), Math.floor(flat / shape[2]) % shape[1], flat % shape[2]];
+    return axes.map(({ axis, up }) => (up ? voxel[axis] : shape[axis] - 1 - voxel[axis]));
+  });
+  const ends = (choose) => [0, 1, 2].map((axis) => space.places.reduce((best, place) => choose(best, place[axis]), space.places[0][axis]));
+  const low = ends(Math.min), high = ends(Math.max), size = low.map((least, axis) => high[axis] - least + 1);
+  const sites = new Map(space.places.map((place, site) => [place.join(), site]));
+  const { axis, up } = axes[2], millimetres = affine[2][axis];
+  const first = affine[2][3] + (up ? 0 : millimetres * (shape[axis] - 1));
+  return { low, size, sites, heights: (slice) => first + Math.abs(millimetres) * (low[2] + slice) };
 }
 
 // The colour of a share of the limit, from -1 to 1.
@@ -272,22 +287,4 @@ function filled(triangles, values) {
 export function span(values) {
   const sizes = Float32Array.from(values).filter(Number.isFinite).map(Math.abs).sort();
   return sizes.length ? Math.max(1e-3, sizes[Math.floor(0.99 * (sizes.length - 1))]) : 1;
-}
-
-// A NIfTI-1 file of float32 as a blob's address.
-function nifti(values, shape, affine) {
-  const file = new ArrayBuffer(352 + values.byteLength), view = new DataView(file);
-  view.setInt32(0, 348, true);
-  [3, ...shape, 1, 1, 1, 1].forEach((size, at) => view.setInt16(40 + 2 * at, size, true));
-  view.setInt16(70, 16, true);
-  view.setInt16(72, 32, true);
-  const sizes = [0, 1, 2].map((axis) => Math.hypot(...affine.map((row) => row[axis])));
-  [1, ...sizes, 0, 0, 0, 0].forEach((size, at) => view.setFloat32(76 + 4 * at, size, true));
-  view.setFloat32(108, 352, true);
-  view.setFloat32(112, 1, true);
-  view.setInt16(254, 1, true);
-  affine.forEach((row, at) => row.forEach((number, place) => view.setFloat32(280 + 16 * at + 4 * place, number, true)));
-  [110, 43, 49, 0].forEach((letter, at) => view.setUint8(344 + at, letter));
-  new Float32Array(file, 352).set(values);
-  return URL.createObjectURL(new Blob([file]));
 }
