@@ -82,7 +82,10 @@ class AblationConfig:
             problems.append(f"downstream must be none, linear or model, got '{self.downstream}'")
         if self.model_steps < 1:
             problems.append(f"model_steps must be at least 1, got {self.model_steps}")
-        for cell in cells_of(self):
+        named = (*map(ENCODERS.problem, self.encoders), *map(QUANTIZERS.problem, self.quantizers))
+        unknown = [problem for problem in named if problem]
+        problems += unknown
+        for cell in [] if unknown else cells_of(self):  # an unknown name is told once
             try:
                 tokenizer_of(cell, self.base.tokenizer)
             except UserError as error:
