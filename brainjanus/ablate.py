@@ -21,10 +21,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from html import escape
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from string import Template
 from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -43,11 +44,11 @@ from brainjanus.recipes import TokenizerRunConfig, fitting, tokenizer_fitting
 from brainjanus.run import different, directions_of, estimators_of, only_one, predict, train
 from brainjanus.tokenize import train_tokenizer
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
+from brainjanus.tokenizers.coder import ENCODERS
 from brainjanus.tokenizers.folder import SavedTokenizer
+from brainjanus.tokenizers.quantizer import QUANTIZERS, make_quantizer
 
 STAGES = 2  # of residual VQ: two codes for a patch of twice the sites, so that nothing but the quantizer differs
-Encoder = Literal["patch", "paper"]
-Kind = Literal["vq", "residual", "fsq"]
 Trainer = Callable[[Dataset, Path, TokenizerRunConfig], SavedTokenizer]  # what it trains goes to the folder as well
 
 
@@ -55,7 +56,8 @@ Trainer = Callable[[Dataset, Path, TokenizerRunConfig], SavedTokenizer]  # what 
 class AblationConfig:
     """What is varied, each with each; and what all cells share.
 
-    num_codes: codebook sizes. compression: sites a code stands for. quantizers, encoders, seeds: which of them.
+    num_codes: codebook sizes. compression: sites a code stands for. quantizers: vq, residual, fsq, or one that was
+    added. encoders: patch, paper, or one that was added. seeds: which of them.
     downstream: what reconstructions are good for: "none", "linear" (ridge; seconds a cell) or "model" (each cell also
     trains the whole model; hours). model_steps: of that model, in each cell. base: everything else of a tokenizer and
     its training.
@@ -63,8 +65,8 @@ class AblationConfig:
 
     num_codes: tuple[int, ...] = (64, 256, 1024)
     compression: tuple[int, ...] = (16, 32, 64, 128)
-    quantizers: tuple[Kind, ...] = ("vq", "residual", "fsq")
-    encoders: tuple[Encoder, ...] = ("patch",)
+    quantizers: tuple[str, ...] = ("vq", "residual", "fsq")
+    encoders: tuple[str, ...] = ("patch",)
     seeds: tuple[int, ...] = (0,)
     downstream: Literal["none", "linear", "model"] = "linear"
     model_steps: int = 600
@@ -80,7 +82,10 @@ class AblationConfig:
             problems.append(f"downstream must be none, linear or model, got '{self.downstream}'")
         if self.model_steps < 1:
             problems.append(f"model_steps must be at least 1, got {self.model_steps}")
-        for cell in cells_of(self):
+        named = (*map(ENCODERS.problem, self.encoders), *map(QUANTIZERS.problem, self.quantizers))
+        unknown = [problem for problem in named if problem]
+        problems += unknown
+        for cell in [] if unknown else cells_of(self):  # an unknown name is told once
             try:
                 tokenizer_of(cell, self.base.tokenizer)
             except UserError as error:
@@ -92,15 +97,17 @@ class AblationConfig:
 class Cell(NamedTuple):
     """One tokenizer of the grid."""
 
-    encoder: Encoder
-    quantizer: Kind
+    encoder: str
+    quantizer: str
     num_codes: int
     compression: int
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.encoder}-{self.quantizer}-codes{self.num_codes}-sites{self.compression}-seed{self.seed}"
+        """A folder's: settings behind an added name may hold what a path must not."""
+        made_of = quote(f"{self.encoder}-{self.quantizer}", safe=":=,")
+        return f"{made_of}-codes{self.num_codes}-sites{self.compression}-seed{self.seed}"
 
 
 def cells_of(config: AblationConfig) -> list[Cell]:
@@ -115,7 +122,7 @@ def tokenizer_of(cell: Cell, base: BrainTokenizerConfig) -> BrainTokenizerConfig
     codes, their alphabet and hence the bits are those of the other quantizers exactly (but for the last, partly filled
     patch), and so is what a sequence model has to learn. The published encoder halves the sites once a level; it gets
     as many of its levels as the compression needs, the last one repeated.
-    Raises UserError for what does not exist.
+    Raises UserError for what does not exist, and for settings that an added encoder or quantizer does not take.
     """
     stages = STAGES if cell.quantizer == "residual" else 1
     quantizer = replace(
@@ -129,8 +136,12 @@ def tokenizer_of(cell: Cell, base: BrainTokenizerConfig) -> BrainTokenizerConfig
         entropy=base.quantizer.entropy if cell.quantizer == "vq" else 0.0,
     )
     sites = cell.compression * stages
-    if cell.encoder == "patch":
-        return replace(base, encoder="patch", patch_size=sites, quantizer=quantizer)
+    if cell.quantizer in QUANTIZERS:
+        make_quantizer(quantizer)
+    if cell.encoder in ENCODERS:
+        ENCODERS.check(cell.encoder, quantizer.dim, {})
+    if cell.encoder != "paper":
+        return replace(base, encoder=cell.encoder, patch_size=sites, quantizer=quantizer)
     levels = max(sites, 1).bit_length()
     if sites != 2 ** (levels - 1):
         raise UserError(
@@ -342,8 +353,10 @@ def write(
 # ---------------------------------------------------------------------------------------------------- what is drawn
 
 COLOURS = {"vq": "#0072b2", "residual": "#d55e00", "fsq": "#009e73"}  # Okabe & Ito: for colour-blind eyes
+MORE_COLOURS = ("#cc79a7", "#e69f00", "#56b4e9")  # of quantizers that were added
 MARKERS = "osD^vP*X"  # one for each compression
 DASHES: dict[str, Any] = {"patch": "-", "paper": (0, (4, 2))}
+MORE_DASHES = ((0, (1, 1)), (0, (4, 1, 1, 1)))  # of encoders that were added
 INK, PALE = "#222222", "#8a8a8a"
 BESIDE = {"floor": (PALE, ":"), "baseline": (INK, "--"), "bound": (INK, ":"), "ceiling": ("#14804a", "-")}
 TRAINED = {"floor": "shuffled", "ceiling": "measured responses"}
@@ -388,6 +401,8 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure((1 + 3.6 * columns, 0.9 + 2.9 * lines), dpi=130, layout="constrained")
+    quantizers, encoders = (list(dict.fromkeys(row[name] for row in rows)) for name in ("quantizer", "encoder"))
+    colours, dashes_of = looks(quantizers, COLOURS, MORE_COLOURS), looks(encoders, DASHES, MORE_DASHES)
     compressions = sorted({row["compression"] for row in rows})
     markers = {sites: MARKERS[place % len(MARKERS)] for place, sites in enumerate(compressions)}
     for place, name in enumerate(panels):
@@ -399,10 +414,10 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
                 colour, dashes = BESIDE[reference]
                 axes.plot(*zip(*points, strict=True), color=colour, ls=dashes, lw=1.1, label=label, zorder=1)
         for (encoder, quantizer), curve in curves_of(rows, name):
-            colour = COLOURS.get(quantizer, INK)
+            colour = colours[quantizer]
             middle = [float(np.mean(point.values)) for point in curve]
             bits = [point.bits for point in curve]
-            axes.plot(bits, middle, color=colour, ls=DASHES.get(encoder, "-"), lw=1.3, alpha=0.8)
+            axes.plot(bits, middle, color=colour, ls=dashes_of[encoder], lw=1.3, alpha=0.8)
             axes.vlines(bits, [min(p.values) for p in curve], [max(p.values) for p in curve], color=colour, lw=1)
             for point, mean in zip(curve, middle, strict=True):
                 marker = markers[point.compression]
@@ -416,9 +431,8 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
         axes.spines[["left", "bottom"]].set_color(PALE)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7, frameon=False, labelcolor=INK)
-    quantizers, encoders = (list(dict.fromkeys(row[name] for row in rows)) for name in ("quantizer", "encoder"))
-    key = [Line2D([], [], color=COLOURS.get(name, INK), label=name) for name in quantizers]
-    key += [Line2D([], [], color=PALE, ls=DASHES.get(name, "-"), label=f"{name} encoder") for name in encoders]
+    key = [Line2D([], [], color=colours[name], label=name) for name in quantizers]
+    key += [Line2D([], [], color=PALE, ls=dashes_of[name], label=f"{name} encoder") for name in encoders]
     key += [
         Line2D([], [], color=PALE, marker=markers[sites], ls="", label=f"{sites} sites a code")
         for sites in compressions
@@ -428,6 +442,12 @@ def draw(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", facecolor="white")
     return file.getvalue()
+
+
+def looks(names: Sequence[str], known: Mapping[str, Any], more: Sequence[Any]) -> dict[str, Any]:
+    """How each name is drawn: as it always is, or, where it was added, in the next look of `more`."""
+    added = [name for name in names if name not in known]
+    return {**known, **dict(zip(added, cycle(more), strict=False))}
 
 
 class Point(NamedTuple):

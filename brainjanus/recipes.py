@@ -101,6 +101,13 @@ class TokenizerRunConfig:
         """Read a config file, or the config.json of a tokenizer. Raises UserError for what does not fit."""
         return load_run_config(cls, path)
 
+    def changed(self, settings: Mapping[str, Any]) -> "TokenizerRunConfig":
+        """The same with other values, by the names that `train tokenizer` has: {"training.steps": 300}.
+
+        Raises UserError that lists unknown names and wrong values.
+        """
+        return changed(self, settings)
+
 
 C = TypeVar("C")
 

@@ -3,7 +3,6 @@
 """
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,13 +40,10 @@ def colours(pixels: Tensor) -> Tensor:
 
 
 def main(dataset: bj.Dataset, out: Path, steps: int = 100) -> bj.Run:
-    config = fitting(dataset)
-    omni = replace(config.omni, backbone="gru:layers=2", image_input="colours")
-    training = replace(config.training, optim=replace(config.training.optim, steps=steps, batch_size=16))
-    brains, images = (replace(stage, steps=steps) for stage in (config.brain_training, config.image_training))
-    config = replace(config, omni=omni, training=training, brain_training=brains, image_training=images)
-    bj.Run.train(dataset, out / "gru", config)
-    run, who = bj.Run.open(out / "gru"), dataset.subjects[0]
+    settings = {"omni.backbone": "gru:layers=2", "omni.image_input": "colours", "training.optim.batch_size": 16}
+    settings |= {f"{stage}.steps": steps for stage in ("brain_training", "image_training", "training.optim")}
+    run = bj.Run.train(dataset, out / "gru", fitting(dataset).changed(settings))
+    who = dataset.subjects[0]
     measured = dataset.averages(who, "test")
     captions = run.generate({f"brain:{who}": measured.responses[:4]}, "text")
     predicted = run.generate({"image": dataset.images(measured.stimulus_ids)}, f"brain:{who}")

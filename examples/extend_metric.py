@@ -7,14 +7,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 import brainjanus as bj
+from brainjanus.evaluate.brain import pattern_r, voxel_r
 from brainjanus.evaluate.record import Record, save_scores
 from brainjanus.evaluate.reference import Reference
-
-
-def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's r of each row of x with the same row of y."""
-    x, y = (a - a.mean(axis=1, keepdims=True) for a in (x, y))
-    return (x * y).sum(axis=1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
 
 
 @bj.add_metric(
@@ -24,7 +19,7 @@ def correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 )  # fmt: skip
 def pattern_rho(measured: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """One score a stimulus [n], of responses [n, v]."""
-    return correlations(rankdata(measured, axis=1), rankdata(predicted, axis=1))
+    return pattern_r(rankdata(measured, axis=1), rankdata(predicted, axis=1))
 
 
 def median_ceiling(reference: Reference) -> float | None:
@@ -40,7 +35,7 @@ def median_ceiling(reference: Reference) -> float | None:
 )  # fmt: skip
 def median_voxel_r(measured: np.ndarray, predicted: np.ndarray) -> float:
     """One number for all stimuli: no stimulus has a share of its own in a median over sites."""
-    return float(np.median(correlations(measured.T, predicted.T)))
+    return float(np.median(voxel_r(measured, predicted)))
 
 
 def main(dataset: bj.Dataset, out: Path) -> list[Record]:

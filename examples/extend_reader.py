@@ -1,6 +1,4 @@
-"""A layout of a lab's own: sub-01/ses-01.npz with betas [trials, sites], image (what each trial showed) and mm
-[sites, 3]; pictures/; held_out.txt. Options: brainjanus prepare --from our-lab FOLDER --extend extend_reader.py ...
-"""
+"""A layout of a lab's own: brainjanus prepare --from our-lab FOLDER --out data/lab --extend extend_reader.py"""
 
 import tempfile
 from pathlib import Path
@@ -12,20 +10,20 @@ import brainjanus as bj
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.layouts.asked import chosen_subjects, refuse_unused, shown_in
 from brainjanus.data.layouts.pictured import pictures_by_name
-from brainjanus.data.study import Found, Recorded, Session, Study, StudyOptions
+from brainjanus.data.study import Found, Recorded, Session, Study
 
 
 @bj.add_layout("our-lab")
-def open_study(folder: Path, options: StudyOptions) -> Study:
-    """Look through the folder; betas are read later, a session at a time."""
+def open_study(folder: Path, options: bj.StudyOptions) -> Study:
+    """The folder has sub-01/ses-01.npz (betas [trials, sites], image, mm [sites, 3]), pictures/ and held_out.txt."""
     refuse_unused("our-lab", options, ())
     found, notices, subjects = [], [], []
     for who in chosen_subjects(folder, [f.name for f in folder.glob("sub-*")], options.subjects, "folders sub-*"):
         files = sorted((folder / who).glob("ses-*.npz"))
         found.append(Found(f"sessions of {who}", tuple(files)))
-        places = np.load(files[0])["mm"]
+        mm = np.load(files[0])["mm"]
         sessions = [session(file, number) for number, file in enumerate(files)]
-        subjects.append(Recorded(BrainSpace(who, len(places), coordinates_mm=places), sessions))
+        subjects.append(Recorded(BrainSpace(who, len(mm), coordinates_mm=mm), sessions))
     held_out = set((folder / "held_out.txt").read_text().split())
     split = {name: "test" if name in held_out else "train" for name in sorted(shown_in(subjects))}
     pictures = pictures_by_name(folder / "pictures", list(split), "as `image` says", found, notices)
@@ -33,9 +31,9 @@ def open_study(folder: Path, options: StudyOptions) -> Study:
 
 
 def session(file: Path, number: int) -> Session:
-    return Session(
-        number, np.load(file)["image"].tolist(), lambda: np.load(file)["betas"], num_bytes=file.stat().st_size
-    )
+    """What each trial showed. Betas are read later, a session at a time."""
+    images, size = np.load(file)["image"].tolist(), file.stat().st_size
+    return Session(number, images, lambda: np.load(file)["betas"], num_bytes=size)
 
 
 def main(dataset: bj.Dataset, out: Path) -> bj.Dataset:
@@ -50,7 +48,7 @@ def main(dataset: bj.Dataset, out: Path) -> bj.Dataset:
     for number in np.unique(trials.session):
         rows, file = trials.session == number, lab / "sub-01" / f"ses-{number:02}.npz"
         np.savez(file, betas=betas[rows], image=np.array(trials.stimulus_id)[rows], mm=mm)
-    made = bj.stream_study(open_study(lab, StudyOptions()), out / "data", bj.StreamOptions(zscore="none"))
+    made = bj.stream_study(open_study(lab, bj.StudyOptions()), out / "data", bj.StreamOptions(zscore="none"))
     difference = np.abs(made.responses("sub-01") - betas).max()
     print(f"{len(made.trials('sub-01').split)} trials read; largest difference from what was written: {difference}")
     return made

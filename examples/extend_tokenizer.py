@@ -1,9 +1,9 @@
 """An encoder and a quantizer of the brain tokenizer: brainjanus train tokenizer data/mine --out runs/signs
 --extend extend_tokenizer.py --tokenizer.encoder linear --tokenizer.quantizer.kind signs
+--tokenizer.quantizer.num-codes 64 --tokenizer.quantizer.dim 6
 """
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from brainjanus.recipes import tokenizer_fitting
 from brainjanus.tokenize import train_tokenizer
 from brainjanus.tokenizers.coder import Coder
 from brainjanus.tokenizers.folder import load_tokenizer
-from brainjanus.tokenizers.quantizer import Quantized, QuantizerConfig
+from brainjanus.tokenizers.quantizer import FixedQuantizer, QuantizerConfig
 
 
 @bj.add_encoder("linear")
@@ -35,36 +35,18 @@ class LinearCoder(Coder):
 
 
 @bj.add_quantizer("signs")
-class SignQuantizer(nn.Module):
+class SignQuantizer(FixedQuantizer):
     """The sign of each number of a latent: 2^dim codes, none learned (Yu et al. 2023, lookup-free quantization)."""
 
     def __init__(self, config: QuantizerConfig):
-        super().__init__()
-        if config.num_codes != 2**config.dim:
-            raise bj.UserError(
-                f"signs: expected num_codes {2**config.dim} (2^dim), got {config.num_codes}. Correct it."
-            )
-        self.config = config
-        self.register_buffer("bits", 2 ** torch.arange(config.dim), persistent=False)
-        self.register_buffer("codebook", (torch.arange(config.num_codes)[:, None] & self.bits > 0) * 2.0 - 1)
-
-    def prepare(self, latents: Tensor) -> Tensor:
-        return latents.float()
-
-    def forward(self, latents: Tensor) -> Quantized:
-        codes = ((latents > 0) * self.bits).sum(dim=-1)
-        pull = self.config.commitment * (latents - self.codebook[codes]).square().mean()
-        return Quantized(latents + (self.codebook[codes] - latents).detach(), codes, pull)
-
-    def update(self, latents: Tensor, codes: Tensor, generator: torch.Generator) -> None:
-        """There is nothing to move."""
+        bits = 2 ** torch.arange((config.num_codes - 1).bit_length())
+        super().__init__(config, (torch.arange(config.num_codes)[:, None] & bits > 0) * 2.0 - 1)
 
 
 def main(dataset: bj.Dataset, out: Path, steps: int = 300) -> None:
-    config = tokenizer_fitting(dataset)
-    quantizer = QuantizerConfig("signs", num_codes=64, dim=6)
-    signs = replace(config.tokenizer, encoder="linear:spread=0.5", patch_size=16, quantizer=quantizer)
-    config = replace(config, tokenizer=signs, training=replace(config.training, steps=steps))
+    signs = {"kind": "signs", "num_codes": 64, "dim": 6}
+    settings = {"encoder": "linear:spread=0.5", "patch_size": 16, "quantizer": signs}
+    config = tokenizer_fitting(dataset).changed({"tokenizer": settings, "training.steps": steps})
     train_tokenizer(dataset, out / "signs", config)
     loaded, who = load_tokenizer(out / "signs").tokenizer, dataset.subjects[0]
     measured = torch.from_numpy(dataset.averages(who, "test").responses)

@@ -83,6 +83,16 @@ def rows_in(out) -> list[dict]:
 # --- the grid
 
 
+def test_a_cell_is_a_folder_whatever_stands_behind_a_name():
+    name = Cell("mine:rank=4,file=a/b", "vq", 64, 16, 0).name
+    assert name == "mine:rank=4,file=a%2Fb-vq-codes64-sites16-seed0"
+
+
+def test_what_was_added_has_a_look_of_its_own():
+    found = module.looks(["new", "vq", "newer"], {"vq": "blue"}, ("pink", "orange"))
+    assert found == {"vq": "blue", "new": "pink", "newer": "orange"}
+
+
 def test_every_combination_is_a_cell_of_its_own():
     config = AblationConfig(num_codes=(64, 256), compression=(16, 32, 64), seeds=(0, 1))
     cells = cells_of(config)

@@ -16,6 +16,7 @@ from torch import nn
 
 import brainjanus as bj
 from brainjanus import cli
+from brainjanus.ablate import AblationConfig, ablate_tokenizer
 from brainjanus.core.config import from_dict
 from brainjanus.core.errors import UserError
 from brainjanus.core.extensions import extensions_in, load_extension, settings_in
@@ -29,7 +30,7 @@ from brainjanus.model.decoder import Decoder, DecoderConfig
 from brainjanus.model.llama import load_llama, open_llama
 from brainjanus.model.omni import OmniConfig, OmniModel
 from brainjanus.model.sequence import Block
-from brainjanus.recipes import RunConfig
+from brainjanus.recipes import RunConfig, tokenizer_fitting
 from brainjanus.run import Tokenized, new_model, settle
 from brainjanus.tokenizers import vision
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
@@ -50,7 +51,7 @@ def example(project_root):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_are_short(project_root, name):
     lines = (project_root / "examples" / f"extend_{name}.py").read_text().splitlines()
-    assert len([line for line in lines if line.strip()]) < 60
+    assert len(lines) < 60
 
 
 # --- a layout ---------------------------------------------------------------------------------------------------------
@@ -251,8 +252,32 @@ def test_settings_of_an_encoder_are_those_it_takes(example):
     with pytest.raises(UserError, match=r"encoder 'linear:rank=2': expected settings that it takes, LinearCoder\(dim"):
         BrainTokenizer(BrainTokenizerConfig(encoder="linear:rank=2"), orders)
     config = BrainTokenizerConfig(encoder="linear", quantizer=QuantizerConfig("signs", num_codes=64, dim=3))
-    with pytest.raises(UserError, match=r"signs: expected num_codes 8 \(2\^dim\), got 64"):
+    with pytest.raises(UserError, match=r"quantizer 'signs': expected num_codes 64 and dim 6, as.*got 64 and 3\."):
         BrainTokenizer(config, orders)
+
+
+def test_added_encoders_and_quantizers_are_ablated(study, example, tmp_path):
+    """Each with each, beside those that are built in; what does not fit is told before anything is trained."""
+    example("tokenizer")
+    base = tokenizer_fitting(study).changed({"training.steps": 3, "tokenizer.quantizer.dim": 4})
+    grid = AblationConfig(
+        (16,), (10,), ("fsq", "signs"), ("patch", "linear:spread=0.5", "linear:spread=2"), downstream="none", base=base
+    )
+    page = ablate_tokenizer(study, tmp_path, grid).read_text()
+    assert all(name in page for name in (">signs<", ">linear:spread=0.5<", ">linear:spread=2<"))
+    rows = json.loads((tmp_path / "ablation.json").read_text())["rows"]
+    assert len(rows) == 6 and {row["bits"] for row in rows} == {14.0}  # 4 and 3 patches of 4 bits, means over subjects
+    made = load_tokenizer(tmp_path / "cells/linear:spread=2-signs-codes16-sites10-seed0/tokenizer").tokenizer
+    assert (made.config.encoder, made.config.quantizer.kind, made.config.patch_size) == ("linear:spread=2", "signs", 10)
+    for changed, told in (
+        ({"num_codes": (64,)}, "sites10-seed0: quantizer 'signs': expected num_codes 64 and dim 6, as.*got 64 and 4"),
+        ({"encoders": ("linear:rank=2",)}, "encoder 'linear:rank=2': expected settings that it takes"),
+        ({"encoders": ("lineal",)}, "encoder must be one of patch, paper, linear, got 'lineal'"),
+        ({"quantizers": ("sings",)}, "kind must be one of vq, residual, fsq, signs, got 'sings'"),
+    ):
+        with pytest.raises(UserError, match=f"^ablation: .*{told}") as error:
+            replace(grid, **changed)
+        assert str(error.value).count(" must be one of ") <= 1
 
 
 def test_an_added_encoder_may_be_solved(example):

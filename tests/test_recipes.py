@@ -1,5 +1,7 @@
 """Recipes are full configs; a demo refuses a folder that belongs to another one."""
 
+from dataclasses import replace
+
 import pytest
 
 from brainjanus import recipes
@@ -82,6 +84,11 @@ def test_a_tokenizer_on_its_own_has_the_settings_that_a_whole_run_gives_it(study
     whole, alone = recipes.fitting(study, 3), recipes.tokenizer_fitting(study, 3)
     assert alone.seed == 3 and alone.objective == whole.brain_objective
     assert (alone.tokenizer, alone.training) == (whole.brain_tokenizer, whole.brain_training)
+    shorter = alone.changed({"training.steps": 7, "tokenizer": {"quantizer": {"dim": 4}}})
+    assert shorter.training == replace(alone.training, steps=7)
+    assert shorter.tokenizer == replace(alone.tokenizer, quantizer=replace(alone.tokenizer.quantizer, dim=4))
+    with pytest.raises(UserError, match=r"unknown key 'training\.stops'"):
+        alone.changed({"training.stops": 7})
 
 
 def test_the_settings_of_a_tokenizer_may_be_a_file(tmp_path):

@@ -69,16 +69,19 @@ class Added(Generic[T]):
 
         Raises UserError for settings that it does not take.
         """
+        self.check(name, *arguments)
+        return self.entries[name.partition(":")[0]](*arguments, **settings_in(name))  # type: ignore[operator]
+
+    def check(self, name: str, *arguments: Any) -> None:
+        """Raises UserError for settings behind a name that what was added there does not take with these arguments."""
         entry: Any = self.entries[name.partition(":")[0]]
-        settings = settings_in(name)
         try:
-            inspect.signature(entry).bind(*arguments, **settings)
+            inspect.signature(entry).bind(*arguments, **settings_in(name))
         except TypeError as error:
             raise UserError(
                 f"{self.kind} '{name}': expected settings that it takes, {getattr(entry, '__name__', entry)}"
                 f"{inspect.signature(entry)}, got others ({error}). Correct the name."
             ) from error
-        return entry(*arguments, **settings)
 
 
 def settings_in(name: str) -> dict[str, Any]:

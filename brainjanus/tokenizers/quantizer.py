@@ -218,24 +218,54 @@ class ResidualQuantizer(Quantizer):
 
     def nearest(self, stage: int, residual: Float[Tensor, "*b d"]) -> Int[Tensor, "*b"]:
         start = stage * self.config.num_codes
-        codebook = self.codebook[start : start + self.config.num_codes]
-        with torch.autocast(residual.device.type, enabled=False):  # small differences of large numbers
-            return (residual @ codebook.T - codebook.square().sum(-1) / 2).argmax(dim=-1) + start
+        return nearest_rows(residual, self.codebook[start : start + self.config.num_codes]) + start
 
 
-class ScalarQuantizer(nn.Module):
-    """fsq: nothing is learned; the codebook is the grid of all levels."""
+class FixedQuantizer(nn.Module):
+    """A codebook that is given and stays as it is. A latent's code is the nearest vector, by Euclidean distance.
+
+    Raises UserError unless the codebook is as large as the config says.
+    """
 
     codebook: Tensor
-    num_levels: Tensor
     stages = 1
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: QuantizerConfig, codebook: Float[Tensor, "n d"]):
         super().__init__()
+        if codebook.shape != (config.num_codes, config.dim):
+            raise UserError(
+                f"quantizer '{config.kind}': expected num_codes {len(codebook)} and dim {codebook.shape[1]}, as its "
+                f"codebook has them, got {config.num_codes} and {config.dim}. Correct the config."
+            )
         self.config = config
-        self.register_buffer("num_levels", torch.tensor(config.levels), persistent=False)
+        self.register_buffer("codebook", codebook)
+
+    def prepare(self, latents: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """Latents as they are."""
+        return latents.float()
+
+    def forward(self, latents: Float[Tensor, "*b d"]) -> Quantized:
+        """Nearest codes of latents, which the loss pulls to them."""
+        latents = self.prepare(latents)
+        codes = nearest_rows(latents.detach(), self.codebook)
+        values = self.codebook[codes]
+        loss = self.config.commitment * F.mse_loss(latents, values)
+        return Quantized(latents + (values - latents).detach(), codes, loss)
+
+    def update(self, latents: Float[Tensor, "*b d"], codes: Int[Tensor, "*b"], generator: torch.Generator) -> None:
+        """There is nothing to move."""
+
+
+class ScalarQuantizer(FixedQuantizer):
+    """fsq: nothing is learned; the codebook is the grid of all levels."""
+
+    num_levels: Tensor
+
+    def __init__(self, config: QuantizerConfig):
+        num_levels = torch.tensor(config.levels)
         grid = torch.cartesian_prod(*(torch.arange(levels) for levels in config.levels)).reshape(config.num_codes, -1)
-        self.register_buffer("codebook", grid / (self.num_levels // 2) - 1)
+        super().__init__(config, grid / (num_levels // 2) - 1)
+        self.register_buffer("num_levels", num_levels, persistent=False)
 
     def prepare(self, latents: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
         """Each number bounded to its levels, from -1 on; zero stays zero."""
@@ -253,9 +283,6 @@ class ScalarQuantizer(nn.Module):
             codes = codes * levels_of + levels[..., number]
         return Quantized(latents + (self.codebook[codes] - latents).detach(), codes, latents.new_zeros(()))
 
-    def update(self, latents: Float[Tensor, "*b d"], codes: Int[Tensor, "*b"], generator: torch.Generator) -> None:
-        """There is nothing to move."""
-
 
 Q = TypeVar("Q", bound=Callable[..., nn.Module])
 
@@ -264,8 +291,8 @@ def add_quantizer(name: str) -> Callable[[Q], Q]:
     """A decorator that makes a module a quantizer of this name: `brain_tokenizer.quantizer.kind`, and of pictures.
 
     It is made as quantizer(config, **settings), the settings being those behind its name ("NAME:margin=0.1"). Like
-    ScalarQuantizer it has its `config`, a buffer `codebook` [config.num_codes, config.dim] whose rows are what codes
-    stand for, and `prepare`, `forward` and `update`.
+    FixedQuantizer, from which it may inherit, it has its `config`, a buffer `codebook` [config.num_codes, config.dim]
+    whose rows are what codes stand for, and `prepare`, `forward` and `update`.
     """
     return QUANTIZERS.adding(name)  # type: ignore[return-value]
 
@@ -286,6 +313,12 @@ def entropy_loss(logits: Float[Tensor, "*b n"]) -> Float[Tensor, ""]:
     each = -(logs.exp() * logs).sum(-1).mean()
     mean = logs.exp().mean(0)
     return each + (mean * mean.clamp_min(1e-12).log()).sum()
+
+
+def nearest_rows(latents: Float[Tensor, "*b d"], codebook: Float[Tensor, "n d"]) -> Int[Tensor, "*b"]:
+    """The row of the codebook that is nearest to each latent, by Euclidean distance."""
+    with torch.autocast(latents.device.type, enabled=False):  # small differences of large numbers
+        return (latents @ codebook.T - codebook.square().sum(-1) / 2).argmax(dim=-1)
 
 
 def drawn(latents: Float[Tensor, "n d"], count: int, generator: torch.Generator) -> Float[Tensor, "m d"]:

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 
 from brainjanus.core.config import from_dict, to_dict
 from brainjanus.core.errors import UserError
-from brainjanus.tokenizers.quantizer import Quantizer, QuantizerConfig, entropy_loss, make_quantizer, perplexity
+from brainjanus.tokenizers.quantizer import (
+    FixedQuantizer,
+    Quantizer,
+    QuantizerConfig,
+    entropy_loss,
+    make_quantizer,
+    perplexity,
+)
 
 N, DIM = 24, 6
 
@@ -281,6 +288,23 @@ def test_fsq_agrees_with_vector_quantize_pytorch(levels):
     (values * wanted).sum().backward()
     torch.testing.assert_close(mine.grad, other.grad)
     assert float(out.loss) == 0
+
+
+def test_a_fixed_codebook_gives_its_nearest_vectors_and_stays(latents):
+    codebook = torch.randn(N, DIM, generator=torch.Generator().manual_seed(3))
+    quantizer = FixedQuantizer(QuantizerConfig(num_codes=N, dim=DIM, commitment=0.5), codebook.clone())
+    leaf = latents.clone().requires_grad_()
+    values, codes, loss = quantizer(leaf)
+    assert codes.tolist() == torch.cdist(latents, codebook).argmin(dim=-1).tolist()
+    torch.testing.assert_close(values.detach(), codebook[codes])
+    assert float(loss.detach()) == pytest.approx(0.5 * float((latents - codebook[codes]).square().mean()), rel=1e-5)
+    wanted = torch.randn(latents.shape, generator=torch.Generator().manual_seed(2))
+    (values * wanted).sum().backward()
+    torch.testing.assert_close(leaf.grad, wanted)
+    quantizer.update(latents, codes, torch.Generator())
+    assert torch.equal(quantizer.codebook, codebook)
+    with pytest.raises(UserError, match=f"'vq': expected num_codes {N} and dim {DIM}, as.*got {N} and {DIM + 1}"):
+        FixedQuantizer(QuantizerConfig(num_codes=N, dim=DIM + 1), codebook)
 
 
 def test_fsq_learns_nothing_and_its_codebook_is_its_own_code():
