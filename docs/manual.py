@@ -26,7 +26,7 @@ WIDTH = 80
 # Commands of two words, and how their parsers are reached.
 KINDS = {
     "train tokenizer": ["train", "tokenizer"],
-    "prepare from": ["prepare", "--from"],
+    "prepare --from": ["prepare", "--from"],
     "simulate eeg": ["simulate", "eeg"],
     "simulate meg": ["simulate", "meg"],
     "ablate tokenizer": ["ablate", "tokenizer"],
@@ -217,7 +217,7 @@ def option(action: Any, otherwise: str) -> Option:
 
 def main() -> str | None:
     """Returns what does not fit, if it was asked for."""
-    made = {FOLDER / f"{name.replace(' ', '-')}.txt": text for name, text in pages()}
+    made = {FOLDER / f"{name.replace(' ', '_')}.txt": text for name, text in pages()}
     old = {path: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.txt")}
     differ = sorted(path.stem for path in made.keys() | old.keys() if made.get(path) != old.get(path))
     if "--check" in sys.argv[1:]:

@@ -14,7 +14,7 @@ WIDTH = 80
 @pytest.fixture(scope="module")
 def pages(project_root) -> dict[str, str]:
     folder = project_root / "brainjanus/manual"
-    return {path.stem.replace("-", " "): path.read_text(encoding="utf-8") for path in folder.glob("*.txt")}
+    return {path.stem.replace("_", " "): path.read_text(encoding="utf-8") for path in folder.glob("*.txt")}
 
 
 def test_pages_are_those_of_the_commands(project_root):
@@ -54,7 +54,7 @@ def test_pages_are_laid_out_as_manual_pages(pages):
         (["train", "--help"], "train"),
         (["train", "tokenizer", "-h"], "train tokenizer"),
         (["help", "prepare"], "prepare"),
-        (["prepare", "--from", "--help"], "prepare from"),
+        (["prepare", "--from", "--help"], "prepare --from"),
         (["simulate", "eeg", "-h"], "simulate eeg"),
     ],
 )
@@ -83,6 +83,10 @@ def test_help_of_a_command_imports_nothing_that_is_slow():
 
 def test_settings_of_many_names_are_known_by_their_beginning():
     manual.check_options(["train", "d", "--training.tasks.brain:subj01->text", "1"])
+
+
+def test_an_option_that_is_called_as_a_kind_is_an_option():
+    manual.check_options(["train", "d", "--out", "x", "--tokenizer", "t", "--recipe", "quick"])
 
 
 def test_what_has_no_page_is_not_checked():

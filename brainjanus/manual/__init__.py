@@ -17,10 +17,10 @@ ANY = "NAME"  # ends an option that stands for many: --training.tasks.NAME
 
 def page(name: str) -> str | None:
     """The page of a command, such as "train tokenizer" or "prepare --from"; None if there is none."""
-    words = [word.removeprefix("--") for word in name.split() if not word.isupper()]  # LAYOUT is a value
-    if not all(word.isalpha() for word in words):
+    words = [word for word in name.split() if not word.isupper()]  # LAYOUT is a value
+    if not all(word.lstrip("-").isalpha() for word in words):
         return None
-    file = resources.files(__package__) / f"{'-'.join(words)}.txt"
+    file = resources.files(__package__) / f"{'_'.join(words)}.txt"
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
