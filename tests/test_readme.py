@@ -1,8 +1,8 @@
 """The README tells one story, and it is true: every block of it is executed, in its order, in one empty folder.
 
 What a block is decides what is done with it; a kind that is not listed here fails.
-- bash: each command runs; `make demo` and `make test` are resolved by `make -n`, their installation is compared with
-  what it has to be (`.ci/run` executes it), and the command that they end with runs.
+- bash: each command runs; `make demo`, `make explore` and `make test` are resolved by `make -n`, their installation is
+  compared with what it has to be (`.ci/run` executes it), and the command that they end with runs.
 - python: runs as a script.
 - toml: is a file; its first line, a comment, says which.
 - text: if its first line is a folder ("my_data/"), a listing: each path has to be there, and of the project's own
@@ -14,8 +14,10 @@ import doctest
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,19 +122,33 @@ class Story:
 
     def made(self, command: str) -> str:
         """What `make ...` ends with on a machine without an environment, its installation having been checked."""
-        environment = {k: v for k, v in os.environ.items() if k not in ("VENV", "OUT", "PYTHON", "MAKEFLAGS")}
+        plain = {k: v for k, v in os.environ.items() if k not in ("VENV", "OUT", "PYTHON", "MAKEFLAGS")}
         asked = [*command.split(), "--dry-run", "--no-print-directory", "VENV=.fresh"]
-        done = subprocess.run(asked, cwd=self.root, env=environment, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(asked, cwd=self.root, env=plain, capture_output=True, text=True, timeout=30)
         assert done.returncode == 0, done.stderr
         *install, last = done.stdout.splitlines()
-        extra = {"make demo": "demo", "make test": "dev"}[command]
+        extra = {"make demo": "demo", "make explore": "demo", "make test": "dev"}[command]
         create = install.index("python3 -m venv .fresh")
         wanted = f".fresh/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[{extra}]'"
         assert install[create + 1] == wanted
         assert ".fresh/bin/" in last
         return last.replace(".fresh/bin/", "")
 
+    def explored(self, command: str) -> None:
+        """The explorer of a command answers at the address that it prints, and Ctrl-C ends it."""
+        asked = ["bash", "-euo", "pipefail", "-c", f"exec {command} --port 0"]
+        with subprocess.Popen(asked, cwd=self.folder, env=environment(), stdout=subprocess.PIPE, text=True) as served:
+            assert served.stdout is not None
+            address = served.stdout.readline().strip()
+            with urllib.request.urlopen(address, timeout=60) as page:
+                assert b"BrainJanus explorer" in page.read()
+            served.send_signal(signal.SIGINT)
+            assert served.wait(60) == 0
+
     def run(self, command: str) -> None:
+        if command.startswith("brainjanus explore"):
+            self.explored(command)
+            return
         self.execute(["bash", "-euo", "pipefail", "-c", self.smaller(command)])
 
     def python(self, text: str) -> None:
@@ -146,9 +162,8 @@ class Story:
         return text
 
     def execute(self, argv: list[str]) -> None:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
-            argv, cwd=self.folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=TIMEOUT_SEC
+            argv, cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=TIMEOUT_SEC
         )
         assert done.returncode == 0, f"status {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         self.output = done.stdout
@@ -176,6 +191,11 @@ class Story:
             modules = {str(path.relative_to(self.root)) for path in (self.root / "brainjanus").rglob("*.py")}
             unlisted = {path for path in modules if not path.endswith("__.py")} - set(listed)
             assert not unlisted, f"one line for each module, missing: {sorted(unlisted)}"
+
+
+def environment() -> dict[str, str]:
+    """With the commands of this Python before all others."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def paths(listing: str) -> list[str]:
