@@ -4,6 +4,7 @@ import { Refused, ask, fill, floats, h, ints, png, work } from "./api.js";
 import { Cortex } from "./cortex.js";
 
 const $ = (id) => document.getElementById(id);
+const MOST_ROWS = 600;
 const TABS = ["decode", "encode", "tokens", "scores"];
 const START = { tab: "decode", subject: "", stimulus: "", repeat: "", query: "", hidden: "", samples: "1", guidance: "1", temperature: "1", seed: "0",
   text: "", picture: "", seen: "", against: "", spread: "", swapped: "", masked: "", token: "0", shows: "values", roi: "", direction: "image->brain", sort: "direction", metric: "", of: "", whose: "", where: "" };
@@ -367,9 +368,9 @@ const scores = {
     const wanted = { metric: state.metric, direction: state.of, subject: state.whose, roi: state.where };
     const rows = this.records.filter((one) => Object.entries(wanted).every(([name, value]) => !value || (one[name] ?? "all sites") === value)).sort((a, b) => down * order(a[by], b[by]));
     const number = (value) => (typeof value === "number" ? (Number.isInteger(value) ? String(value) : value.toFixed(3)) : value ?? "");
-    fill(this.place, h("h2", {}, `${rows.length} figures`), h("div.scroll", { tabIndex: 0 }, h("table.figures", {}, h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col", "aria-sort": name === by ? (down > 0 ? "ascending" : "descending") : "none" },
+    fill(this.place, h("h2", {}, `${rows.length} figures`), rows.length > MOST_ROWS ? h("p.quiet", {}, `The first ${MOST_ROWS} in this order are shown; choose fewer at the left.`) : null, h("div.scroll", { tabIndex: 0 }, h("table.figures", {}, h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col", "aria-sort": name === by ? (down > 0 ? "ascending" : "descending") : "none" },
       h("button", { onclick: () => { set({ sort: state.sort === name ? `-${name}` : name }); this.table(); } }, name, name === by ? (down > 0 ? " ↑" : " ↓") : ""))))),
-      h("tbody", {}, ...rows.slice(0, 600).map((one) => h("tr", {}, ...columns.map((name) => h(typeof one[name] === "number" ? "td.number" : "td", {}, String(number(one[name]))))))))));
+      h("tbody", {}, ...rows.slice(0, MOST_ROWS).map((one) => h("tr", {}, ...columns.map((name) => h(typeof one[name] === "number" ? "td.number" : "td", {}, String(number(one[name]))))))))));
   },
 };
 
