@@ -10,7 +10,6 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -107,8 +106,8 @@ def demo(world: World, path: Path) -> None:
 
 
 def mine(world: World, path: Path) -> None:
-    """One subject of a simulated cortex: 40 training, 16 test and 12 validation stimuli."""
-    config = SimulationConfig(num_subjects=1, num_train=52, num_test=16, num_sites=(200, 210), trials_per_session=68)
+    """One subject of a simulated cortex: 40 training, 32 test and 12 validation stimuli."""
+    config = SimulationConfig(num_subjects=1, num_train=52, num_test=32, num_sites=(200, 210), trials_per_session=84)
     rewritten(simulate(path.with_name("mine-study"), config), path, "subj01", num_val=12)
 
 
@@ -120,15 +119,19 @@ def new(world: World, path: Path) -> None:
 
 
 def rewritten(dataset: Dataset, path: Path, name: str, num_val: int = 0) -> None:
-    """The only subject of a dataset under another name; its last training stimuli become the val split."""
+    """The only subject of a dataset under another name; its last training stimuli become the val split.
+
+    Its sites keep their places and lose the surface, on which reports would be drawn for seconds.
+    """
     (subject,) = dataset.subjects
-    trials, space = dataset.trials(subject), dataset.space(subject)
+    trials, old = dataset.trials(subject), dataset.space(subject)
+    space = BrainSpace(name, old.num_sites, coordinates_mm=old.coordinates_mm, rois=old.rois)
     val = set(trials.stimuli("train")[-num_val:] if num_val else ())
     split = ["val" if one in val else part for one, part in zip(trials.stimulus_id, trials.split, strict=True)]
     ids = list(dataset.stimulus_ids)
     write_dataset(
         path, name=path.name, modality=dataset.modality, zscore="all",
-        subjects=[Subject(replace(space, subject=name), dataset.responses(subject), trials._replace(split=split))],
+        subjects=[Subject(space, dataset.responses(subject), trials._replace(split=split))],
         stimuli=Stimuli(ids, dataset.images(ids), captions={one: list(dataset.captions(one)) for one in ids}),
     )  # fmt: skip
 
