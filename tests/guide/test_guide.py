@@ -63,6 +63,8 @@ SMALLER = {
     "--image-size 384": "--image-size 8",
     "for fold in 1 2 3 4 5 6 7 8 9; do": "for fold in 1; do",
     "--recipe neurons": "--recipe neurons --training.validation 0.25",
+    'bj.retinotopy("runs/demo/run", ': 'bj.retinotopy("runs/demo/run", passes=2, stimuli="scenes", ',
+    '["a house"], subjects': '["a house"], settings=2, subjects',
     "bj.recipes.laptop()": 'bj.RunConfig.load("../tiny.json")',
     "num_subjects=2)": "num_subjects=2, num_train=4, num_test=2, repeats=1, trials_per_session=6)",
     "(num_codes=(128,), compression=(32, 64), base=base)": '(num_codes=(8,), compression=(32,), quantizers=("vq",), '

@@ -122,15 +122,15 @@ def test_an_attribute_that_nothing_is_known_of_is_told_as_a_dash():
     ]
 
 
-def test_where_no_region_makes_a_difference_nothing_is_held_against_the_truth(monkeypatch):
-    rng = np.random.default_rng(0)
+def test_where_no_region_makes_a_difference_nothing_is_held_against_the_truth(tiny_run, monkeypatch):
+    asked, rng = opened(tiny_run), np.random.default_rng(0)
     known = SimpleNamespace(category=rng.random((6, len(CATEGORIES))))
     monkeypatch.setattr(module, "truth_of", lambda asked, subject: known)
     names, masks = list(CATEGORIES)[:3], {"s1": {"A": np.arange(6) < 3, "B": np.arange(6) >= 3}}
     none = np.zeros((2, 3))
     found = Lesions(["A", "B"], names, ["category"] * 3, none, none, none, none, {}, {})
-    assert module.against_truth(None, found, masks) is None
-    told = module.against_truth(None, found._replace(excess=rng.random((2, 3))), masks)
+    assert module.against_truth(asked, found, masks) is None
+    told = module.against_truth(asked, found._replace(excess=rng.random((2, 3))), masks)
     assert told["n"] == 6 and 0 < told["p"] <= 1
 
 
