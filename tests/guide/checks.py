@@ -24,7 +24,7 @@ def generate(world: World, folder: Path) -> None:
 def layouts(world: World, folder: Path) -> None:
     made = {path.parent.name: Dataset.open(path.parent) for path in folder.glob("data/*/dataset.json")}
     prf = nibabel.load(world["~/nsd"] / "nsddata/ppdata/subj02/func1pt8mm/roi/prf-visualrois.nii.gz").get_fdata()
-    assert made["nsd"].image_size == 8 and made["early"].space("subj02").num_sites == int((prf > 0).sum())
+    assert made["nsd"].image_size == 16 and made["early"].space("subj02").num_sites == int((prf > 0).sum())
     for name in ("mindeye2", "mindeye1", "mindllm"):
         assert made[name].trials("subj01").stimuli("test") == made["mindeye2"].trials("subj01").stimuli("test")
     np.testing.assert_array_equal(made["again"].responses("subj01"), made["mindeye2"].responses("subj01"))
@@ -79,9 +79,37 @@ def own_scans(world: World, folder: Path) -> None:
     assert json.loads(Path("decoded/text/captions.json").read_text()).keys() == set(scans.split_ids("test"))
 
 
+def nsd(world: World, folder: Path) -> None:
+    """What was fetched is what is read; all predictions are scored, and all directions."""
+    made = Dataset.open("data/nsd")
+    mask = nibabel.load(world["~/nsd"] / "nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz").get_fdata()
+    assert made.space("subj01").num_sites == int((mask > 0).sum()) and made.caption_sources == ("coco",)
+    for place in ("text", "image", "samples", "from-image", "from-text"):
+        records = json.loads(Path(f"scores/{place}/scores.json").read_text())
+        assert records and {record["subject"] for record in records} == {"subj01"}
+    directions = {record["direction"] for record in json.loads(Path("runs/nsd/scores/scores.json").read_text())}
+    assert directions == {"brain->text", "brain->image", "image->brain", "text->brain"}
+    assert json.loads(Path("runs/with-subj09/adapt.json").read_text())
+
+
+def first_hour(world: World, folder: Path) -> None:
+    assert {path.name for path in Path("hour").iterdir()} == {"trial", "which", "sentence", "faces", "face"}
+    assert Path("data/mine_checked/doctor.html").exists() and Path("runs/mine/scores/report.html").exists()
+
+
+def responsible(world: World, folder: Path) -> None:
+    """What a user wrote is in cards that were written anew, in the place of what would stand there."""
+    for name in ("runs/mine", "data/mine"):
+        card = Path(name, "README.md").read_text()
+        assert card.count("\nlicense: ") == 1 and "\nRecorded in 2024" in card, name
+
+
 CHECKS: dict[str, Callable[[World, Path], None]] = {
+    "first-hour.md: Minute 0: install": first_hour,
     "generate.md: A first answer": generate,
     "layouts.md: What all of them share": layouts,
+    "nsd.md: Install": nsd,
     "own-scans.md: What has to be there": listed_scans,
     "own-scans.md: Something to follow along with": own_scans,
+    "responsible.md: Cards": responsible,
 }

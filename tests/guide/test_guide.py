@@ -8,11 +8,13 @@ begins a story: all blocks up to the next such comment, or to the page's end, ha
 (`world.py` knows what there is, and makes it once). A page without one is a story that presumes nothing. A story that
 presumes `../shared/data` is skipped where the real recordings are absent; all others are told everywhere.
 
-- bash: each command runs, and ends with status 0. `explore` answers once and stays until the story ends; `demo` leaves
-  the folder of a tiny one; `torchrun` is one process; `sbatch`, `pip`, `git clone`, `make`, `ssh` are checked in form
-  (`teller.py`). Other programs fail.
+- bash: each command runs, and ends with status 0; `doctor` may find noise unsound. `explore` answers once and stays
+  until the story ends; `demo` leaves the folder of a tiny one; `torchrun` is one process; `aws`, `curl` and `hf` fetch
+  what `world.py` has at that address; `sbatch`, `pip`, `git clone`, `make`, `ssh` are checked in form (`teller.py`).
+  Other programs fail.
 - python: one session a story.
 - toml, json: a file. The first line of the one, a comment, is its name; of the other the last `name.json` before.
+- markdown: what a user writes into a card.
 - text: behind a command its output, where "..." stands for anything; if its first line is a folder, a listing of what
   is there. "text of the demo": what the real demo prints, which a tiny one has in other words and numbers.
 A block of another kind, or indented instead of fenced, fails. What pages quote of errors is in the package.
@@ -61,7 +63,13 @@ OPTIONS = {
     "memory": "--omni.decoder.num-hidden-layers 1",
 }
 SMALLER = {
-    "--image-size 384": "--image-size 8",
+    "--image-size 384 --drop-constant-sites": "--image-size 16 --subjects subj01 --sessions 1",
+    "--image-size 384": "--image-size 16",
+    "--device cuda": "--device cpu",
+    " --weights networks": "",
+    " --clip networks/clip-vit-base-patch32": "",
+    "--training.batch-size 256": "--training.batch-size 64",
+    "--tokenizer.patch-size 64": "--tokenizer.patch-size 8",
     "for fold in 1 2 3 4 5 6 7 8 9; do": "for fold in 1; do",
     "--recipe neurons": "--recipe neurons --training.validation 0.25",
     'bj.retinotopy("runs/demo/run", ': 'bj.retinotopy("runs/demo/run", passes=2, stimuli="scenes", ',
@@ -96,7 +104,8 @@ def test_every_block_is_executed(story: Story, world, tmp_path, monkeypatch):
     for name in ("BRAINJANUS_RUN", "BRAINJANUS_REAL_DATA", "BRAINJANUS_WORK"):
         monkeypatch.delenv(name, raising=False)
     names = world.furnish(folder, home, story.presumes)
-    Teller(ROOT, folder, SMALLER, OPTIONS, names, functools.partial(world.put, "runs/demo")).tell(story)
+    demo = functools.partial(world.put, "runs/demo")
+    Teller(ROOT, folder, SMALLER, OPTIONS, names, demo, world.remote).tell(story)
     with contextlib.chdir(folder):
         CHECKS.get(str(story), lambda *_: None)(world, folder)
 
@@ -133,7 +142,7 @@ def test_stories_of_a_page():
     [
         ("bash", "brainjanus tran data/mine\n", "expected one of"),
         ("bash", "brainjanus --version\nfalse\nls\n", "status 1"),
-        ("bash", "curl https://example.org\n", "curl: command not found"),
+        ("bash", "wget https://example.org\n", "wget: command not found"),
         ("bash", "pip install 'brainjanus[explorer]'\n", "no extra {'explorer'}"),
         ("bash", "torchrun train.py\n", "torchrun: expected"),
         ("python", "import brainjanus as bj\nbj.nothing\n", "has no attribute 'nothing'"),

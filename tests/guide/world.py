@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from unittest import mock
 
 import nibabel
 import numpy as np
@@ -21,10 +22,12 @@ from scipy.io import savemat
 from brainjanus.core.config import from_dict
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
+from brainjanus.data import simulate as simulation
 from brainjanus.data.simulate import SimulationConfig, simulate
 from brainjanus.data.simulate_sensors import ten_ten_mm
 from brainjanus.data.write import write_dataset
 from brainjanus.run import RunConfig, train
+from brainjanus.scoring import ScoreOptions, score_files
 
 from ..data.layouts import (
     conftest,
@@ -85,6 +88,11 @@ class World:
             self.put(name, there)
         return names
 
+    def remote(self, address: str) -> Path:
+        """What lies at an address, from which pages fetch."""
+        assert address in REMOTE, f"tests/guide/world.py has nothing at {address}"
+        return self[REMOTE[address]]
+
     def put(self, name: str, there: Path) -> None:
         made = self[name]
         there.parent.mkdir(parents=True, exist_ok=True)
@@ -102,27 +110,39 @@ class World:
 def demo(world: World, path: Path) -> None:
     """The demo's three subjects, with fewer stimuli and sites; more than 1,234 trials each."""
     config = SimulationConfig(num_train=360, num_test=60, num_sites=(200, 210))
-    train(simulate(path / "study", config), path / "run", from_dict(RunConfig, TINY))
+    train(simulated(path / "study", config), path / "run", from_dict(RunConfig, TINY))
+
+
+def simulated(out: Path, config: SimulationConfig) -> Dataset:
+    """A study whose sites keep their places and lose the surface, on which every map would be drawn for a second."""
+
+    def written(path: Path, *, subjects: Iterable[Subject], **others: object) -> Dataset:
+        placed = (Subject(without_surface(each.space), each.responses, each.trials) for each in subjects)
+        return write_dataset(path, subjects=placed, **others)
+
+    with mock.patch.object(simulation, "write_dataset", written):
+        return simulate(out, config)
+
+
+def without_surface(space: BrainSpace) -> BrainSpace:
+    return BrainSpace(space.subject, space.num_sites, coordinates_mm=space.coordinates_mm, rois=space.rois)
 
 
 def mine(world: World, path: Path) -> None:
     """One subject of a simulated cortex: 40 training, 32 test and 12 validation stimuli."""
     config = SimulationConfig(num_subjects=1, num_train=52, num_test=32, num_sites=(200, 210), trials_per_session=84)
-    rewritten(simulate(path.with_name("mine-study"), config), path, "subj01", num_val=12)
+    rewritten(simulated(path.with_name("mine-study"), config), path, "subj01", num_val=12)
 
 
 def new(world: World, path: Path) -> None:
     config = SimulationConfig(
         num_subjects=1, num_train=110, num_test=12, repeats=1, num_sites=(200, 210), trials_per_session=61, seed=9
     )
-    rewritten(simulate(path.with_name("new-study"), config), path, "subj09")
+    rewritten(simulated(path.with_name("new-study"), config), path, "subj09")
 
 
 def rewritten(dataset: Dataset, path: Path, name: str, num_val: int = 0) -> None:
-    """The only subject of a dataset under another name; its last training stimuli become the val split.
-
-    Its sites keep their places and lose the surface, on which reports would be drawn for seconds.
-    """
+    """The only subject of a dataset under another name; its last training stimuli become the val split."""
     (subject,) = dataset.subjects
     trials, old = dataset.trials(subject), dataset.space(subject)
     space = BrainSpace(name, old.num_sites, coordinates_mm=old.coordinates_mm, rois=old.rois)
@@ -155,6 +175,10 @@ def noise(path: Path, space: BrainSpace, modality: str, prefix: str, size: int) 
 
 def nsd(world: World, path: Path) -> None:
     noise(path, BrainSpace("subj01", 24, rois={"V1": np.arange(24) < 8}), "fMRI", "nsd-", size=16)
+
+
+def ninth(world: World, path: Path) -> None:
+    noise(path, BrainSpace("subj09", 9), "fMRI", "own-", size=16)
 
 
 def eeg(world: World, path: Path) -> None:
@@ -204,6 +228,13 @@ def predicted(world: World) -> np.ndarray:
 
 def predicted_npz(world: World, path: Path) -> None:
     np.savez(path, predicted=predicted(world), ids=np.array(held_out(world)[1]))
+
+
+def scored(world: World, path: Path) -> None:
+    score_files(
+        "to-brain", world["predicted.npz"], path, dataset=world["data/mine"], subject="subj01",
+        options=ScoreOptions(permutations=5, resamples=5),
+    )  # fmt: skip
 
 
 def something(world: World, path: Path) -> None:
@@ -306,13 +337,50 @@ def planted(build: Callable[[Path, conftest.Planted], object]) -> Maker:
     return lambda world, path: build(path, conftest.Planted())
 
 
+def lab(world: World, path: Path) -> None:
+    """As examples/extend_reader.py says: one npz a session, pictures, and the names of those that are held out."""
+    rng = np.random.default_rng(0)
+    names = np.array([f"scene{number:02}" for number in range(48)])
+    for folder in ("sub-01", "pictures"):
+        (path / folder).mkdir(parents=True)
+    for session in (1, 2):
+        np.savez(
+            path / f"sub-01/ses-{session:02}.npz",
+            betas=rng.normal(size=(48, 20)).astype(np.float32), image=names, mm=rng.normal(size=(20, 3)),
+        )  # fmt: skip
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(path / f"pictures/{name}.png")
+    (path / "held_out.txt").write_text("\n".join(names[:8]))
+
+
+def llama(world: World, path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(path)
+
+
+def annotations(world: World, path: Path) -> None:
+    """COCO's archive of captions, of what is seen in the raw NSD."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in (world["~/nsd"] / "nsddata_stimuli/stimuli/nsd/annotations").iterdir():
+            archive.write(file, f"annotations/{file.name}")
+        archive.writestr("annotations/instances_val2017.json", "{}")
+
+
 def recaptions(world: World, path: Path) -> None:
     order = np.load(world["~/nsd"] / "seen.npy")
     path.write_text(json.dumps({str(image): f"number {image}" for image in order}))
 
 
 def raw_nsd(world: World, path: Path) -> None:
-    np.save(path / "seen.npy", test_nsd.Miniature(path).seen)
+    miniature = test_nsd.Miniature(path)
+    np.save(path / "seen.npy", miniature.seen)
+    for who, session in miniature.betas:
+        miniature.hdf5(who, session)
 
 
 def pickled_epochs(world: World, path: Path) -> None:
@@ -331,13 +399,18 @@ MAKERS: dict[str, Maker] = {
     "runs/demo": demo,
     "data/mine": mine,
     "runs/mine": trained("data/mine"),
+    "runs/mine/scores": scored,
+    "scores/peer": scored,
     "runs/study": lambda world, path: shutil.copytree(world["runs/mine"], path),
     "data/new": new,
     "data/nsd": nsd,
+    "data/subj09": ninth,
     "data/eeg": eeg,
     "runs/eeg": trained("data/eeg"),
     "models/Janus-Pro-1B": lambda world, path: path.symlink_to(world.janus),
     "models/Janus-Pro-7B": lambda world, path: path.symlink_to(world.janus),
+    "models/Llama": llama,
+    "my_parts.py": lambda world, path: path.write_text("import brainjanus as bj\n"),
     "cat.png": red_picture,
     "x.png": red_picture,
     "coco.json": captions(-1),
@@ -363,13 +436,23 @@ MAKERS: dict[str, Maker] = {
     "~/things-eeg2": lambda world, path: test_things.build(path, "things-eeg2"),
     "~/things-meg": lambda world, path: test_things.build(path, "things-meg"),
     "~/pets": lambda world, path: test_bids.Volumes(path),
+    "~/scans": lab,
     "~/mine": lambda world, path: test_arrays.build(path),
     "nsd_stim_info_merged.csv": lambda world, path: test_mindllm.write_table(path),
     "nsd_expdesign.mat": lambda world, path: shutil.copy(
         world["~/nsd"] / "nsddata/experiments/nsd/nsd_expdesign.mat", path
     ),
     "recaptions.json": recaptions,
+    "annotations_trainval2017.zip": annotations,
     "sub-01": pickled_epochs,
+}
+
+
+REMOTE = {
+    "s3://natural-scenes-dataset": "~/nsd",
+    "http://images.cocodataset.org/annotations/annotations_trainval2017.zip": "annotations_trainval2017.zip",
+    "deepseek-community/Janus-Pro-1B": "models/Janus-Pro-1B",
+    "deepseek-community/Janus-Pro-7B": "models/Janus-Pro-7B",
 }
 
 
@@ -379,10 +462,17 @@ def responses(world: World) -> object:
     return torch.from_numpy(predicted(world))
 
 
+def network(world: World) -> object:
+    import torch
+
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, stride=4), torch.nn.Flatten(2))
+
+
 VARIABLES: dict[str, Callable[[World], object]] = {
     "ids": lambda world: held_out(world)[1],
     "predicted": predicted,
     "responses": responses,
+    "network": network,
     "betas": lambda world: np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32),
     "shown": lambda world: [f"id{number}" for number in range(1, 7)] * 2,
     "split": lambda world: (["test"] * 2 + ["train"] * 4) * 2,
