@@ -25,8 +25,11 @@ def page(name: str) -> str | None:
 
 
 def command_of(argv: Sequence[str]) -> str:
-    """The command that these words begin with, and its kind, if it has one: "train tokenizer", "prepare --from"."""
-    kinds = [word.partition("=")[0] for at, word in enumerate(argv) if at == 1 or (at and word.startswith("--"))]
+    """The command that these words begin with, and its kind, if it has one: "train tokenizer", "prepare --from"; not
+    what is an option of the command itself, as `train --tokenizer` is."""
+    options = OPTION.findall(page(argv[0]) or "")
+    words = [word.partition("=")[0] for at, word in enumerate(argv) if at == 1 or (at and word.startswith("--"))]
+    kinds = [word for word in words if word not in options]
     return next((name for kind in kinds if page(name := f"{argv[0]} {kind}") is not None), argv[0])
 
 

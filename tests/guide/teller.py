@@ -164,6 +164,9 @@ class Teller:
             return self.explore(argv)
         if argv[:1] == ["demo"] and self.demo is not None:
             return self.made_by_demo(argv)
+        if argv[:1] == ["memory"]:
+            print(computed(*argv, *shlex.split(self.options["memory"])))
+            return 0
         command = " ".join(argv)
         fitting = [first for first in self.options if f"{command} ".startswith(f"{first} ")]
         more = self.options[max(fitting, key=len)] if fitting else ""
@@ -450,6 +453,15 @@ PROGRAMS: dict[str, Callable[[Teller, Sequence[str]], int]] = {
     "unzip": Teller.unzip,
     "hf": Teller.hf,
 }
+
+
+@functools.cache
+def computed(*argv: str) -> str:
+    """What a command prints that depends on nothing but its words, and is on several pages."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert cli.main([*argv]) == 0, shlex.join(argv)
+    return out.getvalue()
 
 
 def activating(environment: Path) -> None:

@@ -109,7 +109,7 @@ class World:
 
 def demo(world: World, path: Path) -> None:
     """The demo's three subjects, with fewer stimuli and sites; more than 1,234 trials each."""
-    config = SimulationConfig(num_train=360, num_test=60, num_sites=(200, 210))
+    config = SimulationConfig(num_train=100, num_test=26, repeats=10, num_sites=(200, 210))
     train(simulated(path / "study", config), path / "run", from_dict(RunConfig, TINY))
 
 
@@ -321,6 +321,27 @@ def v4(world: World, path: Path) -> None:
     np.save(path / "responses_raw_210325.npy", raw)
 
 
+def object2vec(world: World, path: Path) -> None:
+    """MATLAB's cells in small: 36 categories of two pictures, nine folds, two ROIs, three numbers for a word."""
+    rng = np.random.default_rng(0)
+    path.mkdir()
+    names = [f"thing{chr(97 + i // 6)}{chr(97 + i % 6)}" for i in range(36)]
+
+    def cells(values: Sequence[object]) -> np.ndarray:
+        column = np.empty((len(values), 1), object)
+        column[:, 0] = values
+        return column
+
+    stack = {"conds": cells(names), "rois": cells(["EVC", "LOC"]), "indices": np.arange(24)[None] // 12 + 1}
+    savemat(path / "roistack.mat", {"roistack": stack | {"betas": rng.normal(size=(36, 24))}})
+    savemat(path / "sets.mat", {"sets": cells([cells(names[4 * fold : 4 * fold + 4]) for fold in range(9)]).T})
+    savemat(path / "word2vec.mat", {"word2vec": rng.normal(size=(36, 3))})
+    with zipfile.ZipFile(path / "stimuli_224.zip", "w") as archive:
+        for name in names:
+            for number in range(2):
+                archive.writestr(f"{name}/{number}.jpg", conftest.jpg(rng.integers(0, 256, (16, 16, 3), np.uint8)))
+
+
 V4_NEURONS = {"190923": 6, "190925": 7, "190928": 5, "210224": 8, "210322": 6, "210325": 9}
 FEATURES = """
 import sys, zipfile
@@ -427,6 +448,7 @@ MAKERS: dict[str, Maker] = {
     "study": study,
     "../shared/data": lambda world, path: path.symlink_to(world.real_data),
     "../shared/data/v4_cowley": v4,
+    "../shared/data/object2vec": object2vec,
     "../shared/tools/mobilenet_features.py": lambda world, path: path.write_text(FEATURES),
     "~/nsd": raw_nsd,
     "~/mindeye2": planted(test_mindeye2.build),
