@@ -309,8 +309,9 @@ class Teller:
 
     def ssh(self, argv: Sequence[str]) -> int:
         """`ssh -L PORT:127.0.0.1:PORT [-J MACHINE] MACHINE` is all that the guide asks of it."""
+        same_port = re.compile(r"(\d+):(127\.0\.0\.1|localhost|[\w-]+):\1")
         match list(argv):
-            case ["-L", forward, _machine] | ["-L", forward, "-J", _, _machine] if re.fullmatch(r"(\d+):(127\.0\.0\.1|localhost|[\w-]+):\1", forward):
+            case ["-L", forward, _machine] | ["-L", forward, "-J", _, _machine] if same_port.fullmatch(forward):
                 return 0
         raise ValueError(f"ssh: expected -L PORT:HOST:PORT [-J MACHINE] MACHINE, got {shlex.join(argv)}")
 

@@ -21,8 +21,8 @@ from scipy.io import savemat
 
 from brainjanus.core.config import from_dict
 from brainjanus.core.space import BrainSpace
-from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
 from brainjanus.data import simulate as simulation
+from brainjanus.data.dataset import Dataset, Stimuli, Subject, Trials
 from brainjanus.data.simulate import SimulationConfig, simulate
 from brainjanus.data.simulate_sensors import ten_ten_mm
 from brainjanus.data.write import write_dataset
@@ -109,7 +109,7 @@ class World:
 
 def demo(world: World, path: Path) -> None:
     """The demo's three subjects, with fewer stimuli and sites; more than 1,234 trials each."""
-    config = SimulationConfig(num_train=100, num_test=26, repeats=10, num_sites=(200, 210))
+    config = SimulationConfig(num_train=90, num_test=36, repeats=10, num_sites=(200, 210), seed=29)
     train(simulated(path / "study", config), path / "run", from_dict(RunConfig, TINY))
 
 
@@ -129,8 +129,8 @@ def without_surface(space: BrainSpace) -> BrainSpace:
 
 
 def mine(world: World, path: Path) -> None:
-    """One subject of a simulated cortex: 40 training, 32 test and 12 validation stimuli."""
-    config = SimulationConfig(num_subjects=1, num_train=52, num_test=32, num_sites=(200, 210), trials_per_session=84)
+    """One subject of a simulated cortex: 40 training, 20 test and 12 validation stimuli."""
+    config = SimulationConfig(num_subjects=1, num_train=52, num_test=20, num_sites=(200, 210), trials_per_session=72)
     rewritten(simulated(path.with_name("mine-study"), config), path, "subj01", num_val=12)
 
 
@@ -283,7 +283,7 @@ def scans(folder: Path) -> None:
 
 def of_scans(name: str) -> Maker:
     def write(world: World, path: Path) -> None:
-        everything = world.folder / "scans"
+        everything = world.folder / "all of a lab"
         if not everything.exists():
             everything.mkdir()
             scans(everything)
