@@ -72,7 +72,7 @@ class RunConfig:
             )
 
     @classmethod
-    def load(cls, path: Path) -> "RunConfig":
+    def load(cls, path: Path | str) -> "RunConfig":
         """Read a config file, or the config.json of a run. Raises UserError for unknown keys and wrong values."""
         return load_run_config(cls, path)
 
@@ -97,7 +97,7 @@ class TokenizerRunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
     @classmethod
-    def load(cls, path: Path) -> "TokenizerRunConfig":
+    def load(cls, path: Path | str) -> "TokenizerRunConfig":
         """Read a config file, or the config.json of a tokenizer. Raises UserError for what does not fit."""
         return load_run_config(cls, path)
 

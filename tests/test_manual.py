@@ -81,6 +81,21 @@ def test_help_of_a_command_imports_nothing_that_is_slow():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["train", "data/mine", "--out", "runs/mine", "--tokenizer", "runs/tokenizer", "--recipe", "quick"], "train"),
+        (["train", "--tokenizer=runs/tokenizer", "data/mine"], "train"),
+        (["train", "tokenizer", "data/mine", "--published"], "train tokenizer"),
+        (["prepare", "--out", "data/nsd", "--from", "nsd"], "prepare --from"),
+        (["simulate", "eeg", "--out", "data/eeg"], "simulate eeg"),
+    ],
+)
+def test_options_are_those_of_the_command_or_its_kind(argv, name):
+    assert manual.command_of(argv) == name
+    manual.check_options(argv)
+
+
 def test_settings_of_many_names_are_known_by_their_beginning():
     manual.check_options(["train", "d", "--training.tasks.brain:subj01->text", "1"])
 

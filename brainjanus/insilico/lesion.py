@@ -382,7 +382,8 @@ def against_truth(
     asked: Experiment, found: Lesions, masks: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, Any] | None:
     """Of a simulated cortex: is lost what a region was made to know? Rank correlation, over regions and categories, of
-    the excess with how strongly the region's sites prefer the category; shuffled over categories. None without one."""
+    the excess with how strongly the region's sites prefer the category; shuffled over categories. None without a truth,
+    or where no region makes a difference."""
     columns = [a for a, family in enumerate(found.families) if family == "category"]
     if not columns:
         return None
@@ -402,6 +403,8 @@ def against_truth(
     true = true - true.mean(axis=1, keepdims=True)
     ours = found.excess[[found.regions.index(name) for name in tuning]][:, columns]
     ours = ours - ours.mean(axis=1, keepdims=True)
+    if not ours.any():
+        return None
     r = float(spearmanr(true.ravel(), ours.ravel()).statistic)
     rng = np.random.default_rng(0)
     null = [spearmanr(rng.permuted(true, axis=1).ravel(), ours.ravel()).statistic for _ in range(1000)]

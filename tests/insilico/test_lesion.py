@@ -1,6 +1,7 @@
 """Lesions: what depends on a region alone is lost with it and with no other; controls are as large, and elsewhere."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import brainjanus as bj
 from brainjanus import cli
 from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
+from brainjanus.data.scenes import CATEGORIES
 from brainjanus.generate import score
 from brainjanus.insilico import lesion as module
 from brainjanus.insilico.experiment import opened
@@ -118,6 +120,18 @@ def test_an_attribute_that_nothing_is_known_of_is_told_as_a_dash():
         ["V1", "dog", "lost", "+1.000", "bits", "a", "mention,", "elsewhere", "+0.250", "(p", "0.01)"],
         ["V1", "cat", "lost", "–", "bits", "a", "mention,", "elsewhere", "–", "(p", "1)"],
     ]
+
+
+def test_where_no_region_makes_a_difference_nothing_is_held_against_the_truth(tiny_run, monkeypatch):
+    asked, rng = opened(tiny_run), np.random.default_rng(0)
+    known = SimpleNamespace(category=rng.random((6, len(CATEGORIES))))
+    monkeypatch.setattr(module, "truth_of", lambda asked, subject: known)
+    names, masks = list(CATEGORIES)[:3], {"s1": {"A": np.arange(6) < 3, "B": np.arange(6) >= 3}}
+    none = np.zeros((2, 3))
+    found = Lesions(["A", "B"], names, ["category"] * 3, none, none, none, none, {}, {})
+    assert module.against_truth(asked, found, masks) is None
+    told = module.against_truth(asked, found._replace(excess=rng.random((2, 3))), masks)
+    assert told["n"] == 6 and 0 < told["p"] <= 1
 
 
 def test_the_command_writes_matrix_maps_and_examples(tiny_run, tmp_path, capsys):
