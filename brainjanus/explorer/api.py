@@ -147,8 +147,9 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
         await asyncio.to_thread(queue.close)
 
     app = FastAPI(
-        title="BrainJanus explorer", version="1", docs_url=None, redoc_url=None, openapi_url="/api/schema", redirect_slashes=False,
-        lifespan=lifespan, description=f"Ask {explorer.about()['run']}: what brains answer, and what responses say.",
+        title="BrainJanus explorer", version="1", docs_url=None, redoc_url=None, openapi_url="/api/schema",
+        redirect_slashes=False, lifespan=lifespan,
+        description=f"Ask {explorer.about()['run']}: what brains answer, and what responses say.",
     )  # fmt: skip
     guard(app, token)
     app.state.jobs, app.state.uploads = queue, uploads
