@@ -21,7 +21,7 @@ from brainjanus import arguments, science
 from brainjanus.arguments import DatasetFolder, RunFolder, early, gathered
 from brainjanus.core.errors import Preempted, UserError, reported
 from brainjanus.core.extensions import extensions_in, load_extension
-from brainjanus.manual import check_options, meant, page_asked
+from brainjanus.manual import HELP, check_options, meant, page_asked
 
 C = TypeVar("C")
 RESUMABLE = ("demo", "train", "tune", "ablate")  # the others write their result at the very end, or not at all
@@ -79,7 +79,7 @@ def dispatch(argv: list[str]) -> int:
         print(f"brainjanus {version('brainjanus')}")
         return 0
     if argv[0] == "help":
-        argv = [*argv[1:], "--help"]
+        return dispatch([*(word for word in argv[1:] if word not in HELP), "--help"])
     if argv[0] not in COMMANDS:
         raise UserError(
             f"command: expected one of {', '.join(COMMANDS)}, got '{argv[0]}'. {meant(argv[0], COMMANDS)} "
@@ -115,6 +115,8 @@ def after_interrupt(argv: Sequence[str], saved: str) -> str:
         return f"stopped; {saved or 'what was finished is saved'}. Run the same command again to go on from there."
     if command == "prepare" and saved:  # --from
         return f"stopped; {saved}. Run the same command again to go on from there."
+    if command == "explore":
+        return "stopped"
     told = f"stopped {saved}" if command == "generate" and saved else "stopped"
     return f"{told}; nothing was written to --out. Run the same command again to start over."
 

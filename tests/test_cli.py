@@ -47,6 +47,12 @@ def test_no_command_shows_the_commands_and_fails(capsys):
     assert "brainjanus demo" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("argv", [["help"], ["help", "--help"], ["--help"]])
+def test_help_alone_is_the_overview(argv, capsys):
+    assert cli.main(argv) == 0
+    assert "Start with `brainjanus demo`" in capsys.readouterr().out
+
+
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("brainjanus 0.")

@@ -54,6 +54,8 @@ def test_pages_are_laid_out_as_manual_pages(pages):
         (["train", "--help"], "train"),
         (["train", "tokenizer", "-h"], "train tokenizer"),
         (["help", "prepare"], "prepare"),
+        (["train", "tokeniser", "--help"], "train"),
+        (["train", "--help", "extra"], "train"),
         (["prepare", "--from", "--help"], "prepare --from"),
         (["simulate", "eeg", "-h"], "simulate eeg"),
     ],

@@ -15,7 +15,7 @@ from PIL import Image
 
 class Map(NamedTuple):
     """An expected response [sites], z-scored, or a contrast of two. spread: standard deviation of single trials around
-    it; None if it was not asked for."""
+    it, or of the difference of two; None if it was not asked for."""
 
     values: Float[np.ndarray, "v"]
     spread: Float[np.ndarray, "v"] | None = None

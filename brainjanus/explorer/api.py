@@ -20,10 +20,11 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
-from fastapi import FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import FastAPI, Header, HTTPException, Query, Request, Response, Security
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.security import HTTPBearer
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -41,6 +42,7 @@ from brainjanus.outputs import save_gifti, save_nifti
 STATIC = Path(__file__).parent / "static"
 MOST_BYTES, MOST_PIXELS = 8 << 20, 25_000_000  # of an uploaded picture
 MOST_UPLOADS = 64
+PICTURE_KINDS = ("image/png", "image/jpeg", "image/webp")
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"RIFF": "WebP"}
 LOCAL = ("127.0.0.1", "localhost", "::1")
 MOST_ASKED = 1 << 20  # bytes of a request that is no picture
@@ -115,6 +117,84 @@ class AccuracyIn(Asked):
     direction: Literal["image->brain", "text->brain"] = "image->brain"
 
 
+class Problem(BaseModel):
+    """What a mistake is answered with: one sentence."""
+
+    detail: str
+
+
+class MapOut(BaseModel):
+    """A map of one subject: base64 of little-endian float32, one number a site."""
+
+    values: str
+    spread: str | None
+
+
+class DecodedOut(BaseModel):
+    """What a response says. pictures: base64 of PNG files, the expected one first; captions: the likeliest first."""
+
+    measured: str
+    pictures: list[str]
+    captions: list[str]
+    ranks: dict[str, int]
+    log_p: dict[str, float]
+    candidates: int
+
+
+class PartOut(BaseModel):
+    """A stretch of a sequence of tokens."""
+
+    modality: str
+    opening: int
+    tokens: list[int]
+    words: list[str]
+
+
+class TokensOut(BaseModel):
+    """A response token by token. patch: base64 of int32, of each site; values: of float32."""
+
+    sequence: list[PartOut]
+    codes: list[int]
+    num_codes: int
+    per_patch: int
+    patch: str
+    values: str
+    before: DecodedOut
+    after: DecodedOut | None
+
+
+class JobOut(BaseModel):
+    """Work that was asked for. done of total steps of what is going on (name). result: once the state is done; of
+    encode and accuracy a map for each subject."""
+
+    id: str
+    kind: Literal["encode", "decode", "tokens", "accuracy"]
+    state: Literal["waiting", "running", "done", "failed", "cancelled"]
+    name: str
+    done: int
+    total: int
+    problem: str | None
+    result: DecodedOut | TokensOut | dict[str, MapOut] | None
+
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "what is asked does not fit the run"},
+    401: {"model": Problem, "description": "the token is missing or another"},
+    403: {"model": Problem, "description": "asked by another name than those of this machine"},
+    404: {"model": Problem, "description": "not there"},
+    409: {"model": Problem, "description": "the job is not done, or has no maps"},
+    413: {"model": Problem, "description": "too much"},
+    422: {"model": Problem, "description": "not of the form that is described here"},
+    429: {"model": Problem, "description": "too much is waiting already"},
+}
+PICTURE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURE_KINDS},
+    }
+}
+
+
 class Uploads:
     """Pictures that users gave, the last few, in memory."""
 
@@ -148,7 +228,8 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
 
     app = FastAPI(
         title="BrainJanus explorer", version="1", docs_url=None, redoc_url=None, openapi_url="/api/schema",
-        redirect_slashes=False, lifespan=lifespan,
+        redirect_slashes=False, lifespan=lifespan, responses=PROBLEMS,
+        dependencies=[Security(HTTPBearer(auto_error=False, description="the printed token; on loopback none"))],
         description=f"Ask {explorer.about()['run']}: what brains answer, and what responses say.",
     )  # fmt: skip
     guard(app, token)
@@ -246,7 +327,7 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
         """The response that was measured (base64 of float32, z-scored), a mean over repeats or one trial."""
         return {"values": packed(explorer.measured(subject, stimulus, repeat))}
 
-    @app.post("/api/pictures", tags=["uploads"], status_code=201)
+    @app.post("/api/pictures", tags=["uploads"], status_code=201, openapi_extra=PICTURE_BODY)
     async def upload(request: Request, client: Client) -> dict[str, Any]:
         """Give a picture: its bytes (PNG, JPEG or WebP) as the body. It is cropped to a square and kept for a while."""
         del client
@@ -265,7 +346,7 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
         """An uploaded picture as the model sees it."""
         return png_response(uploads.get(identity))
 
-    @app.post("/api/encode", tags=["jobs"], status_code=202)
+    @app.post("/api/encode", tags=["jobs"], status_code=202, responses={202: {"model": JobOut}})
     def encode(asked: EncodeIn, client: Client) -> dict[str, Any]:
         """Start a job: the expected responses to a picture, a sentence, or both."""
         shown, against = shown_of(asked.shown), None if asked.against is None else shown_of(asked.against)
@@ -274,24 +355,24 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
             lambda: explorer.encode(shown, asked.subjects, against=against, samples=asked.samples, seed=asked.seed),
         )  # fmt: skip
 
-    @app.post("/api/decode", tags=["jobs"], status_code=202)
+    @app.post("/api/decode", tags=["jobs"], status_code=202, responses={202: {"model": JobOut}})
     def decode(asked: DecodeIn, client: Client) -> dict[str, Any]:
         """Start a job: the pictures and captions that a measured response tells of."""
         return start(client, "decode", lambda: explorer.decode(**asked.model_dump()))
 
-    @app.post("/api/tokens", tags=["jobs"], status_code=202)
+    @app.post("/api/tokens", tags=["jobs"], status_code=202, responses={202: {"model": JobOut}})
     def tokens(asked: TokensIn, client: Client) -> dict[str, Any]:
         """Start a job: a response token by token, and what changes with some swapped or masked."""
         return start(client, "tokens", lambda: explorer.tokens(**asked.model_dump()))
 
-    @app.post("/api/accuracy", tags=["jobs"], status_code=202)
+    @app.post("/api/accuracy", tags=["jobs"], status_code=202, responses={202: {"model": JobOut}})
     def accuracy(asked: AccuracyIn, client: Client) -> dict[str, Any]:
         """Start a job: how well each site of a subject is predicted."""
         return start(
             client, "accuracy", lambda: {asked.subject: Map(explorer.accuracy(asked.subject, asked.direction))}
         )
 
-    @app.get("/api/jobs/{identity}", tags=["jobs"])
+    @app.get("/api/jobs/{identity}", tags=["jobs"], responses={200: {"model": JobOut}})
     async def job(
         identity: Annotated[str, InPath(max_length=64)], wait: Annotated[float, Query(ge=0, le=30)] = 0
     ) -> dict[str, Any]:
@@ -302,7 +383,7 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
             patience -= 0.01
         return told_job(found)
 
-    @app.delete("/api/jobs/{identity}", tags=["jobs"])
+    @app.delete("/api/jobs/{identity}", tags=["jobs"], responses={200: {"model": JobOut}})
     def cancel(identity: Annotated[str, InPath(max_length=64)]) -> dict[str, Any]:
         """End a job."""
         job_of(identity)
@@ -323,7 +404,7 @@ def make_app(explorer: Explorer, *, token: str | None = None, jobs: Jobs | None 
                 return map_file(explorer, subject, values, file.removeprefix(f"{subject}."), found.kind)
         raise HTTPException(404, f"map: expected one of {', '.join(maps) or 'no subject'}, got '{file}'. Correct it.")
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
@@ -357,7 +438,7 @@ def guard(app: FastAPI, token: str | None) -> None:
                 )
         else:
             given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-            given = given or request.query_params.get("token", "") or request.cookies.get("brainjanus", "")
+            given = given or request.query_params.get("token", "") or request.cookies.get(cookie_of(request), "")
             if not secrets.compare_digest(given.encode(), token.encode()):
                 return sentence(401, "token: expected that which `brainjanus explore` printed, got none or another.")
         length = request.headers.get("content-length", "0")
@@ -371,7 +452,7 @@ def guard(app: FastAPI, token: str | None) -> None:
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
         if token is not None and request.query_params.get("token"):
-            response.set_cookie("brainjanus", token, httponly=True, samesite="strict")
+            response.set_cookie(cookie_of(request), token, httponly=True, samesite="strict")
         return response
 
     @app.exception_handler(UserError)
@@ -397,6 +478,11 @@ def guard(app: FastAPI, token: str | None) -> None:
     @app.exception_handler(Exception)
     async def ours(request: Request, error: Exception) -> JSONResponse:
         return sentence(500, f"{request.url.path[:100]}: expected an answer, got {type(error).__name__}: our mistake.")
+
+
+def cookie_of(request: Request) -> str:
+    """Cookies are shared by all ports of a host, where several explorers may listen."""
+    return f"brainjanus-{request.url.port or 80}"
 
 
 def is_local(host: str) -> bool:
@@ -440,7 +526,20 @@ def checked_picture(data: bytes) -> Any:
         width = height = 0  # what is wrong is said below
     if width * height > MOST_PIXELS:
         raise UserError(f"picture: expected at most {MOST_PIXELS:,} pixels, got {width} x {height}. Make it smaller.")
-    return decode_picture("picture", data, formats=[kind.upper()], upright=True)
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind.upper()]) as opened:
+            if opened.has_transparency_data:  # as pages show it
+                white = Image.new("RGBA", opened.size, "white")
+                white.alpha_composite(opened.convert("RGBA"))
+                file = io.BytesIO()
+                white.convert("RGB").save(file, "PNG")
+                data, kind = file.getvalue(), "PNG"
+        return decode_picture("picture", data, formats=[kind.upper()], upright=True)
+    except (UserError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"picture: expected one that can be decoded, got a damaged or an unusual file of {len(data):,} bytes. "
+            "Save it again as PNG or JPEG."
+        ) from error
 
 
 def png_response(picture: np.ndarray, most: int | None = None) -> Response:

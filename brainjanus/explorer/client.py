@@ -31,9 +31,15 @@ class Client:
     """An explorer that runs elsewhere. Raises UserError, with its sentence, for what it refuses."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        try:
+            parts = urllib.parse.urlsplit(url)
+            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number
+            sound = False
+        if not sound:
             raise UserError(f"explorer: expected an address as http://127.0.0.1:8765, got '{url}'. Correct it.")
-        self.url = url.rstrip("/")
+        token = token or urllib.parse.parse_qs(parts.query).get("token", [None])[0]  # an address as it was printed
+        self.url = urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
         self._headers = {"X-Client": secrets.token_hex(8)}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -49,17 +55,17 @@ class Client:
 
     def encode(
         self, *, text: str | None = None, picture: Path | str | bytes | None = None, stimulus: str | None = None,
-        against: Mapping[str, Any] | None = None, subjects: Sequence[str] = (), samples: int = 0, seed: int = 0,
+        against: Mapping[str, Any] | str | None = None, subjects: Sequence[str] = (), samples: int = 0, seed: int = 0,
     ) -> dict[str, Map]:  # fmt: skip
         """The response of each subject that is to be expected to a sentence, a picture (a file, or its bytes) or the
         picture of a held-out stimulus.
 
-        against: what is taken off, as {"text": ..., "picture": ..., "stimulus": ...}. samples: single trials that the
-        spread (standard deviation) is taken over; 0: no spread.
+        against: what is taken off, a sentence or {"text": ..., "picture": ..., "stimulus": ...}. samples: single trials
+        that the spread (standard deviation) is taken over; 0: no spread.
         """
         asked: dict[str, Any] = {"shown": self._shown(text=text, picture=picture, stimulus=stimulus)}
         if against is not None:
-            asked["against"] = self._shown(**against)
+            asked["against"] = self._shown(**({"text": against} if isinstance(against, str) else against))
         made = self._job("/api/encode", asked | {"subjects": list(subjects), "samples": samples, "seed": seed})
         return read_maps(made)
 
@@ -127,7 +133,9 @@ class Client:
 
 
 def connect(url: str, token: str | None = None) -> Client:
-    """An explorer that runs at an address. token: that which it printed, where it listens to other machines.
+    """An explorer that runs at an address, which may be the printed one with its token.
+
+    token: that which was printed, where it listens to other machines.
 
     Raises UserError if nothing answers there.
     """

@@ -45,7 +45,7 @@ def serve(
     listening = listen(host, port)
     with listening:
         app = make_app(Explorer(run, dataset), token=token)
-        where = f"[{host}]" if ":" in host else socket.gethostname() if host in ("0.0.0.0", "::") else host
+        where = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         address = f"http://{where}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
         if host not in LOOPBACK:
             print(f"brainjanus: listens on {host}; whoever has the token may ask", file=sys.stderr)

@@ -205,7 +205,8 @@ class Explorer:
     ) -> dict[str, Map]:
         """The expected response of each subject to what is shown, less that to what it is held against.
 
-        samples: of single trials that the spread is taken over, at least 2; 0: no spread.
+        samples: of single trials that the spread is taken over, at least 2; 0: no spread. That of a contrast is of the
+        difference of two trials, which have their noise each.
         """
         given = self.conditions(shown)
         other = None if against is None else self.conditions(against)
@@ -218,11 +219,9 @@ class Explorer:
                 if other is not None:
                     values = values - self._expected(other, subject)
                 spread = None
-                if samples and other is None:
-                    config = GenerationConfig("sample", num_samples=max(2, samples), seed=seed, trial_noise=True)
-                    drawn = estimate(self.checkpoint, given, f"brain:{subject}", config).samples
-                    assert isinstance(drawn, torch.Tensor)
-                    spread = drawn[0].float().std(dim=0).numpy()
+                if samples:
+                    shown = [given] if other is None else [given, other]
+                    spread = np.sqrt(sum(self._variance(one, subject, max(2, samples), seed) for one in shown))
                 found[subject] = Map(values, spread)
                 advance(number + 1, None)
         return found
@@ -231,6 +230,13 @@ class Explorer:
         values = generate(self.checkpoint, given, f"brain:{subject}", MEAN)
         assert isinstance(values, torch.Tensor)
         return values[0].float().numpy()
+
+    def _variance(self, given: Mapping[str, object], subject: str, samples: int, seed: int) -> Float[np.ndarray, "v"]:
+        """Of single trials around the expected response."""
+        config = GenerationConfig("sample", num_samples=samples, seed=seed, trial_noise=True)
+        drawn = estimate(self.checkpoint, given, f"brain:{subject}", config).samples
+        assert isinstance(drawn, torch.Tensor)
+        return drawn[0].float().var(dim=0).numpy()
 
     def accuracy(self, subject: str, direction: str) -> Float[np.ndarray, "v"]:
         """Voxel r of the expected responses to all held-out stimuli. direction: image->brain or text->brain."""

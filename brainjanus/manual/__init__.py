@@ -33,7 +33,10 @@ def command_of(argv: Sequence[str]) -> str:
 def page_asked(argv: Sequence[str]) -> str | None:
     """The page that these words ask for: a command, perhaps its kind, and --help. None if they say more than that."""
     words = [word for word in argv if word not in HELP]
-    return page(" ".join(words)) if len(words) < len(argv) else None
+    if len(words) == len(argv) or not words:
+        return None
+    settings = [word for word in words[1:] if word.startswith("--")]  # whose values decide what else is told
+    return page(command_of(words)) if settings in ([], ["--from"]) else None
 
 
 def check_options(argv: Sequence[str]) -> None:

@@ -254,3 +254,55 @@ def test_the_schema_says_what_is_expected(client):
     for path, methods in schema["paths"].items():
         for method, facts in methods.items():
             assert facts.get("description"), f"{method} {path} says nothing"
+
+
+def test_the_schema_describes_answers_and_mistakes(client):
+    schema = client.get("/api/schema").json()
+    told = schema["paths"]["/api/encode"]["post"]["responses"]
+    assert told["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/JobOut")
+    for status in ("400", "401", "403", "404", "413", "422", "429"):
+        assert told[status]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
+    assert "image/png" in schema["paths"]["/api/pictures"]["post"]["requestBody"]["content"]
+    assert "HTTPBearer" in schema["components"]["securitySchemes"]
+
+
+def test_answers_are_as_the_schema_says(client, explorer):
+    from brainjanus.explorer.api import JobOut
+
+    stimulus = explorer.stimulus_ids[0]
+    asked = {
+        "/api/encode": {"shown": {"text": "red left"}, "samples": 2},
+        "/api/decode": {"subject": "s1", "stimulus": stimulus},
+        "/api/tokens": {"subject": "s1", "stimulus": stimulus, "masked": [0]},
+        "/api/accuracy": {"subject": "s1"},
+    }
+    for path, body in asked.items():
+        job = client.post(path, json=body).json()
+        JobOut.model_validate(job, strict=True)
+        done = client.get(f"/api/jobs/{job['id']}?wait=30").json()
+        assert done["state"] == "done" and JobOut.model_validate(done).result is not None
+
+
+def test_a_picture_with_transparent_parts_is_laid_on_white(client, explorer):
+    file = io.BytesIO()
+    Image.new("RGBA", (20, 20), (255, 0, 0, 0)).save(file, "PNG")
+    name = client.post("/api/pictures", content=file.getvalue()).json()["id"]
+    seen = Image.open(io.BytesIO(client.get(f"/api/pictures/{name}").content))
+    assert seen.getextrema() == ((255, 255),) * 3
+
+
+def test_the_head_of_the_page_and_a_path_with_a_slash(client):
+    assert client.head("/").status_code == 200
+    assert client.get("/api/about/", follow_redirects=False).status_code == 404
+
+
+def test_tokens_of_two_explorers_on_one_host_are_kept_apart(explorer):
+    from starlette.testclient import TestClient
+
+    from brainjanus.explorer.api import make_app
+
+    jars = []
+    for port in (8001, 8002):
+        with TestClient(make_app(explorer, token=f"t{port}"), base_url=f"http://127.0.0.1:{port}") as one:
+            jars += one.get(f"/?token=t{port}").cookies.keys()
+    assert jars == ["brainjanus-8001", "brainjanus-8002"]

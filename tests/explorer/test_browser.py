@@ -191,11 +191,12 @@ def test_encode(visit, tmp_path):
     page.wait_for_selector('#result td:has-text("±")')
     page.click('button:text("Show its spread")')
     shown(page, "spread of single trials")
-    page.uncheck("#in-spread")
-
     page.fill("#in-against", "a house")
     page.click("#go")
-    shown(page, "contrast")
+    shown(page, "spread of single trials' contrast")
+    page.click('button:text("Show the response")')
+    page.uncheck("#in-spread")
+    shown(page, "contrast (z): “a red bird on the left” minus “a house”")
     page.select_option("#subject", index=1)
     shown(page, "contrast", page.input_value("#subject"))
     page.select_option("#subject", subject)
@@ -253,7 +254,17 @@ def test_pictures_are_chosen_dropped_and_drawn(visit, tmp_path):
         }"""
     )
     page.wait_for_selector(f'#drop img:not([src="{second}"])')
-    page.fill("#in-text", "a red bird")  # and a sentence with it
+    settled(page)
+    page.click("#as-contrast")
+    page.fill("#in-text", "a red bird")  # less that picture
+    page.click("#go")
+    shown(page, "“a red bird” minus a picture")
+    assert "lessPicture=" in page.url
+    page.locator("#less button").click()
+    settled(page)
+    page.set_input_files("#in-file", tmp_path / "mine.png")
+    page.wait_for_selector("#drop img")
+    page.fill("#in-text", "a red bird")  # and a picture with it
     page.click("#go")
     settled(page)
     assert "picture=" in page.url and "text=a+red+bird" in page.url
@@ -348,14 +359,66 @@ def test_long_work_is_cancelled_and_blocks_nobody(visit, monkeypatch):
     assert left.wait(30)
 
 
+def test_what_was_cancelled_leaves_nothing_of_what_was_asked_before(visit, monkeypatch):
+    page = visit("#tab=encode&text=a+house")
+    shown(page, "expected response (z): “a house”")
+
+    def endless(self, *_, **__):
+        with progress("maps", 1000) as advance:
+            for step in range(1000):
+                advance(step, None)
+                time.sleep(0.05)
+
+    monkeypatch.setattr(Explorer, "encode", endless)
+    page.fill("#in-text", "a dog")
+    page.keyboard.press("Enter")
+    page.click('#job button:text("Cancel")')
+    page.wait_for_selector("text=Cancelled: there is no answer to show.")
+    assert page.locator("#downloads a").count() == 0
+    page.wait_for_selector("#cortex:not([data-shown])")
+
+
+@pytest.mark.refused
+def test_what_an_address_says_wrongly_can_be_left(visit):
+    page = visit("#tab=tokens&swapped=abc,1:99999&masked=x")
+    page.wait_for_selector("#problem:visible")
+    page.click('button:text("As measured")')
+    page.wait_for_selector("[data-token]")
+    page.fill("#in-code", "")
+    page.click("#swap")
+    assert "code: expected a whole number from 0 to" in page.inner_text("#problem")
+    assert "swapped" not in page.url
+    page = visit("#hidden=NOWHERE&stimulus=nothing")
+    page.wait_for_selector("#problem:visible")
+    page.locator("#thumbs button").first.click()
+    page.wait_for_selector("#ranks td")
+    assert "NOWHERE" not in page.url
+
+
+def test_the_way_back(visit):
+    page = visit()
+    page.wait_for_selector("#ranks td")
+    page.locator("#thumbs button").nth(2).click()
+    settled(page)
+    page.click("#tab-scores")
+    shown(page, "voxel r")
+    page.go_back()
+    page.wait_for_selector('#thumbs button:nth-child(3)[aria-pressed="true"]')
+    page.go_back()
+    page.wait_for_selector('#thumbs button:nth-child(1)[aria-pressed="true"]')
+
+
 def test_the_address_is_the_view(visit):
     page = visit("#tab=encode&text=a+dog&against=a+house")
     shown(page, "contrast")
+    page.click('#views button:text("below")')
+    assert "view=below" in page.url
     page.select_option("#subject", index=1)
     shown(page, "contrast", page.input_value("#subject"))
     place = page.url.partition("#")[2]
     colleague = visit(f"#{place}")
     shown(colleague, "contrast", page.input_value("#subject"))
+    assert colleague.locator('#views button:text("below")').get_attribute("aria-pressed") == "true"
     assert colleague.input_value("#in-text") == "a dog" and colleague.input_value("#in-against") == "a house"
     assert colleague.locator("#result").inner_text() == page.locator("#result").inner_text()
 
@@ -378,6 +441,12 @@ def test_from_the_keyboard_alone(visit):
     page.keyboard.type("a face")
     page.keyboard.press("Enter")
     shown(page, "expected response")
+    page.focus("#cortex")
+    before = page.screenshot(clip=page.locator("#stage").bounding_box())
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowUp", "h"):
+        page.keyboard.press(key)
+    page.wait_for_timeout(300)
+    assert page.screenshot(clip=page.locator("#stage").bounding_box()) != before
     page.focus("#tab-decode")
     page.keyboard.press("Enter")
     page.wait_for_selector("#thumbs button")

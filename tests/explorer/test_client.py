@@ -58,6 +58,21 @@ def test_the_address_has_the_token(address):
         bj.connect(address.partition("?")[0])
 
 
+def test_the_printed_address_is_enough(address):
+    assert bj.connect(address).about()["dataset"] == "study"
+
+
+@pytest.mark.parametrize("url", ["ftp://here", "http://here:abc", "http://", "here"])
+def test_what_is_no_address_is_a_sentence(url):
+    with pytest.raises(UserError, match="explorer: expected an address as"):
+        bj.connect(url)
+
+
+def test_a_contrast_with_a_sentence(lab):
+    short, long = (lab.encode(text="red left", against=less) for less in ("blue right", {"text": "blue right"}))
+    np.testing.assert_array_equal(short["s1"].values, long["s1"].values)
+
+
 def test_answers_are_those_of_the_explorer(lab, explorer):
     assert lab.about()["subjects"][1]["name"] == "s2"
     stimulus = lab.stimuli("red left", most=1)[0]["id"]

@@ -94,6 +94,32 @@ def test_the_spread_is_that_of_single_trials(explorer, run):
     assert made.spread.min() > 0
 
 
+def test_the_spread_of_a_contrast_is_that_of_a_difference(explorer):
+    both = explorer.encode(Shown(text="red left"), ["s1"], against=Shown(text="blue right"), samples=6, seed=3)
+    each = [explorer.encode(Shown(text=text), ["s1"], samples=6, seed=3)["s1"] for text in ("red left", "blue right")]
+    np.testing.assert_allclose(both["s1"].spread, np.hypot(each[0].spread, each[1].spread), rtol=1e-5)
+
+
+def test_a_trial_as_its_whole_sequence(explorer, study, stimulus):
+    """Tokens of the joint vocabulary, in three ranges, which codes and words can be read from again."""
+    vocabulary = explorer.checkpoint.model.vocabulary
+    found = explorer.tokens("s1", stimulus)
+    brain, text, image = found.sequence
+    assert [part.modality for part in found.sequence] == ["brain", "text", "image"]
+    assert brain.opening == vocabulary.control("brain:s1") and text.opening == vocabulary.control("text")
+    np.testing.assert_array_equal(np.array(brain.tokens) - vocabulary.range("brain").start, found.codes)
+    codes = torch.tensor([text.tokens]) - vocabulary.range("text").start
+    caption = study.captions(stimulus)[0]
+    assert explorer.checkpoint.tokenizers.text.decode(codes) == [caption]
+    assert "".join(text.words) == f"{caption}end" and len(text.words) == len(text.tokens)
+    assert set(image.tokens) <= set(vocabulary.range("image")) and len(image.tokens) == 4
+
+
+def test_the_report_is_that_of_the_scores(explorer, tiny_run, tmp_path):
+    with pytest.raises(UserError, match="report: expected one of run, got none"):
+        explorer.report()
+
+
 def test_nothing_shown_is_refused(explorer):
     with pytest.raises(UserError, match="expected a picture, a sentence, or both, got neither"):
         explorer.encode(Shown())

@@ -7,14 +7,25 @@ const $ = (id) => document.getElementById(id);
 const MOST_ROWS = 600;
 const TABS = ["decode", "encode", "tokens", "scores"];
 const START = { tab: "decode", subject: "", stimulus: "", repeat: "", query: "", hidden: "", samples: "1", guidance: "1", temperature: "1", seed: "0",
-  text: "", picture: "", seen: "", against: "", spread: "", swapped: "", masked: "", token: "0", shows: "values", roi: "", direction: "image->brain", sort: "direction", metric: "", of: "", whose: "", where: "" };
+  text: "", picture: "", seen: "", against: "", spread: "", swapped: "", masked: "", token: "0", lessPicture: "", lessSeen: "", view: "behind", shows: "values", roi: "", direction: "image->brain", sort: "direction", metric: "", of: "", whose: "", where: "" };
 const state = { ...START, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
 let about, cortex, last = { maps: null }, running = null, newest = null;
 
-function set(changes) {
+// step: whether the way back leads to what was before.
+function set(changes, step = false) {
   Object.assign(state, changes);
   const told = Object.entries(state).filter(([name, value]) => name in START && String(value) !== START[name]);
-  history.replaceState(null, "", `#${new URLSearchParams(told)}`);
+  history[step ? "pushState" : "replaceState"](null, "", `#${new URLSearchParams(told)}`);
+}
+
+// What is shown belongs to what was asked before: it fades until the answer is there, and goes if none comes.
+const BOTH = ["result", "stage"];
+function fade(parts, faded) { for (const one of parts) $(one).classList.toggle("stale", faded); }
+
+function empty(sentence, parts = BOTH) {
+  if (parts.includes("result")) fill($("result"), h("p.quiet", {}, sentence));
+  if (parts.includes("stage")) { fill($("downloads"), ); cortex.clear(state.subject); }
+  fade(parts, false);
 }
 
 function problem(error) {
@@ -24,10 +35,12 @@ function problem(error) {
 }
 
 // Runs one job at a time: what is asked next takes the place of what was asked before.
-async function job(path, body) {
+// parts: of the page that its answer fills.
+async function job(path, body, parts = BOTH) {
   problem(null);
   running?.();
   const own = (newest = Symbol("job"));
+  fade(parts, true);
   try {
     const done = await work(path, body, (one, cancel) => {
       if (own !== newest) { cancel(); return; }
@@ -38,9 +51,11 @@ async function job(path, body) {
       words.textContent = one.state === "waiting" ? "waits its turn" : `${one.name || one.kind} ${one.total ? `${one.done} of ${one.total}` : ""}`;
       button.onclick = cancel;
     });
-    return own === newest ? done : null;
+    if (own !== newest) return null;
+    if (done) fade(parts, false); else empty("Cancelled: there is no answer to show.", parts);
+    return done;
   } catch (error) {
-    if (own === newest) problem(error);
+    if (own === newest) { empty("There is no answer to show.", parts); problem(error); }
     return null;
   } finally {
     if (own === newest) { $("job").hidden = true; running = null; }
@@ -51,6 +66,7 @@ const subjectFacts = () => about.subjects.find((one) => one.name === state.subje
 const list = (text) => text.split(",").filter(Boolean);
 
 function paint(values, label, options = {}) {
+  fade(["stage"], false);
   const ended = cortex.show(state.subject, values, { label, ...options });
   ended.catch((error) => { problem(new Refused("The cortex could not be drawn: this browser gives no WebGL 2. The other answers are not touched by that.")); console.warn(error); });
 }
@@ -84,7 +100,7 @@ function browser(chosen, kept = "stimulus") {
       const inside = about.image_size ? h("img", { src: `/api/stimuli/${encodeURIComponent(one.id)}/picture.png?small=true`, alt: said, loading: "lazy" }) : said;
       thumbs.append(h("button", { title: `${said} (${one.id})`, role: "option", "aria-pressed": String(one.id === state[kept]), "data-stimulus": one.id,
         onclick: (event) => { for (const other of thumbs.children) other.setAttribute("aria-pressed", "false"); event.currentTarget.setAttribute("aria-pressed", "true");
-          set({ [kept]: one.id, ...(kept === "stimulus" && { repeat: "", swapped: "", masked: "" }) }); chosen(one); } }, inside));
+          set({ [kept]: one.id, ...(kept === "stimulus" && { repeat: "", swapped: "", masked: "" }) }, true); chosen(one); } }, inside));
     }
     more.hidden = start >= found.total;
     count.textContent = `${found.total} held-out stimuli`;
@@ -113,7 +129,13 @@ async function chosenStimulus(find) {
   if (!state.stimulus) return null;
   const same = found.find((one) => one.id === state.stimulus);
   if (same) return same;
-  return (await ask(`/api/stimuli?${new URLSearchParams({ id: state.stimulus })}`)).stimuli[0];
+  try {
+    return (await ask(`/api/stimuli?${new URLSearchParams({ id: state.stimulus })}`)).stimuli[0];
+  } catch (error) {
+    empty("Choose a stimulus.");
+    problem(error);
+    return null;
+  }
 }
 
 function roiButtons(pressed, press) {
@@ -138,7 +160,8 @@ const decode = {
   },
   async renew() {
     if (!state.stimulus) return;
-    const hidden = list(state.hidden);
+    const hidden = list(state.hidden).filter((name) => name in subjectFacts().rois); // another subject's are not his
+    if (hidden.join() !== state.hidden) set({ hidden: hidden.join() });
     roiButtons((name) => hidden.includes(name), (name) => { set({ hidden: (hidden.includes(name) ? hidden.filter((one) => one !== name) : [...hidden, name]).join() }); renew(); });
     $("rois").prepend(h("span.quiet", {}, "Hide and decode again: "));
     const about_seen = { subject: state.subject, stimulus: state.stimulus, repeat: state.repeat === "" ? null : Number(state.repeat) };
@@ -149,7 +172,7 @@ const decode = {
     if (turn !== this.turn || state.tab !== "decode") return;
     for (const name of hidden) for (const site of space.rois[name] ?? []) measured[site] = NaN;
     paint(measured, "measured response (z)");
-    const done = await job("/api/decode", { ...about_seen, hidden, samples: Number(state.samples), guidance: Number(state.guidance), temperature: Number(state.temperature), seed: Number(state.seed) });
+    const done = await job("/api/decode", { ...about_seen, hidden, samples: Number(state.samples), guidance: Number(state.guidance), temperature: Number(state.temperature), seed: Number(state.seed) }, ["result"]);
     if (done && turn === this.turn && state.tab === "decode") this.told(done.result);
   },
   told(found) {
@@ -177,16 +200,17 @@ const encode = {
   async open() {
     const said = h("textarea", { id: "in-text", rows: 2, placeholder: "A sentence, e.g. a face", maxLength: 1000, value: state.text });
     const other = h("input", { type: "text", id: "in-against", placeholder: "minus, e.g. a house", maxLength: 1000, value: state.against });
-    const go = () => { set({ text: said.value.trim(), against: other.value.trim() }); renew(); };
+    const go = () => { problem(null); set({ text: said.value.trim(), against: other.value.trim() }); renew(); };
     for (const field of [said, other]) field.onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); go(); } };
     const { parts, find } = browser(() => { set({ picture: "" }); this.preview(); renew(); }, "seen");
     this.box = h("div.drop", { id: "drop" });
-    const file = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", id: "in-file", onchange: () => file.files[0] && this.upload(file.files[0]) });
+    this.less = h("div", { id: "less" });
+    const file = h("input", { type: "file", accept: "image/png,image/jpeg,image/webp", id: "in-file", onchange: () => { if (file.files[0]) this.upload(file.files[0]).then(() => { file.value = ""; }); } }); // the same one may be chosen again
     this.box.ondragover = (event) => { event.preventDefault(); this.box.classList.add("over"); };
     this.box.ondragleave = () => this.box.classList.remove("over");
     this.box.ondrop = (event) => { event.preventDefault(); this.box.classList.remove("over"); if (event.dataTransfer.files[0]) this.upload(event.dataTransfer.files[0]); };
     const pad = this.pad();
-    fill($("controls"), h("h2", {}, "What is shown"), h("label", {}, "Sentence", said), h("label", {}, "Contrast", other),
+    fill($("controls"), h("h2", {}, "What is shown"), h("label", {}, "Sentence", said), h("label", {}, "Contrast", other), this.less,
       h("div.row", {}, h("button.main", { id: "go", onclick: go }, "Predict"), h("label", {}, h("input", { type: "checkbox", id: "in-spread", checked: state.spread === "1",
         onchange: (event) => { set({ spread: event.target.checked ? "1" : "" }); renew(); } }), " with its uncertainty")),
       about.reads.image ? h("details", { open: Boolean(state.picture || state.seen) }, h("summary", {}, "A picture"), this.box, file, ...pad,
@@ -220,17 +244,33 @@ const encode = {
   preview() {
     const source = state.picture ? `/api/pictures/${encodeURIComponent(state.picture)}` : state.seen && about.image_size ? `/api/stimuli/${encodeURIComponent(state.seen)}/picture.png` : "";
     this.box.replaceChildren(...(source ? [h("img", { src: source, alt: "the picture that is shown", width: 96 }), h("br"),
-      h("button", { onclick: () => { set({ picture: "", seen: "" }); this.preview(); renew(); } }, "Take it away")] : ["Drop a picture here, or choose a file"]));
+      h("button", { onclick: () => { set({ picture: "", seen: "" }); this.preview(); renew(); } }, "Take it away"), " ",
+      h("button", { id: "as-contrast", onclick: () => { set({ lessPicture: state.picture, lessSeen: state.picture ? "" : state.seen, picture: "", seen: "" }); this.preview(); renew(); } }, "Take it as the contrast")] : ["Drop a picture here, or choose a file"]));
+    const minus = state.lessPicture ? `/api/pictures/${encodeURIComponent(state.lessPicture)}` : state.lessSeen && about.image_size ? `/api/stimuli/${encodeURIComponent(state.lessSeen)}/picture.png` : "";
+    this.less.replaceChildren(...(minus ? ["minus ", h("img", { src: minus, alt: "the picture that is the contrast", width: 64 }), " ",
+      h("button", { onclick: () => { set({ lessPicture: "", lessSeen: "" }); this.preview(); renew(); } }, "Take it away")] : []));
   },
+  contrast() { return { text: state.against || null, picture: state.lessPicture || null, stimulus: state.lessPicture ? null : state.lessSeen || null }; },
+  words() {
+    const told = (text, pictured) => [text && `“${text}”`, pictured && "a picture"].filter(Boolean).join(" and ");
+    const minus = told(state.against, state.lessPicture || state.lessSeen);
+    return `${told(state.text, state.picture || state.seen)}${minus && ` minus ${minus}`}`;
+  },
+  rois() { roiButtons((name) => name === state.roi, (name) => { set({ roi: name === state.roi ? "" : name }); this.paint(); this.rois(); }); },
   async renew() {
-    const renewRois = () => roiButtons((name) => name === state.roi, (name) => { set({ roi: name === state.roi ? "" : name }); this.paint(); renewRois(); });
-    renewRois();
+    this.rois();
     const shown = { text: state.text || null, picture: state.picture || null, stimulus: state.picture ? null : state.seen || null };
-    if (!Object.values(shown).some(Boolean)) { running?.(); newest = null; $("job").hidden = true; last.maps = null; fill($("result"), h("p.quiet", {}, "Type a sentence or give a picture: the response that each brain is expected to have appears on the cortex.")); return; }
-    const body = { shown, samples: state.spread === "1" && !state.against ? 16 : 0, seed: Number(state.seed) };
-    if (state.against) body.against = { text: state.against };
+    if (!Object.values(shown).some(Boolean)) { running?.(); newest = null; $("job").hidden = true; last.maps = null; empty("Type a sentence or give a picture: the response that each brain is expected to have appears on the cortex."); return; }
+    const body = { shown, samples: state.spread === "1" ? 16 : 0, seed: Number(state.seed) };
+    const against = this.contrast();
+    if (Object.values(against).some(Boolean)) body.against = against;
+    const words = this.words();
+    fill($("downloads"), );
+    last.maps = null;
     const done = await job("/api/encode", body);
     if (!done || state.tab !== "encode") return;
+    last.words = words;
+    last.contrast = Boolean(body.against);
     last.maps = Object.fromEntries(Object.entries(done.result).map(([name, one]) => [name, { values: floats(one.values), spread: one.spread && floats(one.spread) }]));
     last.id = done.id;
     this.paint();
@@ -241,7 +281,7 @@ const encode = {
     if (!one) return;
     const space = await cortex.space(state.subject);
     const uncertain = state.shows === "spread" && one.spread;
-    const name = state.against ? "contrast (z)" : uncertain ? "spread of single trials (z)" : "expected response (z)";
+    const name = `${uncertain ? `spread of single trials${last.contrast ? "' contrast" : ""} (z)` : last.contrast ? "contrast (z)" : "expected response (z)"}: ${last.words}`;
     paint(uncertain ? one.spread : one.values, name, { lit: state.roi && space.rois[state.roi] ? new Set(space.rois[state.roi]) : null });
   },
   async told() {
@@ -253,7 +293,7 @@ const encode = {
         h("table", {}, h("tbody", {}, ...each.slice(0, subject === state.subject ? each.length : 3).map(([name, value, spread]) => h("tr", {}, h("th", {}, name), h("td.number", {}, value.toFixed(2)), h("td.number", {}, spread ? `± ${spread.toFixed(2)}` : ""))))));
     }
     const some = last.maps[state.subject]?.spread;
-    fill($("result"), h("h2", {}, state.against ? "Mean contrast, by region" : "Mean expected response, by region"), ...rows,
+    fill($("result"), h("h2", {}, last.contrast ? "Mean contrast, by region" : "Mean expected response, by region"), ...rows,
       some ? h("p.quiet", {}, "± standard deviation of single trials around it") : null,
       some ? h("div.row", {}, ...["values", "spread"].map((which) => h("button", { "aria-pressed": String(state.shows === which), onclick: () => { set({ shows: which }); this.paint(); this.told(); } }, which === "values" ? "Show the response" : "Show its spread"))) : null);
     const kind = subjectFacts().geometry, place = `/api/jobs/${last.id}/maps/${encodeURIComponent(state.subject)}`;
@@ -278,9 +318,12 @@ const tokens = {
     fill($("rois"), );
     fill($("downloads"), );
     if (!state.stimulus) return;
+    const sound = { swapped: list(state.swapped).filter((one) => /^\d+:\d+$/.test(one)).join(), masked: list(state.masked).filter((one) => /^\d+$/.test(one)).join() };
+    if (sound.swapped !== state.swapped || sound.masked !== state.masked) set(sound); // what an address says wrongly
     const swapped = Object.fromEntries(list(state.swapped).map((one) => one.split(":").map(Number)));
     const done = await job("/api/tokens", { subject: state.subject, stimulus: state.stimulus, repeat: state.repeat === "" ? null : Number(state.repeat), swapped, masked: list(state.masked).map(Number), seed: Number(state.seed) });
-    if (!done || state.tab !== "tokens") return;
+    if (state.tab !== "tokens") return;
+    if (!done) { if (state.swapped || state.masked) $("result").append(h("button", { onclick: () => { set({ swapped: "", masked: "" }); renew(); } }, "As measured")); return; }
     this.found = done.result;
     this.patch = ints(done.result.patch);
     this.values = floats((done.result.after ?? done.result.before).measured);
@@ -299,7 +342,10 @@ const tokens = {
       onfocus: () => this.light(at), onmouseenter: () => this.light(at), onclick: () => { set({ token: String(at) }); this.told(swapped, masked); this.light(at); } }, String(swapped[at] ?? code)));
     const keep = (changes) => { set(changes); renew(); };
     const code = h("input", { type: "number", id: "in-code", min: 0, max: num_codes - 1, value: swapped[chosen] ?? codes[chosen], "aria-label": "Code in its place" });
-    const swap = () => { const more = { ...swapped, [chosen]: Number(code.value) }; if (more[chosen] === codes[chosen]) delete more[chosen]; keep({ swapped: Object.entries(more).map((pair) => pair.join(":")).join() }); };
+    const swap = () => {
+      if (!/^\d+$/.test(code.value) || Number(code.value) >= num_codes) { problem(new Refused(`code: expected a whole number from 0 to ${num_codes - 1}, got '${code.value}'. Give one of these.`)); return; }
+      const more = { ...swapped, [chosen]: Number(code.value) }; if (more[chosen] === codes[chosen]) delete more[chosen]; keep({ swapped: Object.entries(more).map((pair) => pair.join(":")).join() });
+    };
     const mask = () => keep({ masked: (masked.has(chosen) ? [...masked].filter((one) => one !== chosen) : [...masked, chosen]).join() });
     const said = (one) => one.captions[0] ?? "";
     const words = new Set(said(before).split(" "));
@@ -354,7 +400,7 @@ const scores = {
   },
   async renew() { this.table(); },
   async accuracy() {
-    const done = await job("/api/accuracy", { subject: state.subject, direction: state.direction });
+    const done = await job("/api/accuracy", { subject: state.subject, direction: state.direction }, ["stage"]);
     if (!done || state.tab !== "scores") return;
     const values = floats(done.result[state.subject].values);
     paint(values, "voxel r");
@@ -380,11 +426,13 @@ const views = { decode, encode, tokens, scores };
 const renew = () => views[state.tab].renew().catch(problem);
 
 async function open(tab) {
-  set({ tab });
+  set({ tab }, tab !== state.tab);
+  fade(["stage"], true);
   $("main").dataset.tab = tab;
   for (const button of document.querySelectorAll("[role=tab]")) button.setAttribute("aria-selected", String(button.dataset.tab === tab));
   fill($("result"), );
   fill($("controls"), );
+  fill($("downloads"), );
   await views[tab].open().catch(problem);
 }
 
@@ -393,11 +441,11 @@ async function begin() {
   document.title = `${about.run} · BrainJanus`;
   $("about").textContent = `${about.run} on ${about.dataset}: ${about.subjects.length} subject${about.subjects.length === 1 ? "" : "s"}, ${about.stimuli} held-out stimuli`;
   if (!about.subjects.some((one) => one.name === state.subject)) set({ subject: about.subjects[0].name });
-  cortex = new Cortex($("cortex"), $("views"), $("hover"), $("legend"));
+  cortex = new Cortex($("cortex"), $("views"), $("hover"), $("legend"), state.view, (view) => set({ view }));
   $("subject").append(...about.subjects.map((one) => h("option", { value: one.name }, `${one.name} (${one.sites} ${one.kind})`)));
   $("subject").value = state.subject;
-  $("subject").onchange = () => { set({ subject: $("subject").value, hidden: "", roi: "", swapped: "", masked: "" });
-    if (state.tab === "encode" && last.maps) { encode.paint(); encode.told(); } else open(state.tab); };
+  $("subject").onchange = () => { set({ subject: $("subject").value, hidden: "", roi: "", repeat: "", swapped: "", masked: "" });
+    if (state.tab === "encode" && last.maps) { encode.rois(); encode.paint(); encode.told(); } else open(state.tab); };
   for (const button of document.querySelectorAll("[role=tab]")) {
     button.onclick = () => open(button.dataset.tab);
     button.onkeydown = (event) => { const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key]; if (step) { const next = TABS[(TABS.indexOf(button.dataset.tab) + step + 4) % 4]; $(`tab-${next}`).focus(); } };

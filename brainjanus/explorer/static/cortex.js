@@ -13,9 +13,11 @@ const LESS = { R: [209, 103, 33, 5], G: [229, 169, 102, 48], B: [240, 207, 172, 
 const LIT = { R: [255, 255], G: [214, 140], B: [0, 0], A: [255, 255], I: [0, 255] };
 
 export class Cortex {
-  constructor(canvas, views, hover, legend) {
-    Object.assign(this, { canvas, views, hoverLine: hover, legend, spaces: new Map(), subject: null, values: null, label: "" });
+  // view: from where a surface is seen; chosen: told another one.
+  constructor(canvas, views, hover, legend, view, chosen) {
+    Object.assign(this, { canvas, views, hoverLine: hover, legend, view, chosen, spaces: new Map(), subject: null, values: null, label: "" });
     this.kind = null;
+    canvas.parentElement.addEventListener("keydown", (event) => this.turned(event), true); // before NiiVue's own keys
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
     new ResizeObserver(() => (this.flat() ? this.values && this[this.kind]() : this.fit())).observe(canvas.parentElement);
   }
@@ -66,13 +68,13 @@ export class Cortex {
     this.nv.setSliceType(this.nv.sliceTypeRender);
     await this.nv.loadMeshes(["left", "right"].map((side) => ({ url: `/api/mesh/${side}.mz3`, name: `${side}.mz3`, rgba255: [205, 205, 205, 255],
         layers: [{ url: `/api/depth/${side}.mz3`, name: `${side}.depth.mz3`, colormap: "gray", colormapInvert: true, cal_min: -1.2, cal_max: 1.6, opacity: 0.55 }] })));
-    for (const [name, angles] of Object.entries(VIEWS)) {
+    for (const name of Object.keys(VIEWS)) {
       const button = document.createElement("button");
       button.textContent = name;
-      button.onclick = () => this.nv.setRenderAzimuthElevation(...angles);
+      button.onclick = () => { this.look(name); this.chosen(name); };
       this.views.append(button, " ");
     }
-    this.nv.setRenderAzimuthElevation(...VIEWS.behind);
+    this.look(this.view in VIEWS ? this.view : "behind");
     this.fit();
     this.recolour();
   }
@@ -84,6 +86,29 @@ export class Cortex {
     if (!this.nv || !this.nv.gl || this.flat()) return;
     const { clientWidth: wide, clientHeight: high } = this.canvas.parentElement;
     this.nv.setScale(Math.min(1.55, 1.2 * Math.max(1, wide / high)));
+  }
+
+  look(name) {
+    this.view = name;
+    this.nv.setRenderAzimuthElevation(...VIEWS[name]);
+    for (const button of this.views.querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.textContent === name));
+  }
+
+  // Arrows turn a surface.
+  turned(event) {
+    if (event.key === "Tab" || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.stopPropagation();
+    const [across, up] = { ArrowLeft: [10, 0], ArrowRight: [-10, 0], ArrowUp: [0, 10], ArrowDown: [0, -10] }[event.key] ?? [0, 0];
+    if (this.kind !== "surface" || !(across || up)) return;
+    event.preventDefault();
+    this.nv.setRenderAzimuthElevation(this.nv.scene.renderAzimuth + across, Math.max(-90, Math.min(90, this.nv.scene.renderElevation + up)));
+  }
+
+  // Takes the map away.
+  async clear(subject) {
+    const space = await this.space(subject);
+    if (this.values) await this.show(subject, new Float32Array(space.sites).fill(NaN), { label: "nothing is shown", limit: 1 });
+    delete this.canvas.dataset.shown;
   }
 
   // The background is that of the page.
