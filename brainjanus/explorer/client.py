@@ -2,7 +2,7 @@
 
     import brainjanus as bj
     lab = bj.connect("http://127.0.0.1:8765")
-    faces = lab.encode(text="a face", against={"text": "a house"})
+    faces = lab.encode(text="a face", against="a house")
     print(faces["subj01"].values)
     print(lab.decode("subj01", lab.stimuli("dog")[0]["id"]).captions)
 
