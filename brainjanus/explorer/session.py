@@ -220,8 +220,10 @@ class Explorer:
                     values = values - self._expected(other, subject)
                 spread = None
                 if samples:
-                    shown = [given] if other is None else [given, other]
-                    spread = np.sqrt(sum(self._variance(one, subject, max(2, samples), seed) for one in shown))
+                    both = [given] if other is None else [given, other]
+                    spread = np.sqrt(
+                        np.sum([self._variance(one, subject, max(2, samples), seed) for one in both], axis=0)
+                    )
                 found[subject] = Map(values, spread)
                 advance(number + 1, None)
         return found
