@@ -280,19 +280,21 @@ const encode = {
     const one = last.maps?.[state.subject];
     if (!one) return;
     const space = await cortex.space(state.subject);
+    if (one !== last.maps?.[state.subject] || state.tab !== "encode") return; // something else was asked meanwhile
     const uncertain = state.shows === "spread" && one.spread;
     const name = `${uncertain ? `spread of single trials${last.contrast ? "' contrast" : ""} (z)` : last.contrast ? "contrast (z)" : "expected response (z)"}: ${last.words}`;
     paint(uncertain ? one.spread : one.values, name, { lit: state.roi && space.rois[state.roi] ? new Set(space.rois[state.roi]) : null });
   },
   async told() {
-    const rows = [];
-    for (const [subject, one] of Object.entries(last.maps)) {
+    const rows = [], maps = last.maps;
+    for (const [subject, one] of Object.entries(maps)) {
       const space = await cortex.space(subject);
       const each = Object.entries(space.rois).map(([name, sites]) => [name, mean(sites, one.values), one.spread && mean(sites, one.spread)]).sort((a, b) => b[1] - a[1]);
       rows.push(h("h2", {}, h("button", { "aria-pressed": String(subject === state.subject), onclick: () => { $("subject").value = subject; $("subject").onchange(); } }, subject)),
         h("table", {}, h("tbody", {}, ...each.slice(0, subject === state.subject ? each.length : 3).map(([name, value, spread]) => h("tr", {}, h("th", {}, name), h("td.number", {}, value.toFixed(2)), h("td.number", {}, spread ? `± ${spread.toFixed(2)}` : ""))))));
     }
-    const some = last.maps[state.subject]?.spread;
+    if (maps !== last.maps) return; // something else was asked meanwhile
+    const some = maps[state.subject]?.spread;
     fill($("result"), h("h2", {}, last.contrast ? "Mean contrast, by region" : "Mean expected response, by region"), ...rows,
       some ? h("p.quiet", {}, "± standard deviation of single trials around it") : null,
       some ? h("div.row", {}, ...["values", "spread"].map((which) => h("button", { "aria-pressed": String(state.shows === which), onclick: () => { set({ shows: which }); this.paint(); this.told(); } }, which === "values" ? "Show the response" : "Show its spread"))) : null);
