@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
@@ -19,25 +19,18 @@ T = TypeVar("T")
 STYLE = (tyro.conf.FlagCreatePairsOff,)
 
 
-class Described(NamedTuple):
-    """A command that can be called with arguments, which the docstring of run explains. prog: how it is called."""
-
-    run: Callable[..., Any]
-    prog: str
-
-
-def described(command: Callable[[list[str]], T], run: Callable[..., T], name: str = "") -> Described:
-    """The docstring of `command` explains the arguments of `run`, its Args included."""
+def explained(command: Callable[[list[str]], T], run: Callable[..., T], name: str = "") -> str:
+    """Give `run` the docstring of `command`, which explains its arguments; returns how it is called."""
     run.__doc__ = inspect.cleandoc(str(command.__doc__))
-    return Described(run, f"brainjanus {name or command.__name__}")
+    return f"brainjanus {name or command.__name__}"
 
 
 def parse(command: Callable[[list[str]], T], run: Callable[..., T], argv: list[str], name: str = "") -> T:
     """Call `run` with the arguments in argv. Raises UserError for what is missing, unknown or of another kind."""
-    known = described(command, run, name)
+    prog = explained(command, run, name)
     description = str(run.__doc__).partition("\nArgs:")[0]
-    with in_one_sentence(known.prog):
-        return tyro.cli(run, prog=known.prog, description=description, args=argv, config=STYLE)
+    with in_one_sentence(prog):
+        return tyro.cli(run, prog=prog, description=description, args=argv, config=STYLE)
 
 
 @contextmanager

@@ -22,16 +22,16 @@ from safetensors import SafetensorError, safe_open
 
 from brainjanus.core.card import Card, bullets, forgiven, leave_card, one_line, plain, save_card, table
 from brainjanus.core.errors import UserError
+from brainjanus.core.progress import duration
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import SPLITS, Dataset, listed
 from brainjanus.data.datasheet import CARD, GUIDE, ZSCORED, dataset_card, is_simulated, source_of, tags_of
 from brainjanus.evaluate.metrics import metric_of
-from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record, load_scores
-from brainjanus.evaluate.score import MAIN_METRICS
+from brainjanus.evaluate.record import SUBJECT_MEAN, Record, load_scores, number
+from brainjanus.evaluate.score import MAIN_ESTIMATORS, main_records
 
 DATASET_CARD = "dataset_card.md"
 PAPER = "arXiv:2606.30319"
-MAIN_ESTIMATORS = ("greedy", "mean")
 STAGES = {"brain": "brain_training", "image": "image_training", "omni": "training"}  # folder -> its settings
 WEIGHTS = {  # what the files of a run hold
     "model": "model",
@@ -211,7 +211,7 @@ def progress_of(log: Path) -> tuple[int, float | None] | None:
 def model_card(facts: Facts) -> Card:
     """The card of a run."""
     name, fingerprint = facts.trained_on
-    main = main_records(facts.records)
+    main = main_figures(facts.records)
     modality = facts.dataset.modality if facts.dataset else ""
     front = {
         **_licence_facts(facts),
@@ -238,16 +238,9 @@ def model_card(facts: Facts) -> Card:
     return Card(f"{plain(facts.run.resolve().name)}: a BrainJanus model of {plain(name)}", front, sections)
 
 
-def main_records(records: Sequence[Record]) -> list[Record]:
-    """The main metrics of each direction, mean over subjects, by the main estimator."""
-    means = [record for record in records if record.subject == SUBJECT_MEAN and record.roi is None]
-    found = []
-    for direction in DIRECTIONS:
-        here = [record for record in means if record.direction == direction]
-        estimators = [name for name in MAIN_ESTIMATORS if any(record.estimator == name for record in here)]
-        by_metric = {record.metric: record for record in here if record.estimator in estimators[:1]}
-        found += [by_metric[metric] for metric in MAIN_METRICS[direction] if metric in by_metric]
-    return found
+def main_figures(records: Sequence[Record]) -> list[Record]:
+    """The main metrics of each direction, mean over subjects, by the main estimators."""
+    return [r for r in main_records(records) if r.subject == SUBJECT_MEAN and r.estimator in MAIN_ESTIMATORS]
 
 
 # ---------------------------------------------------------------------------------------------------- sections
@@ -386,10 +379,8 @@ def _scores(facts: Facts, main: Sequence[Record]) -> str:
         metric = metric_of(record.metric)
         between = f" ({record.interval[0]:.3f} to {record.interval[1]:.3f})" if record.interval else ""
         lower = " (lower is better)" if metric.lower else ""
-        beside = (record.floor, record.constant, record.baseline, record.ceiling)
-        rows.append(
-            (record.direction, f"{metric.title}{lower}", f"{record.value:.3f}{between}", *map(number, beside), record.n)
-        )
+        beside = [number(one) or "–" for one in (record.floor, record.constant, record.baseline, record.ceiling)]
+        rows.append((record.direction, f"{metric.title}{lower}", f"{record.value:.3f}{between}", *beside, record.n))
     whose = listed(sorted({plain(r.subject) for r in facts.records if r.subject != SUBJECT_MEAN}) or ["subjects"])
     columns = ("direction", "metric", "value (95 %)", "floor", "constant", "linear", "ceiling", "n")
     return (
@@ -511,17 +502,6 @@ def _index(facts: Facts, main: Sequence[Record]) -> dict[str, Any]:
 
 def better(value: float, other: float, metric: str) -> bool:
     return value < other if metric_of(metric).lower else value > other
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-def duration(seconds: float) -> str:
-    """About how long: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def numbers_in(path: Path) -> int | None:

@@ -16,10 +16,9 @@ from jaxtyping import UInt8
 from brainjanus.core.errors import UserError
 from brainjanus.core.png import Png
 from brainjanus.data.doctor import Finding
-from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Record
-from brainjanus.evaluate.score import MAIN_METRICS
+from brainjanus.evaluate.record import Record, number
+from brainjanus.evaluate.score import MAIN_ESTIMATORS, main_records
 
-MAIN_ESTIMATES = ("greedy", "mean")  # what `evaluate` draws from a model, beside samples and controls
 LIGHT_COLOURS = {"red": "#c0392b", "yellow": "#b7950b", "green": "#1e8449", "grey": "#808080"}
 TILE_INCHES, DPI = 1.0, 110
 
@@ -76,15 +75,8 @@ def table(results: Sequence[object] | Mapping[str, Sequence[object]]) -> Table:
     return _scores(main_records(records)) if records else _findings(findings)
 
 
-def main_records(records: Sequence[Record]) -> list[Record]:
-    """The main metrics of each direction for all sites, the mean over subjects if there is one."""
-    whole = [record for record in records if record.roi is None]
-    whole = [record for record in whole if record.subject == SUBJECT_MEAN] or whole
-    return [r for d in DIRECTIONS for r in whole if r.direction == d and r.metric in MAIN_METRICS[d]]
-
-
 def _scores(records: Sequence[Record]) -> Table:
-    records = [record for record in records if record.estimator in MAIN_ESTIMATES] or list(records)
+    records = [record for record in records if record.estimator in MAIN_ESTIMATORS] or list(records)
     columns = ("direction", "metric", "floor", "constant", "linear", "value", "95 %", "ceiling")
     rows = []
     for r in records:
@@ -99,12 +91,8 @@ def _findings(findings: Sequence[Finding]) -> Table:
     return Table(("", "check", "found"), [(f.light, f.check, text) for f, text in zip(findings, told, strict=True)])
 
 
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:z.3f}"  # z: no -0.000
-
-
 def _cell(value: object) -> str:
-    return f"{value:z.3f}" if isinstance(value, float | np.floating) else str(value)
+    return number(float(value)) if isinstance(value, float | np.floating) else str(value)
 
 
 def _is_number(cell: str) -> bool:

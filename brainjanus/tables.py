@@ -10,10 +10,10 @@ from typing import Any
 from brainjanus.data.doctor import LIGHTS, Finding
 from brainjanus.evaluate.compare import Comparison
 from brainjanus.evaluate.metrics import metric_of
-from brainjanus.evaluate.record import Record
+from brainjanus.evaluate.record import Record, number
+from brainjanus.evaluate.score import main_records
 from brainjanus.memory import GB, Row
 from brainjanus.outputs import Ranked
-from brainjanus.show import main_records, number
 from brainjanus.tune import Tuned, row_of
 
 WIDE = 116  # columns of a terminal that all figures need

@@ -29,7 +29,6 @@ KINDS = {
     "prepare --from": ["prepare", "--from"],
     "simulate eeg": ["simulate", "eeg"],
     "simulate meg": ["simulate", "meg"],
-    "ablate tokenizer": ["ablate", "tokenizer"],
 }
 STATUS = {
     "0": "It is done. The last line that is printed names what was made.",
@@ -56,11 +55,11 @@ def parsed(words: list[str]) -> Parsed:
         """Carries the parser past the rest of the command."""
 
     def keep(command: Callable, run: Callable, argv: list[str], name: str = "") -> None:
-        described = arguments.described(command, run, name)
+        prog = arguments.explained(command, run, name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of get_parser, which no other function stands for
-            parser = tyro.extras.get_parser(described.run, prog=described.prog, config=arguments.STYLE)
-        raise Found(Parsed(str(described.run.__doc__), parser, described.prog, settings_of(run)))
+            parser = tyro.extras.get_parser(run, prog=prog, config=arguments.STYLE)
+        raise Found(Parsed(str(run.__doc__), parser, prog, settings_of(run)))
 
     with mock.patch.object(arguments, "parse", keep):
         try:

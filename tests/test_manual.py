@@ -71,18 +71,6 @@ def test_help_with_settings_shows_their_defaults(capsys):
     assert stopped.value.code == 0 and "(default: 4096)" in capsys.readouterr().out
 
 
-def test_help_of_a_command_imports_nothing_that_is_slow():
-    code = (
-        "import sys\n"
-        "from brainjanus.cli import main\n"
-        "status = main(['train', '--help']) or main(['generate', '--help'])\n"
-        "slow = {'torch', 'numpy', 'scipy', 'sklearn', 'nilearn', 'matplotlib', 'rich'} & sys.modules.keys()\n"
-        "sys.exit(f'imported {slow}' if slow else status)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(
     ("argv", "name"),
     [

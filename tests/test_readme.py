@@ -25,6 +25,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from .listing import paths
+
 TIMEOUT_SEC = 1200
 SMALLER = {  # as it stands in the README -> what runs here
     "brainjanus demo --out runs/demo": "brainjanus demo --out runs/demo --quick",
@@ -184,7 +186,7 @@ class Story:
 
     def listing(self, text: str) -> None:
         listed = paths(text)
-        own = listed[0] == "brainjanus"
+        own = listed[0] == "brainjanus/"
         for path in listed:
             assert ((self.root if own else self.folder) / path).exists(), f"{path} is listed and absent"
         if own:
@@ -196,31 +198,6 @@ class Story:
 def environment() -> dict[str, str]:
     """With the commands of this Python before all others."""
     return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-
-def paths(listing: str) -> list[str]:
-    """The paths of an indented listing: 'a/', '  b.py  says what', '  c/', '    d.py' -> a, a/b.py, a/c, a/c/d.py."""
-    found: list[str] = []
-    above: list[tuple[int, str]] = []  # the folders that a line stands in, with their indents
-    for line in filter(str.strip, listing.splitlines()):
-        indent, name = len(line) - len(line.lstrip()), line.split()[0]
-        while above and above[-1][0] >= indent:
-            above.pop()
-        found.append("/".join([*(folder for _, folder in above), name.rstrip("/")]))
-        if name.endswith("/"):
-            above.append((indent, name.rstrip("/")))
-    return found
-
-
-def test_a_listing_is_read_as_paths():
-    assert paths("a/\n  b.py  says what\n  c/  more\n    d.py\n  e.py\nf\n") == [
-        "a",
-        "a/b.py",
-        "a/c",
-        "a/c/d.py",
-        "a/e.py",
-        "f",
-    ]
 
 
 def write_recording(folder: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from brainjanus import run as module
-from brainjanus.cards import main_records
+from brainjanus.cards import main_figures
 from brainjanus.cli import main
 from brainjanus.core import weights
 from brainjanus.core.errors import UserError
@@ -100,7 +100,7 @@ def test_from_a_dataset_to_scores_and_a_report(study, tmp_path):
     told = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
     assert {one["task"]["name"]: one["metrics"][0]["value"] for one in told} == {
         record.direction: round(record.value, 4)
-        for record in main_records(records)
+        for record in main_figures(records)
         if record.metric == MAIN_METRICS[record.direction][0]
     }
     assert "It has not been scored" not in card

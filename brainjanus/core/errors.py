@@ -92,3 +92,8 @@ def errno_of(error: OSError | SafetensorError) -> int:
         return error.errno or 0
     found = re.search(r"os error (\d+)", str(error))
     return int(found[1]) if found else 0
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its kind, if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

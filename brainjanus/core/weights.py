@@ -1,15 +1,22 @@
-"""Weights on disk: a module's state in, one safetensors file out, and back; nothing is ever unpickled."""
+"""Weights on disk: a module's state in, one safetensors file out, and back; nothing is ever unpickled.
+
+Those of other software are found in a folder: one file, or shards with an index.
+"""
 
 import hashlib
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.config import read_json
+from brainjanus.core.errors import UserError, first_line, written_beside
+
+MOST_NAMED = 4  # tensors in one sentence
 
 
 def save_module(module: nn.Module, path: Path) -> None:
@@ -67,3 +74,45 @@ def fingerprint(module: nn.Module, names: Collection[str] | None = None) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def weight_files(path: Path) -> dict[str, Path]:
+    """Which file each tensor is in: one file, or shards with an index. Raises UserError if a file is missing."""
+    index = path / "model.safetensors.index.json"
+    single = path / "model.safetensors"
+    if single.is_file():
+        return dict.fromkeys(opened(single).keys(), single)
+    if not index.is_file():
+        raise UserError(
+            f"{path}: expected model.safetensors, or its shards with model.safetensors.index.json, got neither. "
+            "Weights in another format (.bin) are not read, as that would execute what is in them."
+        )
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise UserError(f"{index}: expected a weight_map, tensor -> file, got none. Copy the folder again.")
+    missing = sorted({shard for shard in shards.values() if not (path / shard).is_file()})
+    if missing:
+        raise UserError(
+            f"{path}: expected the {len(set(shards.values()))} files of weights that {index.name} names, got none "
+            f"called {', '.join(missing[:MOST_NAMED])}. Was the download cut short? Fetch them again."
+        )
+    held = {shard: set(opened(path / shard).keys()) for shard in sorted(set(shards.values()))}
+    files = {name: path / shard for shard, names in held.items() for name in names}
+    lost = sorted(name for name in shards if name not in files)
+    if lost:
+        raise UserError(
+            f"{path}: expected the tensors that {index.name} names in its files, got none called "
+            f"{', '.join(lost[:MOST_NAMED])}. The files are of two models: fetch them again."
+        )
+    return files
+
+
+def opened(path: Path) -> Any:
+    """A file of weights. Raises UserError if it is cut short or something else."""
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: expected weights, got '{first_line(error)}'. The file was cut short or is another one: fetch it "
+            "again."
+        ) from error

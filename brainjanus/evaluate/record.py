@@ -152,3 +152,7 @@ def _record(row: dict[str, Any]) -> Record:
     for name in FIGURES:
         facts[name] = None if facts.get(name) is None else float(facts[name])
     return Record(**facts, interval=None if interval is None else tuple(interval), protocol=Protocol(**protocol))
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:z.3f}"  # z: no -0.000

@@ -42,7 +42,7 @@ from brainjanus.evaluate.figures import (
 )
 from brainjanus.evaluate.metrics import ADDED, RETRIEVAL, metric_of
 from brainjanus.evaluate.protocol import COMPARED, Protocol, hash_of_ids, software
-from brainjanus.evaluate.record import SUBJECT_MEAN, Direction, Predictions, Record
+from brainjanus.evaluate.record import DIRECTIONS, SUBJECT_MEAN, Direction, Predictions, Record
 from brainjanus.evaluate.reference import Reference, reference_of
 
 MAIN_METRICS: Mapping[Direction, tuple[str, ...]] = {
@@ -51,6 +51,7 @@ MAIN_METRICS: Mapping[Direction, tuple[str, ...]] = {
     "image->brain": ("voxel_r", "voxel_r_normalised", "identification_top1", "encode_decode_two_way"),
     "text->brain": ("voxel_r", "voxel_r_normalised", "identification_top1"),
 }
+MAIN_ESTIMATORS = ("greedy", "mean")  # what `evaluate` draws from a model, beside samples and controls
 LEVEL = 0.95
 LARGEST = 1e9  # a number; squares of larger ones, summed over sites, leave single precision
 ODD_SPREAD = 3  # times the measured standard deviation
@@ -80,6 +81,13 @@ class ScoreOptions:
                     f"--{name}: expected 0 or more, got {getattr(self, name)}. 0 permutations or resamples leave out p "
                     "or the intervals."
                 )
+
+
+def main_records(records: Sequence[Record]) -> list[Record]:
+    """The main metrics of each direction for all sites, the mean over subjects if there is one."""
+    whole = [record for record in records if record.roi is None]
+    whole = [record for record in whole if record.subject == SUBJECT_MEAN] or whole
+    return [r for d in DIRECTIONS for r in whole if r.direction == d and r.metric in MAIN_METRICS[d]]
 
 
 class Scored(NamedTuple):

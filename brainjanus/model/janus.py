@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from brainjanus.core.config import read_json
-from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.errors import UserError, first_line, written_beside
 from brainjanus.core.vocabulary import CONTROLS
+from brainjanus.core.weights import MOST_NAMED, opened, weight_files
 from brainjanus.model.checkpoint import JANUS, Checkpoint, Tokenizers, dtype_of, interface_of
 from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig, OmniModel
@@ -44,7 +44,7 @@ from brainjanus.tokenizers.janus import (
     own_fields,
 )
 from brainjanus.tokenizers.text import TextTokenizer
-from brainjanus.tokenizers.vision import first_line, transformers_or_sentence
+from brainjanus.tokenizers.vision import transformers_or_sentence
 
 # How names begin in our model and in their files. Their embedding lies behind our control tokens.
 NAMES = {
@@ -62,7 +62,6 @@ EMBEDDING, THEIR_EMBEDDING, HEAD = "embed_tokens.weight", "model.language_model.
 VQ, VISION = "model.vqmodel.", "model.vision_model."
 OURS = ("rope_theta", "dropout")  # of a decoder's settings: those that a language model of the library says elsewhere
 PLACES = ("places.image", "targets.image", "pointers.image.weight", f"places.features:{JANUS}")  # Janus has none
-MOST_NAMED = 4  # tensors in one sentence
 SPECIAL = {"image_token": "<image_placeholder>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
 HUB_FILES = ["*.json", "*.safetensors"]
 ROWS_FOR_SCALE = 4096  # of the embedding, which its spread is measured on
@@ -283,48 +282,6 @@ def text_config(path: Path, config: Any, max_length: int) -> JanusTextConfig:
             f"text, as generation_config.json and tokenizer_config.json say them, got {what}. Copy the folder again."
         )
     return JanusTextConfig(size, **{k: v for k, v in codes.items() if v is not None}, max_length=max_length)
-
-
-def weight_files(path: Path) -> dict[str, Path]:
-    """Which file each tensor is in: one file, or shards with an index. Raises UserError if a file is missing."""
-    index = path / "model.safetensors.index.json"
-    single = path / "model.safetensors"
-    if single.is_file():
-        return dict.fromkeys(opened(single).keys(), single)
-    if not index.is_file():
-        raise UserError(
-            f"{path}: expected model.safetensors, or its shards with model.safetensors.index.json, got neither. "
-            "Weights in another format (.bin) are not read, as that would execute what is in them."
-        )
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-        raise UserError(f"{index}: expected a weight_map, tensor -> file, got none. Copy the folder again.")
-    missing = sorted({shard for shard in shards.values() if not (path / shard).is_file()})
-    if missing:
-        raise UserError(
-            f"{path}: expected the {len(set(shards.values()))} files of weights that {index.name} names, got none "
-            f"called {', '.join(missing[:MOST_NAMED])}. Was the download cut short? Fetch them again."
-        )
-    held = {shard: set(opened(path / shard).keys()) for shard in sorted(set(shards.values()))}
-    files = {name: path / shard for shard, names in held.items() for name in names}
-    lost = sorted(name for name in shards if name not in files)
-    if lost:
-        raise UserError(
-            f"{path}: expected the tensors that {index.name} names in its files, got none called "
-            f"{', '.join(lost[:MOST_NAMED])}. The files are of two models: fetch them again."
-        )
-    return files
-
-
-def opened(path: Path) -> Any:
-    """A file of weights. Raises UserError if it is cut short or something else."""
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: expected weights, got '{first_line(error)}'. The file was cut short or is another one: fetch it "
-            "again."
-        ) from error
 
 
 def check_tensors(folder: JanusFolder) -> None:

@@ -10,15 +10,15 @@ Source: Touvron et al. 2023, as `LlamaForCausalLM` and `MistralForCausalLM` of t
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from brainjanus.core.config import read_json
 from brainjanus.core.errors import UserError
+from brainjanus.core.weights import MOST_NAMED, opened, weight_files
 from brainjanus.model.decoder import Decoder, DecoderConfig
 
 LLAMA = "llama:"  # how the names of such backbones begin
@@ -29,7 +29,6 @@ SIZES = (
 )  # fmt: skip
 LEFT_OUT = ("embed_tokens.weight", "lm_head.weight")  # words, and what predicts them
 ROWS_FOR_SCALE = 4096  # of the embedding, which its spread is measured on
-MOST_NAMED = 4  # tensors in one sentence
 
 
 class Begun(NamedTuple):
@@ -101,24 +100,10 @@ def load_llama(decoder: Decoder, folder: Path) -> None:
 
 def files_of(folder: Path) -> dict[str, tuple[Path, str]]:
     """Each tensor by its name in our decoder: the file, and its name there."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    shards = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [single.name]
-    found: dict[str, tuple[Path, str]] = {}
-    for file in (folder / shard for shard in shards):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                found |= {name.removeprefix("model."): (file, name) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{file}: expected weights as safetensors, got '{error}'. The file is missing, cut short or another "
-                "one: fetch it again. Weights in other formats are not read, as that would execute what is in them."
-            ) from error
-    return found
+    return {name.removeprefix("model."): (file, name) for name, file in weight_files(folder).items()}
 
 
 def tensor(files: dict[str, tuple[Path, str]], name: str, rows: int | None = None) -> Float[Tensor, "..."]:
     """A tensor, or its first rows."""
     file, theirs = files[name]
-    with safe_open(file, framework="pt") as opened:
-        found: Any = opened.get_slice(theirs)[: rows or None]
-        return found
+    return opened(file).get_slice(theirs)[: rows or None]

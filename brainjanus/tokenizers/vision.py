@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from brainjanus.core.config import read_json
-from brainjanus.core.errors import UserError
+from brainjanus.core.errors import UserError, first_line
 from brainjanus.core.extensions import LOAD, Added
 
 GRID = 8  # cells along a side
@@ -181,10 +181,6 @@ def transformers_or_sentence(what: str) -> None:
         raise UserError(
             f"{what}: expected the package transformers, got none. Install it: pip install 'brainjanus[janus]'."
         )
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def pooled(tokens: Float[Tensor, "b t c"], most: int | None) -> Float[Tensor, "b _ c"]:

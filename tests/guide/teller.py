@@ -31,6 +31,7 @@ from unittest import mock
 from brainjanus import cli
 from brainjanus.core.card import INVITATION, OWN_FACTS, yours_in
 
+from ..listing import paths
 from .pages import Block, Story
 
 SYSTEM = ("bash", "cat", "cp", "env", "head", "ls", "mkdir", "mv", "rm", "tail", "wc")
@@ -429,7 +430,7 @@ class Teller:
 
     def listing(self, text: str) -> None:
         """Paths that a reader of a layout finds; XX, NN and other capitals stand for anything, [brackets] may lack."""
-        for path in paths(text):
+        for path in (path for path in paths(text) if not path.endswith("/")):
             alternatives = [*expanded(path)]
             assert any(any(place.glob(one)) for one in alternatives for place in self.places()), f"{path} is absent"
 
@@ -472,22 +473,6 @@ def activating(environment: Path) -> None:
 
 def variables(lines: Sequence[str]) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
-
-
-def paths(listing: str) -> list[str]:
-    """The paths of an indented listing that have to be there: 'a/', '  b.py  what it is', '  [c]' -> a/b.py."""
-    found: list[str] = []
-    above: list[tuple[int, str]] = []  # the folders that a line stands in, with their indents
-    for line in filter(str.strip, listing.splitlines()):
-        indent, name = len(line) - len(line.lstrip()), line.split()[0]
-        while above and above[-1][0] >= indent:
-            above.pop()
-        path = "/".join([*(folder for _, folder in above), name.rstrip("/")])
-        if name.rstrip("]").endswith("/"):
-            above.append((indent, name.rstrip("/")))
-        elif "[" not in path:
-            found.append(path)
-    return found
 
 
 def expanded(path: str) -> Iterator[str]:

@@ -38,7 +38,7 @@ from brainjanus.insilico import experiment, localize
 
 from .checks import CHECKS
 from .pages import Story, guide, stories
-from .teller import Teller, paths
+from .teller import Teller
 from .world import TINY, World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,10 +172,6 @@ def test_a_terminal_keeps_its_variables_and_its_output(tmp_path):
     )
     (story,) = stories("p.md", page)
     Teller(ROOT, tmp_path / "here", {}, {}, {}).tell(story)
-
-
-def test_a_listing_is_read_as_paths():
-    assert paths("a/\n  b.py  what\n  [c]   maybe\n  [d/]\n    e\nf{1,2}.tar\n") == ["a/b.py", "f{1,2}.tar"]
 
 
 def test_links_of_the_guide_are_there():
