@@ -5,7 +5,6 @@
 import tempfile
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -47,8 +46,8 @@ def main(dataset: bj.Dataset, out: Path, steps: int = 100) -> bj.Run:
     measured = dataset.averages(who, "test")
     captions = run.generate({f"brain:{who}": measured.responses[:4]}, "text")
     predicted = run.generate({"image": dataset.images(measured.stimulus_ids)}, f"brain:{who}")
-    r = torch.corrcoef(torch.stack([predicted.flatten(), torch.from_numpy(measured.responses).flatten()]))[0, 1]
-    print(f"captions decoded: {captions}; predicted responses: r {r:.2f}")
+    shown = bj.Predictions("image->brain", who, measured.stimulus_ids, "mean", predicted.numpy())
+    print(f"captions decoded: {captions}\n{bj.table(bj.score(dataset, shown).records)}")
     return run
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import brainjanus as bj
 from brainjanus.recipes import tokenizer_fitting
-from brainjanus.tokenize import train_tokenizer
+from brainjanus.tokenize import report_tokenizer, train_tokenizer
 from brainjanus.tokenizers.coder import Coder
 from brainjanus.tokenizers.folder import load_tokenizer
 from brainjanus.tokenizers.quantizer import FixedQuantizer, QuantizerConfig
@@ -49,9 +49,9 @@ def main(dataset: bj.Dataset, out: Path, steps: int = 300) -> None:
     config = tokenizer_fitting(dataset).changed({"tokenizer": settings, "training.steps": steps})
     train_tokenizer(dataset, out / "signs", config)
     loaded, who = load_tokenizer(out / "signs").tokenizer, dataset.subjects[0]
-    measured = torch.from_numpy(dataset.averages(who, "test").responses)
-    r = torch.corrcoef(torch.stack([loaded.decode(loaded.encode(measured, who), who), measured]).flatten(1))[0, 1]
-    print(f"{loaded.num_codes(who)} codes, {loaded.bits(who):.0f} bits a response; r of what they keep {r:.2f}")
+    kept = report_tokenizer(out / "signs", dataset).of("voxel_r", who)  # of held-out responses; also writes a page
+    print(f"{loaded.num_codes(who)} codes, {loaded.bits(who):.0f} bits a response: voxel r {kept.value:.2f}")
+    print(f"principal components at as many bits {kept.baseline:.2f}, the mean response {kept.floor:.2f}")
 
 
 if __name__ == "__main__":

@@ -319,6 +319,8 @@ def test_scores(visit):
     every = rows.count()
     page.select_option("#in-metric", "voxel_r")
     assert 0 < rows.count() < every
+    told = page.inner_text("#beside")
+    assert re.search(r"mean over sites -?\d.\d\d, floor -?\d.\d\d, .*linear -?\d.\d\d, ceiling \d", told), told
     page.select_option("#in-of", "image->brain")
     page.select_option("#in-whose", index=1)
     page.click('th button:text-is("value")')

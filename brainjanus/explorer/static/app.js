@@ -393,7 +393,7 @@ const scores = {
     };
     const known = (name) => [...new Set(this.records.map((one) => one[name] ?? "all sites"))].sort();
     fill($("controls"), h("h2", {}, "Each site"), h("label", {}, "How well it is predicted, in ", choose),
-      h("p.quiet", {}, "Pearson's r between measured and expected responses, across held-out stimuli."), h("h2", {}, "Table"), chooser("metric", "Metric", metrics), chooser("of", "Direction", known("direction")), chooser("whose", "Subject", known("subject")), chooser("where", "Region", known("roi")));
+      h("p.quiet", {}, "Pearson's r between measured and expected responses, across held-out stimuli."), h("p", { id: "beside" }), h("h2", {}, "Table"), chooser("metric", "Metric", metrics), chooser("of", "Direction", known("direction")), chooser("whose", "Subject", known("subject")), chooser("where", "Region", known("roi")));
     this.place = h("div");
     fill($("result"), this.place, ...(this.records.length ? [h("h2", {}, "Report"), h("p", {}, h("a", { href: "/api/report", target: "_blank" }, "Open it on a page of its own")),
       h("iframe", { id: "report", src: "/api/report", sandbox: "", title: "The report: its tables and figures", loading: "lazy" })] : []));
@@ -406,7 +406,14 @@ const scores = {
     if (!done || state.tab !== "scores") return;
     const values = floats(done.result[state.subject].values);
     paint(values, "voxel r");
+    this.beside();
     fill($("downloads"), h("a", { href: `/api/jobs/${done.id}/maps/${encodeURIComponent(state.subject)}.png`, download: `${state.subject}.png` }, "Save as PNG"));
+  },
+  // A figure says nothing without its neighbours.
+  beside() {
+    const whole = this.records.find((one) => one.metric === "voxel_r" && one.direction === state.direction && one.subject === state.subject && !one.roi && one.estimator === "mean");
+    const told = whole && ["value", "floor", "constant", "baseline", "ceiling"].filter((name) => whole[name] !== null).map((name) => `${{ value: "mean over sites", baseline: "linear" }[name] ?? name} ${whole[name].toFixed(2)}`);
+    fill($("beside"), whole ? `${state.subject}: ${told.join(", ")}.` : `Floor, linear baseline and ceiling of ${state.subject} come with its scores: brainjanus evaluate RUN`);
   },
   table() {
     const columns = ["direction", "subject", "roi", "metric", "estimator", "value", "floor", "baseline", "ceiling", "p", "n"];
