@@ -110,7 +110,7 @@ def test_scores_stand_beside_floor_linear_model_and_ceiling(run, study, record):
 
 
 def test_where_lower_is_better_a_lower_value_beats_the_linear_model(run, record, monkeypatch):
-    monkeypatch.setattr("brainjanus.cards.MAIN_METRICS", dict.fromkeys(DIRECTIONS, ("mse",)))
+    monkeypatch.setattr("brainjanus.evaluate.score.MAIN_METRICS", dict.fromkeys(DIRECTIONS, ("mse",)))
     save_scores([replace(record, metric="mse", value=0.3, baseline=0.4, p=None)], run / "scores/scores.json")
     write_card(run)
     assert "no better than a linear model" not in section(run / CARD, "Limits")

@@ -4,6 +4,7 @@ Names are taken back after each test: the other tests know nothing of them.
 """
 
 import json
+import re
 import runpy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -198,8 +199,9 @@ def test_metric_needs_a_target_and_a_name_of_its_own():
 def test_added_tokenizer_trains_is_saved_and_loads(study, example, tmp_path, capsys):
     names = example("tokenizer")
     names["main"](study, tmp_path, steps=60)
-    kept = float(capsys.readouterr().out.split()[-1])
-    assert kept > 0.4
+    printed = re.findall(r"(?:voxel r|bits|response) (-?\d\.\d\d)", capsys.readouterr().out)
+    kept, linear, floor = (float(number) for number in printed)
+    assert kept > 0.4 and linear > 0.4 and floor == 0
     tokenizer = load_tokenizer(tmp_path / "signs").tokenizer
     assert isinstance(tokenizer.coder, names["LinearCoder"]) and isinstance(tokenizer.quantizer, names["SignQuantizer"])
     responses = torch.from_numpy(study.averages("s1", "test").responses)

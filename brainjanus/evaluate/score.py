@@ -84,10 +84,10 @@ class ScoreOptions:
 
 
 def main_records(records: Sequence[Record]) -> list[Record]:
-    """The main metrics of each direction for all sites, the mean over subjects if there is one."""
+    """The main metrics of each direction, in their order, for all sites, the mean over subjects if there is one."""
     whole = [record for record in records if record.roi is None]
     whole = [record for record in whole if record.subject == SUBJECT_MEAN] or whole
-    return [r for d in DIRECTIONS for r in whole if r.direction == d and r.metric in MAIN_METRICS[d]]
+    return [r for d in DIRECTIONS for m in MAIN_METRICS[d] for r in whole if (r.direction, r.metric) == (d, m)]
 
 
 class Scored(NamedTuple):

@@ -70,6 +70,7 @@ def test_what_the_user_writes_stays(tmp_path):
     save_card(path, CARD._replace(title="Another", facts=CARD.facts | {"metrics": ["r"]}))
     text = path.read_text()
     assert front_of(text) == {"license": "cc-by-4.0", "language": ["en"], "tags": ["a", "b"], "metrics": ["r"]}
+    assert text.count("\nlicense:") == 1  # twice is no YAML
     assert "# Another" in text and "# A title" not in text
     assert "<!-- yours -->\nRecorded in 2024.\n\n## Consent\n\nGiven.\n<!-- /yours -->" in text
     again = path.read_bytes()

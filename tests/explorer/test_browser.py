@@ -4,13 +4,16 @@ It looks at a small run of its own on the simulated cortex. $BRAINJANUS_EXPLORE 
 $BRAINJANUS_SCREENSHOTS a folder for pictures of each view. Skips where there is no Chromium.
 """
 
+import base64
 import io
 import itertools
+import json
 import os
 import re
 import shutil
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -494,8 +497,8 @@ def elsewhere(tiny_settings, tmp_path_factory):
     rng = np.random.default_rng(0)
     inside = np.flatnonzero(np.linalg.norm(np.indices((9, 10, 8)).reshape(3, -1).T - [4, 5, 4], axis=1) < 3)
     where = np.stack(np.unravel_index(inside, (9, 10, 8)), axis=1)
-    affine = np.diag([3.0, 3, 3, 1])
-    affine[:3, 3] = [-12, -60, -10]
+    affine = np.diag([-3.0, 3, 3, 1])  # the first voxels lie at the right
+    affine[:3, 3] = [12, -60, -10]
     volume = BrainSpace(
         "volume", len(inside), coordinates_mm=where @ affine[:3, :3] + affine[:3, 3], index=inside,
         rois={"V1": np.arange(len(inside)) < 30},
@@ -542,6 +545,8 @@ def test_brains_without_a_surface(visit, elsewhere, subject, saying):
             break
     else:
         pytest.fail(f"no site is named under the pointer: {page.inner_text('#hover')!r}")
+    if subject == "volume":
+        assert_left_is_left(page, elsewhere, box)
     page.click("#tab-encode")
     page.fill("#in-text", "red left")
     page.keyboard.press("Enter")
@@ -555,3 +560,18 @@ def test_brains_without_a_surface(visit, elsewhere, subject, saying):
     page.click("#tab-scores")
     page.wait_for_selector("text=This run was not scored yet")
     shown(page, "voxel r", subject)
+
+
+def assert_left_is_left(page, address: str, box: dict) -> None:
+    """Along a slice, sites that the pointer names lie further and further to the right."""
+    with urllib.request.urlopen(f"{address}api/spaces/volume") as answer:
+        space = json.load(answer)
+    voxels = np.stack(np.unravel_index(np.frombuffer(base64.b64decode(space["index"]), "<i4"), space["shape"]), axis=1)
+    right_mm = voxels @ np.array(space["affine"])[0, :3] + space["affine"][0][3]
+    named = []
+    for x in np.linspace(0.02, 0.3, 15):
+        page.mouse.move(box["x"] + box["width"] * x, box["y"] + box["height"] * 0.15)
+        page.wait_for_timeout(120)
+        if found := re.match(r"site (\d+)", page.inner_text("#hover")):
+            named.append(right_mm[int(found[1])])
+    assert len(set(named)) > 2 and named == sorted(named)
