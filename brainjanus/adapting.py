@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from brainjanus.cards import leave_cards
 from brainjanus.core.config import read_json
 from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Dataset, listed
 from brainjanus.data.write import digest_of
 from brainjanus.generate import condition_block, generate
@@ -48,11 +49,13 @@ def adapt(
     *,
     stimuli: int | None = None,
     seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Run:
     """Add a subject of a dataset to a trained run; writes a run into `out`.
 
     subject: default: the only one that the run does not know. stimuli: of its training stimuli, so many are used,
-    drawn with `seed`; 0: none of its responses, where its sites lie alone; None: all.
+    drawn with `seed`; 0: none of its responses, where its sites lie alone; None: all. device: where the run is asked
+    what the known subjects are expected to have.
     Raises UserError if the dataset does not fit the run, or `out` holds something.
     """
     if seed < 0:
@@ -69,7 +72,9 @@ def adapt(
             f"{out}: expected a new or an empty folder, got one that holds something. Choose another --out."
         )
     warn_of_leaks(run, dataset, subject)
-    fit, drafts, brain = solve(Checkpoint.load(run).prepare(), checkpoint, dataset, subject, ids, shown)
+    if not ids:
+        warn_of_grids(dataset.space(subject), checkpoint.spaces)
+    fit, drafts, brain = solve(Checkpoint.load(run, device=device).prepare(), checkpoint, dataset, subject, ids, shown)
     relays = added_relay(checkpoint.relays, subject, fit)
     facts = {
         "subject": subject,
@@ -100,7 +105,7 @@ def adapt(
         (beside / "config.json").write_text(json.dumps(told | {"config": config, "adapted": facts}, indent=1))
         (beside / "adapt.json").write_text(json.dumps(facts, indent=1))
     leave_cards(out, dataset, made_from=run)
-    return Run.open(out)
+    return Run.open(out, device=device)
 
 
 def new_subject(checkpoint: Checkpoint, dataset: Dataset, run: Path, subject: str | None) -> str:
@@ -214,7 +219,7 @@ def solve(
     kinds = {}
     for name, rows in shown_as.items():
         block = condition_block(asked, name, rows)
-        features = None if name != "image" or block.vectors is None else block.vectors.flatten(1).numpy()
+        features = None if name != "image" or block.vectors is None else block.vectors.flatten(1).cpu().numpy()
         kinds[name] = Kind(told_by({name: rows}), features)
     expected = told_by(shown_as) if len(shown_as) > 1 else next(iter(kinds.values())).expected
     rank = ranks_of(len(names), len(shown))
@@ -287,6 +292,24 @@ def learnt_from(run: Path) -> list[str]:
     """Paths of the datasets that the run was trained on, and of those by which subjects were added to it."""
     config = read_json(run / "config.json")
     return config.get("learnt_from") or [path for path in [config.get("path")] if path]
+
+
+def warn_of_grids(own: BrainSpace, known: Mapping[str, BrainSpace]) -> None:
+    """Say if volumes lie on several grids: as in each subject's own space, where coordinates are not comparable."""
+
+    def grid(space: BrainSpace) -> object:
+        return list(space.geometry["shape"]), np.round(space.geometry["affine"], 3).tolist()
+
+    volumes = {name: space for name, space in known.items() if space.geometry.get("type") == "volume"}
+    if own.geometry.get("type") != "volume":
+        return
+    if differing := [name for name, space in volumes.items() if grid(space) != grid(own)]:
+        print(
+            f"adapt --stimuli 0: sites are compared by coordinates, and the volume of {own.subject} is on another grid "
+            f"than that of {listed(differing)}. Unless all lie in one space, such as MNI152, they mean nothing to each "
+            "other: give responses to some stimuli.",
+            file=sys.stderr,
+        )
 
 
 def warn_of_leaks(run: Path, dataset: Dataset, subject: str) -> None:

@@ -19,7 +19,7 @@ from tyro.conf import Positional, arg
 
 from brainjanus import arguments, science
 from brainjanus.arguments import DatasetFolder, RunFolder, early, gathered
-from brainjanus.core.errors import Preempted, UserError, reported
+from brainjanus.core.errors import Preempted, UserError, first_line, reported
 from brainjanus.core.extensions import extensions_in, load_extension
 from brainjanus.manual import HELP, check_options, meant, page_asked
 
@@ -46,6 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"brainjanus: {after_interrupt(argv, str(interrupt))}", file=sys.stderr)
         return TRY_AGAIN if isinstance(interrupt, Preempted) else 130
+    except (MemoryError, RuntimeError) as error:
+        if (told := out_of_memory(argv, error)) is None:
+            raise
+        print(f"brainjanus: {told}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would complain
         return 128 + 13
@@ -119,6 +124,22 @@ def after_interrupt(argv: Sequence[str], saved: str) -> str:
         return "stopped"
     told = f"stopped {saved}" if command == "generate" and saved else "stopped"
     return f"{told}; nothing was written to --out. Run the same command again to start over."
+
+
+def out_of_memory(argv: Sequence[str], error: MemoryError | RuntimeError) -> str | None:
+    """What to do where memory did not suffice; None: it is another error."""
+    torch = sys.modules.get("torch")
+    on_card = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if not on_card and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        return None
+    what = "a graphics card" if on_card else "this machine"
+    remedies = {
+        "train": "Run the same command again with --hardware.rows-at-once 8, or fewer, or --training.recompute: it "
+        "goes on from what is saved.",
+        "generate": "Ask for fewer --samples, or fewer rows at a time.",
+    }
+    remedy = remedies.get(argv[0], "Ask for less at a time, or use a larger one.")
+    return f"{argv[0]}: expected enough memory of {what}, got '{first_line(error)}'. {remedy}"
 
 
 def demo(argv: list[str]) -> Path:
@@ -690,6 +711,7 @@ def evaluate(argv: list[str]) -> Path:
         dataset: Folder of the dataset. Default: where it was when the run was trained.
         out: Folder for report.html and scores.json. Default: RUN/scores.
         seed: Of generation, shuffles and permutations.
+        device: cpu or cuda.
         weights: Folder with weights of pretrained networks for AlexNet, Inception, CLIP, EffNet and SwAV scores, or
             "hub" to download them.
         clip: Folder (or name on the hub) of CLIP ViT-B/32, for CLIP-S and RefCLIP-S.
@@ -701,15 +723,18 @@ def evaluate(argv: list[str]) -> Path:
         dataset: Positional[Annotated[Path | None, arg(metavar="[DATASET]")]] = None,
         out: Path | None = None,
         seed: int = 0,
+        device: str = "cpu",
         weights: Path | None = None,
         clip: str | None = None,
         bert: str | None = None,
     ) -> Path:
         from brainjanus.evaluate.extras import Extras
+        from brainjanus.outputs import check_device
         from brainjanus.run import evaluate as score
         from brainjanus.tables import print_remarks, print_table
 
-        scored = score(run, dataset, out, seed=seed, extras=Extras(weights, clip=clip, bert=bert))
+        check_device(device)
+        scored = score(run, dataset, out, seed=seed, extras=Extras(weights, clip=clip, bert=bert), device=device)
         print_table(scored.records)
         print_remarks(scored.skipped, scored.warnings)
         return (out or run / "scores") / "report.html"
@@ -969,6 +994,7 @@ def explore(argv: list[str]) -> str:
         host: On which address of this machine it listens. Other than 127.0.0.1, a token is asked for.
         port: On which port; 0: any that is free.
         token: That requests have to bring. Default: a new one where others can ask, none on this machine alone.
+        device: cpu or cuda.
     """
 
     def run(
@@ -977,10 +1003,11 @@ def explore(argv: list[str]) -> str:
         host: str = "127.0.0.1",
         port: int = 8765,
         token: str | None = None,
+        device: str = "cpu",
     ) -> str:
         from brainjanus.explorer.serve import serve
 
-        serve(run, dataset, host=host, port=port, token=token)
+        serve(run, dataset, host=host, port=port, token=token, device=device)
         return ""
 
     return arguments.parse(explore, run, argv)

@@ -169,15 +169,17 @@ def relayed(
     new = subject_of(target) if relays.concern((target,)) else None
     check_drawn(checkpoint, conditions, target, config)
     asked = replace(config, trial_noise=config.trial_noise and new is None)
-    told = relays.answer(
+    answer = relays.answer(
         lambda some, goal: estimate(checkpoint, some, goal, asked),
         lambda rows: condition_block(checkpoint, "image", rows).content.flatten(1),
         drafts, given, target, mean=config.estimate == "mean" and target != "text",
     )  # fmt: skip
+    told = Generated(*(part.cpu() if isinstance(part, Tensor) else part for part in answer))
     if new is None or not config.trial_noise:
-        return Generated(*told)
+        return told
+    assert isinstance(told.samples, Tensor)
     seeds = seeds_of(config, range(len(told.samples)))
-    drawn = told.samples + drafts.scatter(new).draw(told.samples.shape[1], seeds).to(told.samples)
+    drawn = told.samples + drafts.scatter(new).draw(told.samples.shape[1], seeds).cpu()
     return Generated(drawn[:, 0], samples=drawn)
 
 

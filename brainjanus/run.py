@@ -50,7 +50,7 @@ from brainjanus.evaluate.protocol import software
 from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
 from brainjanus.evaluate.report import write_report
 from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, summary
-from brainjanus.generate import Generated, GenerationConfig, estimate, generate, score_candidates
+from brainjanus.generate import Generated, GenerationConfig, device_of, estimate, generate, score_candidates
 from brainjanus.generate import score as log_p
 from brainjanus.model.backbone import begin
 from brainjanus.model.checkpoint import JANUS, Checkpoint, Tokenizers, interface_of
@@ -657,17 +657,19 @@ def evaluate(
     seed: int = 0,
     title: str | None = None,
     extras: Extras | None = None,
+    device: torch.device | str = "cpu",
 ) -> Scored:
     """Score all directions on the test split; writes scores.json and report.html into `out` (default: RUN/scores), and
     the scores into the run's card.
 
-    dataset: default: where it was when the run was trained. extras: pretrained networks for more metrics.
+    dataset: default: where it was when the run was trained. extras: pretrained networks for more metrics. device: where
+    the model predicts.
     Raises UserError if the dataset is not the one that the run was trained on: its z-scoring and its splits are part
     of the model.
     """
     run = Path(run)
     out = run / "scores" if out is None else Path(out)
-    checkpoint = Checkpoint.load(run)
+    checkpoint = Checkpoint.load(run, device=device)
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset or dataset_of(run))
     check_same_data(checkpoint, dataset, run)
     check_leaks(dataset, dataset.subjects)
@@ -778,19 +780,22 @@ def examples_of(dataset: Dataset, predictions: Sequence[Predictions]) -> list[Im
 def codebook_usage(checkpoint: Checkpoint, dataset: Dataset) -> list[CodebookUsage]:
     """How often each code occurs in the test split: brain codes of all subjects, picture codes."""
     brain, image = checkpoint.tokenizers.brain, checkpoint.tokenizers.image
+    device = device_of(checkpoint)
     codes = [
-        brain.encode(torch.from_numpy(dataset.averages(subject, "test").responses), subject).flatten()
+        brain.encode(torch.from_numpy(dataset.averages(subject, "test").responses).to(device), subject).flatten()
         for subject in subjects_of(checkpoint, dataset)
     ]
     usage = [CodebookUsage("brain", count(torch.cat(codes), brain.config.quantizer.num_entries))]
     if image is not None and dataset.image_size is not None:
         pixels = torch.from_numpy(dataset.images(dataset.split_ids("test"))).permute(0, 3, 1, 2).float() / 255
-        usage.append(CodebookUsage("image", count(image.encode(pixels).flatten(), image.config.quantizer.num_codes)))
+        usage.append(
+            CodebookUsage("image", count(image.encode(pixels.to(device)).flatten(), image.config.quantizer.num_codes))
+        )
     return usage
 
 
 def count(codes: torch.Tensor, num_codes: int) -> np.ndarray:
-    return torch.bincount(codes, minlength=num_codes).numpy()
+    return torch.bincount(codes, minlength=num_codes).cpu().numpy()
 
 
 def subjects_of(checkpoint: Checkpoint, dataset: Dataset) -> list[str]:

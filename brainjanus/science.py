@@ -40,8 +40,10 @@ def adapt(argv: list[str]) -> Path:
         subject: Whom to add. Default: the only one that the run does not know.
         stimuli: So many of its training stimuli are used; 0: no response at all, coordinates alone. Default: all.
         seed: Of which stimuli these are.
+        device: cpu or cuda.
     """
     from brainjanus.adapting import adapt as add
+    from brainjanus.outputs import check_device
 
     def run_it(
         run: RunFolder,
@@ -50,8 +52,10 @@ def adapt(argv: list[str]) -> Path:
         subject: str | None = None,
         stimuli: int | None = None,
         seed: int = 0,
+        device: str = "cpu",
     ) -> Path:
-        add(run, dataset, out, subject, stimuli=stimuli, seed=seed)
+        check_device(device)
+        add(run, dataset, out, subject, stimuli=stimuli, seed=seed, device=device)
         return out
 
     return arguments.parse(adapt, run_it, argv)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import brainjanus as bj
+from brainjanus import adapting
 from brainjanus.cards import leave_cards
 from brainjanus.cli import main
 from brainjanus.core.errors import UserError
@@ -345,6 +346,23 @@ def test_it_is_a_run_as_any_other(run, adapted, new):
 
 
 # --- what is refused
+
+
+def test_volumes_on_several_grids_are_told_of_where_coordinates_alone_count(capsys):
+    affine = np.diag([2.0, 2, 2, 1])
+
+    def volume(name, shape, affine=affine):
+        return BrainSpace(
+            name, 2, geometry={"type": "volume", "shape": shape, "affine": affine.tolist()}, index=np.arange(2)
+        )
+
+    def told(**known):
+        adapting.warn_of_grids(volume("c", [4, 5, 6]), known)
+        return capsys.readouterr().err
+
+    assert not told(a=volume("a", (4, 5, 6)), b=BrainSpace("b", 2))
+    for other in (volume("b", [4, 5, 7]), volume("b", [4, 5, 6], affine * 1.25)):
+        assert "the volume of c is on another grid than that of b." in told(a=volume("a", [4, 5, 6]), b=other)
 
 
 def test_mistakes_are_answered_in_a_sentence(run, new, adapted, written, pictures, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from brainjanus import cli
 from brainjanus.core.errors import UserError
@@ -139,6 +140,34 @@ def test_an_interrupt_says_what_is_saved_and_how_to_go_on(command, saved, senten
     err = capsys.readouterr().err
     assert err.startswith(f"brainjanus: stopped; {sentence}")
     assert err.count("\n") == 1
+
+
+FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "sentence"),
+    [
+        ("train", torch.OutOfMemoryError(f"{FULL}\nSee"), f"a graphics card, got '{FULL}'. Run the same command again"),
+        ("generate", MemoryError(), "this machine, got 'MemoryError'. Ask for fewer --samples"),
+        ("explore", RuntimeError("[] can't allocate memory: 9 bytes"), "this machine, got '[] can't"),
+    ],
+)
+def test_too_little_memory_is_a_sentence(command, error, sentence, monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, command, raising(error))
+    assert cli.main([command]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"brainjanus: {command}: expected enough memory of {sentence}") and err.count("\n") == 1
+
+
+def test_memory_that_is_really_too_little(monkeypatch, capsys):
+    def asking(argv: list[str]) -> Path:
+        """Ask."""
+        return torch.empty(2**50)
+
+    monkeypatch.setitem(cli.COMMANDS, "generate", asking)
+    assert cli.main(["generate"]) == 2
+    assert "expected enough memory of this machine" in capsys.readouterr().err
 
 
 def test_a_training_that_is_asked_to_end_is_saved_and_has_status_75(study, tiny_settings, tmp_path):

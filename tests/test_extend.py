@@ -522,6 +522,25 @@ def test_extension_is_run_once_with_its_folder_at_hand(tmp_path):
             load_extension(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1\ndef f(:\n", r"expected Python, got 'invalid syntax' in line 2 of wrong\.py \(def f\(:\)"),
+        (
+            "import no_such_thing_at_all\n",
+            "expected all that it imports to be installed, got no 'no_such_thing_at_all'",
+        ),
+    ],
+)
+def test_what_cannot_be_read_or_is_not_installed_is_a_sentence(tmp_path, text, told, capsys):
+    file = tmp_path / "wrong.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"--extend .*wrong.py: {told}"):
+        load_extension(file)
+    file.write_text("import brainjanus\n")
+    load_extension(file)
+
+
 def test_mistakes_in_an_extension_keep_their_traceback_and_leave_nothing(tmp_path):
     file = tmp_path / "wrong.py"
     file.write_text("1 / 0\n")

@@ -160,6 +160,16 @@ def test_a_stopped_run_goes_on_to_the_same_weights(short, study, tmp_path, monke
         assert read_log(tmp_path / "run" / log) == read_log(short / log)
 
 
+def test_a_stopped_run_goes_on_recomputing_to_the_same_weights(short, study, tmp_path, monkeypatch, interrupting):
+    """As one would after it ran out of memory."""
+    monkeypatch.setattr(omni, "fit", interrupting(omni.fit, 2, "omni"))
+    with pytest.raises(KeyboardInterrupt):
+        train(study, tmp_path / "run", SHORT)
+    monkeypatch.undo()
+    train(study, tmp_path / "run", replace(SHORT, training=replace(SHORT.training, recompute=True)))
+    assert (tmp_path / "run/model.safetensors").read_bytes() == (short / "model.safetensors").read_bytes()
+
+
 def test_a_dataset_that_was_changed_meanwhile_is_refused(study, tmp_path, interrupting, monkeypatch):
     """Its checksums are compared before it is used, and again when a file was touched."""
     dataset = Dataset.open(shutil.copytree(study.path, tmp_path / "data"))

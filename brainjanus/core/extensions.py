@@ -100,7 +100,7 @@ def load_extension(file: Path | str) -> None:
     """Run a Python file, once in a process, so that what it adds is known.
 
     Its own folder is searched for what it imports, as if it were run by itself. What it raises is raised.
-    Raises UserError if it is no Python file.
+    Raises UserError if it is no Python file, or imports what is not there.
     """
     path = Path(file).expanduser().resolve()
     if path in _loaded:
@@ -115,10 +115,25 @@ def load_extension(file: Path | str) -> None:
     sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if (told := mistake(error)) is not None:
+            raise UserError(f"--extend {file}: {told}") from error
         raise
     _loaded[path] = name
+
+
+def mistake(error: BaseException) -> str | None:
+    """What is wrong with a file that raised this, where it takes one sentence; None: its traceback says it best."""
+    if isinstance(error, SyntaxError):
+        line = f"'{error.msg}' in line {error.lineno} of {Path(error.filename or '').name}"
+        return f"expected Python, got {line} ({(error.text or '').strip()[:60]}). Correct the line."
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            f"expected all that it imports to be installed, got no '{error.name}'. Install it, or put its file beside "
+            "this one."
+        )
+    return None
 
 
 def extensions_in(argv: list[str]) -> tuple[list[str], list[str]]:

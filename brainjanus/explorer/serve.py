@@ -19,13 +19,15 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8765,
     token: str | None = None,
+    device: str = "cpu",
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve a run until it is interrupted. ready: told the address once it is listened to.
 
-    token: that requests have to bring; where other machines can ask, one is made if none is given.
+    token: that requests have to bring; where other machines can ask, one is made if none is given. device: cpu or cuda.
 
-    Raises UserError without FastAPI and uvicorn, for a run that cannot be opened, or a port that is taken.
+    Raises UserError without FastAPI and uvicorn, for a run that cannot be opened, a port that is taken, or a device
+    that is not there.
     """
     try:
         import uvicorn
@@ -37,14 +39,16 @@ def serve(
             "'brainjanus[explore]'"
         ) from error
     from brainjanus.explorer.session import Explorer
+    from brainjanus.outputs import check_device
 
+    check_device(device)
     if token is not None:
         check_token(token)
     if host not in LOOPBACK and token is None:
         token = secrets.token_urlsafe(16)
     listening = listen(host, port)
     with listening:
-        app = make_app(Explorer(run, dataset), token=token)
+        app = make_app(Explorer(run, dataset, device=device), token=token)
         where = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         address = f"http://{where}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
         if host not in LOOPBACK:

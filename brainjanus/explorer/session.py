@@ -23,9 +23,9 @@ from brainjanus.core.vocabulary import Modality
 from brainjanus.data.dataset import Dataset, listed
 from brainjanus.evaluate.brain import voxel_r
 from brainjanus.explorer.answers import Decoded, Map, Part, Tokens
-from brainjanus.generate import GenerationConfig, estimate, generate, pixels_in, score_candidates
+from brainjanus.generate import GenerationConfig, device_of, estimate, generate, pixels_in, score_candidates
 from brainjanus.insilico.experiment import Experiment, opened, own_subjects, region
-from brainjanus.run import condition, directions_of, predict
+from brainjanus.run import Run, condition, directions_of, predict
 
 SPLIT = "test"
 MOST_CANDIDATES = 100  # held-out stimuli that a decoded one is ranked among
@@ -58,10 +58,15 @@ class Shown:
 
 
 class Explorer:
-    """A trained run, ready to be asked. Raises UserError if the run or its dataset is not there."""
+    """A trained run, ready to be asked. device: where it answers.
 
-    def __init__(self, run: Path | str, dataset: Path | str | None = None) -> None:
-        self.asked: Experiment = opened(run, dataset)
+    Raises UserError if the run or its dataset is not there.
+    """
+
+    def __init__(
+        self, run: Path | str, dataset: Path | str | None = None, *, device: torch.device | str = "cpu"
+    ) -> None:
+        self.asked: Experiment = opened(Run.open(run, device=device), dataset)
         self.checkpoint = self.asked.checkpoint
         self.dataset: Dataset = self.asked.dataset
         self.subjects = self.asked.subjects
@@ -339,10 +344,10 @@ class Explorer:
         tokenizer = self.checkpoint.tokenizers.brain
         values = self.measured(subject, stimulus, repeat)
         with torch.no_grad():
-            codes = tokenizer.encode(torch.from_numpy(values)[None], subject)
+            codes = tokenizer.encode(torch.from_numpy(values)[None].to(device_of(self.checkpoint)), subject)
         count, entries = codes.shape[1], tokenizer.config.quantizer.num_entries
         per_patch = count // tokenizer.num_patches(subject)
-        patch = tokenizer.site_patch(subject).numpy() * per_patch
+        patch = tokenizer.site_patch(subject).cpu().numpy() * per_patch
         swapped = dict(swapped or {})
         wrong = [token for token in (*swapped, *masked) if not 0 <= token < count]
         if wrong:
@@ -367,10 +372,10 @@ class Explorer:
             gone = np.isin(patch // per_patch, [token // per_patch for token in masked])
             if gone.all():
                 raise UserError("tokens: expected some of them to be left, got all masked. Mask fewer.")
-            after = told(values + change[0].numpy(), gone)
+            after = told(values + change[0].cpu().numpy(), gone)
             after = after._replace(measured=np.where(gone, np.nan, after.measured).astype(np.float32))
         sequence = self._sequence(subject, stimulus, codes)
-        return Tokens(sequence, codes[0].numpy(), entries, per_patch, patch, values, before, after)
+        return Tokens(sequence, codes[0].cpu().numpy(), entries, per_patch, patch, values, before, after)
 
     def _sequence(self, subject: str, stimulus: str, codes: Int[torch.Tensor, "1 k"]) -> list[Part]:
         """The response, the first caption and the picture of its stimulus, in tokens of the joint vocabulary."""
@@ -390,7 +395,8 @@ class Explorer:
         if tokenizers.image is not None and self.has_pictures:
             seen = torch.from_numpy(self.dataset.images([stimulus]))
             with torch.no_grad():
-                parts.append(part("image", "image", tokenizers.image.encode(pixels_in(seen))))
+                pixels = pixels_in(seen).to(device_of(self.checkpoint))
+                parts.append(part("image", "image", tokenizers.image.encode(pixels)))
         return parts
 
     # --- scores -----------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.evaluate.cortex import draw_maps
 from brainjanus.evaluate.text import content_words
 from brainjanus.evaluate.topography import caption_groups
-from brainjanus.generate import asked_of, marginal
+from brainjanus.generate import asked_of, device_of, marginal
 from brainjanus.insilico.experiment import (
     GREY,
     INK,
@@ -353,7 +353,8 @@ def _directions(states: np.ndarray, half: np.ndarray, groups: Mapping[str, np.nd
 def codes_of(asked: Experiment, subject: str, ids: Sequence[str]) -> Int[np.ndarray, "n k"]:
     """The brain codes of measured responses."""
     rows = condition(asked.checkpoint, asked.dataset, f"brain:{subject}", ids)
-    return asked.checkpoint.tokenizers.brain.encode(torch.as_tensor(rows), subject).numpy()
+    responses = torch.as_tensor(rows).to(device_of(asked.checkpoint))
+    return asked.checkpoint.tokenizers.brain.encode(responses, subject).cpu().numpy()
 
 
 @torch.no_grad()
@@ -389,7 +390,7 @@ def nearness_of(
         rows += [judged(subject, "word", kind, values, truth, rng) for kind, values in nearness.items()]
     if checkpoint.tokenizers.image is not None and asked.dataset.image_size is not None:
         pixels = torch.from_numpy(asked.dataset.images(ids)).permute(0, 3, 1, 2).float() / 255
-        seen = checkpoint.tokenizers.image.encode(pixels).numpy()
+        seen = checkpoint.tokenizers.image.encode(pixels.to(device_of(checkpoint))).cpu().numpy()
         shown = np.stack([np.bincount(row, minlength=checkpoint.model.vocabulary.image) > 0 for row in seen])
         often = np.argsort(-shown.sum(axis=0), kind="stable")[:MOST_IMAGE_CODES]
         often = often[(shown[:, often].sum(axis=0) >= LEAST) & (shown[:, often].sum(axis=0) <= len(ids) - LEAST)]
@@ -455,7 +456,7 @@ def word_vectors(checkpoint: Checkpoint, words: list[str], kind: str) -> np.ndar
     assert text is not None
     first = model.vocabulary.range("text").start
     table = model.embed_tokens.weight[first:] if kind == "entering" else _weight(model.heads["text"])
-    return np.stack([table[pieces].float().mean(dim=0).cpu().numpy() for pieces in text.pieces(words)])
+    return np.stack([table[torch.tensor(pieces)].float().mean(dim=0).cpu().numpy() for pieces in text.pieces(words)])
 
 
 @torch.no_grad()
@@ -507,7 +508,7 @@ def code_maps(
 ) -> dict[str, Float[np.ndarray, "v"]]:
     """What each code changes on the cortex, against the mean over words: decoded with it, less without (z)."""
     brain = checkpoint.tokenizers.brain
-    base = torch.from_numpy(expected.mean(axis=0)).float() @ brain.quantizer.codebook.float()
+    base = torch.from_numpy(expected.mean(axis=0)).float().to(device_of(checkpoint)) @ brain.quantizer.codebook.float()
     rows = base.repeat(len(codes) + 1, 1, 1)
     for number, one in enumerate(codes):
         rows[number, one["place"]] = brain.quantizer.codebook[one["code"]].float()
@@ -591,9 +592,9 @@ def nearest_places(asked: Experiment, first: str, second: str) -> Int[np.ndarray
             return None
         axes = brain.token_axes(subject)
         if axes is None:
-            weight = np.eye(brain.num_patches(subject))[:, brain.site_patch(subject).numpy()]
+            weight = np.eye(brain.num_patches(subject))[:, brain.site_patch(subject).cpu().numpy()]
         else:
-            weight = axes.square().sum(dim=1).numpy()
+            weight = axes.square().sum(dim=1).cpu().numpy()
         weight = np.repeat(weight, brain.config.quantizer.stages, axis=0).astype(np.float64)
         centres.append(weight @ points / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12))
     return np.linalg.norm(centres[0][:, None] - centres[1][None], axis=2).argmin(axis=1)

@@ -214,8 +214,8 @@ class Relays(nn.Module):
         others = {name: rows for name, rows in conditions.items() if name != f"part:{subject}"}
         if not others:
             return drafts.complete(known, subject)
-        told = self.answer(ask, see, drafts, others, f"brain:{subject}", mean=True).values
         mean = drafts.gaussian(subject).mean
+        told = self.answer(ask, see, drafts, others, f"brain:{subject}", mean=True).values.to(mean)
         return torch.where(known.isnan(), told - mean + drafts.complete(known - told + mean, subject), known)
 
     def responded(self, ask: Ask, see: See, drafts: Drafts, given: Mapping[str, Any], subject: str) -> Told:

@@ -37,7 +37,7 @@ from brainjanus.core.weights import fingerprint
 PER_FILE = 2**30  # bytes of a file of a state, about; one is held in memory while it is written
 THREADS = 8  # that read back what was written
 KEPT = 2  # states; the older one is what a damaged one costs no more than
-WATCHED = ("log_every", "save_every", "sample_every", "spike")  # settings that may change under way
+WATCHED = ("log_every", "save_every", "sample_every", "spike", "recompute")  # settings that may change under way
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:

@@ -258,7 +258,7 @@ def test_frozen_weights_have_to_be_those_that_it_began_with(tmp_path):
     assert frozen_fingerprint(nn.Linear(2, 2)) is None
 
 
-@pytest.mark.parametrize("name", ["log_every", "save_every", "sample_every", "spike"])
+@pytest.mark.parametrize("name", ["log_every", "save_every", "sample_every", "spike", "recompute"])
 def test_how_often_is_said_and_saved_may_change_under_way(tmp_path, name):
     save_state(tmp_path, *trained(), {"step": 2, "config": CONFIG | {name: 3}})
     assert load_state(tmp_path, *trained(0), CONFIG | {name: 4})["step"] == 2
