@@ -24,7 +24,13 @@ from brainjanus.core.extensions import extensions_in, load_extension
 from brainjanus.manual import HELP, check_options, meant, page_asked
 
 C = TypeVar("C")
-RESUMABLE = ("demo", "train", "tune", "ablate")  # the others write their result at the very end, or not at all
+RESUMABLE = (
+    "demo",
+    "train",
+    "tune",
+    "ablate",
+    "evaluate",
+)  # the others write their result at the very end, or not at all
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
@@ -700,7 +706,7 @@ def memory(argv: list[str]) -> str:
 
 
 def evaluate(argv: list[str]) -> Path:
-    """Score all directions on the test stimuli, beside floor, linear baseline and noise ceiling.
+    """Score all directions on the test stimuli, beside floor, linear baseline and noise ceiling; goes on if stopped.
 
     Examples:
         brainjanus evaluate runs/mine

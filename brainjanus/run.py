@@ -9,10 +9,12 @@ RUN/config.json                 all settings, the dataset's fingerprint
 
 import errno
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +48,7 @@ from brainjanus.evaluate.examples import (
     map_examples,
 )
 from brainjanus.evaluate.extras import Extras
+from brainjanus.evaluate.kept import Kept
 from brainjanus.evaluate.protocol import software
 from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
 from brainjanus.evaluate.report import write_report
@@ -142,7 +145,7 @@ class Run(NamedTuple):
 
     def evaluate(self, dataset: Dataset | Path | str, out: Path | str, *, seed: int = 0) -> list[Record]:
         """Score all directions on the test split; writes scores.json and report.html into `out`."""
-        return evaluate(self.path, dataset, out, seed=seed).records
+        return evaluate(self.path, dataset, out, seed=seed, device=device_of(self.checkpoint)).records
 
 
 def train(
@@ -664,6 +667,7 @@ def evaluate(
 
     dataset: default: where it was when the run was trained. extras: pretrained networks for more metrics. device: where
     the model predicts.
+    What is predicted is kept until it is scored: an evaluation that was stopped goes on.
     Raises UserError if the dataset is not the one that the run was trained on: its z-scoring and its splits are part
     of the model.
     """
@@ -675,14 +679,35 @@ def evaluate(
     check_leaks(dataset, dataset.subjects)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for scores.json and report.html, got a file. Choose another --out.")
-    config, losses = read_json(run / "config.json").get("config", {}), read_logs(run)
+    made_by = {"run": digest(run), "dataset": dataset.fingerprint, "seed": seed, "software": software()}
+    kept = Kept(out, made_by | {"device": str(device)})
     options = ScoreOptions(seed=seed, extras=extras or Extras())
+    scored = scored_and_told(run, checkpoint, dataset, out, kept, options, title or f"BrainJanus on {dataset.name}")
+    kept.remove()
+    return scored
+
+
+def digest(run: Path) -> str:
+    """Of the files that answer: another one when the run was trained again, or a file of it replaced."""
+    files = [run / "model.json", *sorted([*run.glob("*.safetensors"), *run.glob("tokenizers/*")])]
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def scored_and_told(
+    run: Path, checkpoint: Checkpoint, dataset: Dataset, out: Path, kept: Kept, options: ScoreOptions, title: str
+) -> Scored:
+    """`evaluate`, once it is known that all fits together."""
+    config, losses = read_json(run / "config.json").get("config", {}), read_logs(run)
     predictions = [
-        predict(checkpoint, dataset, direction, subject, estimator)
+        kept.of(
+            f"{direction.replace('->', '-to-')}-{subject}-{number}",
+            partial(predict, checkpoint, dataset, direction, subject, estimator),
+        )
         for direction in directions_of(checkpoint)
         if not lacking(dataset) & set(direction.split("->"))
         for subject in subjects_of(checkpoint, dataset)
-        for estimator in estimators_of(direction, seed)
+        for number, estimator in enumerate(estimators_of(direction, options.seed))
     ]
     scored = []
     with progress("predictions scored", len(predictions)) as advance:
@@ -709,7 +734,7 @@ def evaluate(
         warnings=warnings,
         losses=losses,
         config=config,
-        title=title or f"BrainJanus on {dataset.name}",
+        title=title,
     )
     leave_cards(run, dataset, records)
     return Scored(records, skipped, warnings)

@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from brainjanus.core.space import BrainSpace
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset, Stimuli, Subject
 from brainjanus.data.write import write_dataset
+from brainjanus.evaluate.extras import Extras
 from brainjanus.evaluate.score import MAIN_METRICS
 from brainjanus.generate import GenerationConfig, generate
 from brainjanus.model.checkpoint import JANUS, Checkpoint
@@ -133,6 +135,30 @@ def test_a_config_may_be_a_file(tmp_path):
     assert config.image_training == RunConfig().image_training
     (tmp_path / "config.json").write_text('{"seed": 4}')
     assert RunConfig.load(tmp_path / "config.json").seed == 4
+
+
+def test_an_evaluation_that_was_stopped_goes_on(short, study, tmp_path, monkeypatch):
+    """It predicts what was not predicted yet, finds the same, and leaves nothing of it behind."""
+    monkeypatch.setattr(module, "ScoreOptions", partial(module.ScoreOptions, permutations=9, resamples=9))
+    predicted, calls = module.predict, []
+
+    def counted(*arguments):
+        calls.append(arguments[2:4])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return predicted(*arguments)
+
+    monkeypatch.setattr(module, "predict", counted)
+    extras = Extras(java=False)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(short, study, tmp_path / "scores", extras=extras)
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == [".predictions"]
+    evaluate(short, study, tmp_path / "scores", extras=extras)
+    assert len(set(calls)) == 8 and calls[3] == calls[4]  # four directions, two subjects; estimators in between
+    assert calls[4:].count(calls[0]) == 0
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["report.html", "scores.json"]
+    evaluate(short, study, tmp_path / "whole", extras=extras)
+    assert (tmp_path / "scores/scores.json").read_bytes() == (tmp_path / "whole/scores.json").read_bytes()
 
 
 def test_a_finished_run_is_loaded_and_not_trained_again(short, study, monkeypatch):
