@@ -19,7 +19,7 @@ from tyro.conf import Positional, arg
 
 from brainjanus import arguments, science
 from brainjanus.arguments import DatasetFolder, RunFolder, early, gathered
-from brainjanus.core.errors import Preempted, UserError, first_line, reported
+from brainjanus.core.errors import Preempted, UserError, first_line, reported, short_of
 from brainjanus.core.extensions import extensions_in, load_extension
 from brainjanus.manual import HELP, check_options, meant, page_asked
 
@@ -134,18 +134,17 @@ def after_interrupt(argv: Sequence[str], saved: str) -> str:
 
 def out_of_memory(argv: Sequence[str], error: MemoryError | RuntimeError) -> str | None:
     """What to do where memory did not suffice; None: it is another error."""
-    torch = sys.modules.get("torch")
-    on_card = torch is not None and isinstance(error, torch.OutOfMemoryError)
-    if not on_card and not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+    if (where := short_of(error)) is None:
         return None
-    what = "a graphics card" if on_card else "this machine"
-    remedies = {
-        "train": "Run the same command again with --hardware.rows-at-once 8, or fewer, or --training.recompute: it "
+    command = " ".join(argv[:2] if argv[:2] == ["train", "tokenizer"] else argv[:1])
+    elsewhere = "Close what else is there, or run it without --device on the CPU."
+    remedy = {
+        "train": "Run the same command again with --hardware.rows-at-once 8, or fewer, and --training.recompute: it "
         "goes on from what is saved.",
-        "generate": "Ask for fewer --samples, or fewer rows at a time.",
-    }
-    remedy = remedies.get(argv[0], "Ask for less at a time, or use a larger one.")
-    return f"{argv[0]}: expected enough memory of {what}, got '{first_line(error)}'. {remedy}"
+        "train tokenizer": "Give a smaller --training.batch-size and another --out.",
+        "generate": f"Ask for fewer --samples or rows. {elsewhere}",
+    }.get(command, elsewhere if where != "this machine" else "Close what else runs there, or use a larger one.")
+    return f"{command or 'brainjanus'}: expected enough memory of {where}, got '{first_line(error)}'. {remedy}"
 
 
 def demo(argv: list[str]) -> Path:
@@ -734,11 +733,13 @@ def evaluate(argv: list[str]) -> Path:
         clip: str | None = None,
         bert: str | None = None,
     ) -> Path:
+        from brainjanus.core.processes import check_alone
         from brainjanus.evaluate.extras import Extras
         from brainjanus.outputs import check_device
         from brainjanus.run import evaluate as score
         from brainjanus.tables import print_remarks, print_table
 
+        check_alone("evaluate")
         check_device(device)
         scored = score(run, dataset, out, seed=seed, extras=Extras(weights, clip=clip, bert=bert), device=device)
         print_table(scored.records)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.fused import nats
@@ -35,6 +35,7 @@ from brainjanus.model.draft import (
 from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Block, brain_block, modality_of, subject_of, total_length
 from brainjanus.model.steps import Steps
+from brainjanus.tokenizers.vision import on_device
 
 ROWS_AT_ONCE = 256  # sequences in one batch, samples and guidance counted
 WORK_BYTES = 4 * 2**30  # that their keys and values, or their logits, may take on a CPU; on a GPU half of what is free
@@ -619,8 +620,7 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
     if by_codes:
         assert tokenizers.image is not None
         return Block("image", codes=tokenizers.image.encode(pixels.to(device)))
-    encode = tokenizers.encoder(encoder)
-    seen = encode(pixels.to(device) if isinstance(encode, nn.Module) else pixels)  # fixed rules compute on the CPU
+    seen = on_device(tokenizers.encoder(encoder), device)(pixels)
     return Block("image", vectors=feature_rows(checkpoint, seen, "image", encoder), features=encoder)
 
 

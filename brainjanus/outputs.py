@@ -36,7 +36,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from brainjanus.core.errors import UserError, written_beside
-from brainjanus.core.processes import is_first
+from brainjanus.core.processes import is_first, own_device
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.readers.pictures import PICTURE_SUFFIXES
 from brainjanus.evaluate.cortex import draw_maps
@@ -141,7 +141,8 @@ def folder_of(target: Target, made: Mapping[Target, Generated]) -> str:
 def loaded(request: Request) -> Checkpoint:
     """The model that is asked, laid out for generation. Raises UserError for a device that is not there."""
     check_device(request.device)
-    return Checkpoint.load(request.run, device=request.device).prepare(request.precision, request.acceleration)
+    checkpoint = Checkpoint.load(request.run, device=own_device(request.device))
+    return checkpoint.prepare(request.precision, request.acceleration)
 
 
 def check_device(name: str) -> None:

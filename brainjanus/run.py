@@ -68,7 +68,7 @@ from brainjanus.tokenizers.folder import SavedTokenizer, load_tokenizer
 from brainjanus.tokenizers.image import ImageTokenizer
 from brainjanus.tokenizers.janus import JanusTextTokenizer
 from brainjanus.tokenizers.text import TextTokenizer
-from brainjanus.tokenizers.vision import ENCODERS, can_encode
+from brainjanus.tokenizers.vision import ENCODERS, can_encode, on_device
 from brainjanus.train.codes import Codes, captions_of_each, encode_split, features_of, pictures_of_each
 from brainjanus.train.draft import solve_drafts
 from brainjanus.train.omni import expand_tasks, fit_omni, measure_drafts, weigh_drafts
@@ -603,8 +603,9 @@ def condition(checkpoint: Checkpoint, dataset: Dataset, name: str, ids: Sequence
         return averages.responses[[row_of[stimulus] for stimulus in ids]]
     encoder = checkpoint.model.config.text_input if name == "text" else checkpoint.model.config.image_input
     if encoder != "codes":
-        own = checkpoint.tokenizers.vision if encoder == JANUS else None
-        return features_of(dataset, encoder, ids, own)
+        new = checkpoint.tokenizers.vision is not None if encoder == JANUS else can_encode(encoder)
+        see = on_device(checkpoint.tokenizers.encoder(encoder), device_of(checkpoint)) if new else None
+        return features_of(dataset, encoder, ids, see)
     if name == "text":
         return [group[0] for group in captions_of_each(dataset, ids)]
     return dataset.images(ids)

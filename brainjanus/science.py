@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from brainjanus.run import Run
 
 
-def opened(run: Path, device: str, out: Path) -> "Run":
+def opened(run: Path, device: str, out: Path, precision: str = "auto") -> "Run":
     """A run to be asked. Raises UserError for results that exist, and a device that is not there."""
     from brainjanus.insilico.experiment import check_new
     from brainjanus.outputs import check_device
@@ -21,7 +21,7 @@ def opened(run: Path, device: str, out: Path) -> "Run":
 
     check_new(out)
     check_device(device)
-    return Run.open(run, device=device)
+    return Run.open(run, device=device, precision=precision)
 
 
 def adapt(argv: list[str]) -> Path:
@@ -43,6 +43,7 @@ def adapt(argv: list[str]) -> Path:
         device: cpu or cuda.
     """
     from brainjanus.adapting import adapt as add
+    from brainjanus.core.processes import check_alone
     from brainjanus.outputs import check_device
 
     def run_it(
@@ -54,6 +55,7 @@ def adapt(argv: list[str]) -> Path:
         seed: int = 0,
         device: str = "cpu",
     ) -> Path:
+        check_alone("adapt")
         check_device(device)
         add(run, dataset, out, subject, stimuli=stimuli, seed=seed, device=device)
         return out
@@ -300,8 +302,8 @@ def neighbours(argv: list[str]) -> Path:
         from brainjanus.insilico.neighbours import neighbours as ask
 
         found = ask(
-            opened(run, device, out), out=out, dataset=dataset, subjects=subjects, words=words, patterns=patterns,
-            top=top, seed=seed,
+            opened(run, device, out, "float32"), out=out, dataset=dataset, subjects=subjects, words=words,
+            patterns=patterns, top=top, seed=seed,
         )  # fmt: skip
         for subject, codes in found.codes.items():
             for one in codes[:3]:

@@ -1,7 +1,7 @@
 """A device that there is not: what is on it is computed on the CPU, and mixing it with the CPU fails as on a GPU.
 
 So code that forgets to move what it is given, or to fetch what it has made, is found where there is no GPU. Not found:
-what a GPU rounds otherwise, and what libraries do on their own devices.
+what a GPU rounds otherwise, and what libraries do on their own devices. "auto" means float32 there, as on a CPU.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def elsewhere() -> Iterator[torch.device]:
     with pytest.MonkeyPatch.context() as patch, Making(), Computing(), torch.no_grad():
         patch.setattr(torch, "is_autocast_enabled", lambda _device=None: False)  # refuses devices that it does not know
         patch.setattr(torch, "autocast", lambda _device, **_: nullcontext())
-        patch.setattr("brainjanus.model.omni.resolve", lambda *_: "float32")  # as on a CPU
+        patch.setattr("brainjanus.model.omni.resolve", lambda asked, *_: "float32" if asked == "auto" else asked)
         yield DEVICE
 
 
@@ -71,8 +71,11 @@ class Making(TorchFunctionMode):
 def computed(function: Any, args: tuple, kwargs: dict) -> Any:
     tensors = [x for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)]
     there = {id(x.inner): x for x in tensors if isinstance(x, There)}
-    moving, indexing = function in MOVING, function in INDEXING and isinstance(args[0], There)
-    if there and not moving and not indexing and any(not isinstance(x, There) and x.dim() for x in tensors):
+    if function in INDEXING and isinstance(args[0], There):
+        met = [x for x in tree_iter((args[0], args[2:])) if isinstance(x, torch.Tensor)]
+    else:
+        met = [] if function in MOVING else tensors
+    if there and any(not isinstance(x, There) and x.dim() for x in met):
         raise RuntimeError(f"{function}: expected all tensors on one device, got {DEVICE} and cpu")
     device = kwargs.get("device")
     stays = bool(there) if device is None else torch.device(device) == DEVICE

@@ -159,8 +159,11 @@ def test_few_stimuli_beat_ridge_from_scratch(adapted, new, written):
         assert voxels(adapted, new, direction) > least * voxel_r(data.averages("c", "test").responses, ridge).mean()
 
 
-def test_no_stimuli_are_told_by_anatomy(run, new, tmp_path):
+def test_no_stimuli_are_told_by_anatomy(run, new, tmp_path, monkeypatch):
+    compared = []
+    monkeypatch.setattr(adapting, "warn_of_grids", lambda own, known: compared.append((own.subject, *known)))
     made = bj.adapt(run, new, tmp_path / "out", "c", stimuli=0)
+    assert compared == [("c", "a", "b")]
     assert voxels(made, new, "image->brain") > 0.25
     assert voxels(made, new, "text->brain") > 0.25
     shown, options = new.averages("c", "test"), [f"{one} {side}" for one in COLOURS for side in ("left", "right")]

@@ -146,18 +146,44 @@ FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
 @pytest.mark.parametrize(
-    ("command", "error", "sentence"),
+    ("command", "error", "where", "remedy"),
     [
-        ("train", torch.OutOfMemoryError(f"{FULL}\nSee"), f"a graphics card, got '{FULL}'. Run the same command again"),
-        ("generate", MemoryError(), "this machine, got 'MemoryError'. Ask for fewer --samples"),
-        ("explore", RuntimeError("[] can't allocate memory: 9 bytes"), "this machine, got '[] can't"),
+        (
+            "train",
+            torch.OutOfMemoryError(f"{FULL}\nSee"),
+            "a graphics card",
+            "Run the same command again with --hardware",
+        ),
+        ("train tokenizer", torch.OutOfMemoryError(FULL), "a graphics card", "Give a smaller --training.batch-size"),
+        (
+            "evaluate",
+            RuntimeError("CUDA error: out of memory"),
+            "a graphics card",
+            "Close what else is there, or run it",
+        ),
+        ("generate", MemoryError(), "this machine", "Ask for fewer --samples"),
+        ("explore", RuntimeError("[] can't allocate memory: 9 bytes"), "this machine", "Close what else runs there"),
     ],
 )
-def test_too_little_memory_is_a_sentence(command, error, sentence, monkeypatch, capsys):
-    monkeypatch.setitem(cli.COMMANDS, command, raising(error))
-    assert cli.main([command]) == 2
+def test_too_little_memory_is_a_sentence(command, error, where, remedy, monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, command.split()[0], raising(error))
+    monkeypatch.setattr(cli, "check_options", lambda argv: None)
+    assert cli.main(command.split()) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"brainjanus: {command}: expected enough memory of {sentence}") and err.count("\n") == 1
+    assert err.startswith(f"brainjanus: {command}: expected enough memory of {where}, got '") and err.count("\n") == 1
+    assert f"'. {remedy}" in err
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "explore", raising(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main(["explore"])
+
+
+def test_too_little_memory_of_an_extension(tmp_path, capsys):
+    (tmp_path / "large.py").write_text("raise MemoryError\n")
+    assert cli.main(["--extend", str(tmp_path / "large.py")]) == 2
+    assert capsys.readouterr().err.startswith("brainjanus: brainjanus: expected enough memory of this machine")
 
 
 def test_memory_that_is_really_too_little(monkeypatch, capsys):

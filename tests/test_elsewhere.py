@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import brainjanus as bj
 from brainjanus import cli
@@ -17,6 +18,8 @@ from brainjanus.explorer.session import Explorer, Shown
 from brainjanus.generate import GenerationConfig, generate, score_candidates
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.run import Run, evaluate
+from brainjanus.tokenizers.vision import on_device, wavelet
+from brainjanus.train.codes import features_of
 from tests.elsewhere import DEVICE, elsewhere
 
 SAMPLES = GenerationConfig("sample", num_samples=2, trial_noise=True)
@@ -91,6 +94,59 @@ def test_a_subject_is_added_the_same(adapted_run, tiny_run, tmp_path):
         torch.testing.assert_close(
             *(load_file(folder / f"{file}.safetensors") for folder in (tmp_path / "run", adapted_run))
         )
+
+
+class Eyes(nn.Module):
+    """A frozen network that sees what the wavelets do. moves: it brings pictures to itself, as Janus's does."""
+
+    def __init__(self, moves: bool = False):
+        super().__init__()
+        self.moves = moves
+        self.register_buffer("scale", torch.full((1,), 0.5))
+
+    def forward(self, pixels):
+        pixels = pixels.to(self.scale.device) if self.moves else pixels
+        return wavelet((pixels * self.scale).cpu()).to(self.scale.device)
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_network_sees_where_the_model_is(make_checkpoint, tmp_path):
+    bj.add_vision_encoder("eyes")(Eyes())
+    make_checkpoint(image_input="eyes").save(tmp_path)
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)
+    with elsewhere():
+        for target in ("text", "brain:a"):
+            close(*(generate(checkpoint, {"image": pictures}, target) for checkpoint in both(tmp_path)))
+
+
+def test_features_come_back_from_where_they_were_made(study):
+    ids = study.split_ids("test")[:3]
+    with elsewhere():
+        places = (torch.device("cpu"), DEVICE)
+        found = [features_of(study, "eyes", ids, on_device(Eyes(moves=True), place)) for place in places]
+        assert found[1].device.type == "cpu"
+        close(*found)
+
+
+def test_half_precision_goes_through(tiny_run, study):
+    """As GPUs have it."""
+    pictures = study.images(study.split_ids("test")[:2])
+    with elsewhere():
+        there = Checkpoint.load(tiny_run, device=DEVICE)
+        there.model.prepare("bfloat16")
+        for target in ("text", "brain:s1"):
+            assert len(generate(there, {"image": pictures}, target, DRAWN)) == 2
+        assert score_candidates(there, {"brain:s1": torch.zeros(2, 40)}, "image", pictures).isfinite().all()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explore", "adapt"])
+def test_several_processes_are_refused(tiny_run, study, tmp_path, command, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    more = [str(study.path), "--out", str(tmp_path / "out")] if command == "adapt" else []
+    assert cli.main([command, str(tiny_run), *more]) == 2
+    assert capsys.readouterr().err == (
+        f"brainjanus: {command}: expected one process, got several. Start it without torchrun, or as one task.\n"
+    )
 
 
 def test_the_explorer_answers_the_same(tiny_run):

@@ -526,6 +526,7 @@ def test_extension_is_run_once_with_its_folder_at_hand(tmp_path):
     ("text", "told"),
     [
         ("x = 1\ndef f(:\n", r"expected Python, got 'invalid syntax' in line 2 of wrong\.py \(def f\(:\)"),
+        ("x = 1\0\n", "expected Python, got 'source code string cannot contain null bytes'"),
         (
             "import no_such_thing_at_all\n",
             "expected all that it imports to be installed, got no 'no_such_thing_at_all'",
@@ -541,11 +542,19 @@ def test_what_cannot_be_read_or_is_not_installed_is_a_sentence(tmp_path, text, t
     load_extension(file)
 
 
-def test_mistakes_in_an_extension_keep_their_traceback_and_leave_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("1 / 0\n", ZeroDivisionError),
+        ("import brainjanus.nothing\n", ImportError),
+        ("raise ImportError\n", ImportError),
+    ],
+)
+def test_mistakes_in_an_extension_keep_their_traceback_and_leave_nothing(tmp_path, text, error):
     file = tmp_path / "wrong.py"
-    file.write_text("1 / 0\n")
+    file.write_text(text)
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(error):
             load_extension(file)
 
 

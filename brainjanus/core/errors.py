@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,15 @@ def errno_of(error: OSError | SafetensorError) -> int:
     return int(found[1]) if found else 0
 
 
-def first_line(error: Exception) -> str:
+def short_of(error: BaseException) -> str | None:
+    """Whose memory did not suffice, of this machine or of a graphics card; None: it is another error."""
+    text, torch = str(error), sys.modules.get("torch")
+    on_card = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if on_card or any(words in text for words in ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")):
+        return "a graphics card"
+    return "this machine" if isinstance(error, MemoryError) or "can't allocate memory" in text else None
+
+
+def first_line(error: BaseException) -> str:
     """What an error says first; its kind, if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

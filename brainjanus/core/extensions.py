@@ -8,6 +8,7 @@ holds them and a saved model is built again as it was.
 import importlib.util
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Collection
@@ -105,9 +106,9 @@ def load_extension(file: Path | str) -> None:
     path = Path(file).expanduser().resolve()
     if path in _loaded:
         return
-    if path.suffix != ".py" or not path.is_file():
-        there = "none there" if not path.exists() else "something else"
-        raise UserError(f"--extend {file}: expected a Python file, got {there}. Correct the path.")
+    if path.suffix != ".py" or not path.is_file() or not os.access(path, os.R_OK):
+        there = "none there" if not path.exists() else "something else" if not path.is_file() else "a locked one"
+        raise UserError(f"--extend {file}: expected a Python file, got {there}. Correct the path, or its permissions.")
     name = f"brainjanus_extension_{len(_loaded)}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -126,9 +127,10 @@ def load_extension(file: Path | str) -> None:
 def mistake(error: BaseException) -> str | None:
     """What is wrong with a file that raised this, where it takes one sentence; None: its traceback says it best."""
     if isinstance(error, SyntaxError):
-        line = f"'{error.msg}' in line {error.lineno} of {Path(error.filename or '').name}"
-        return f"expected Python, got {line} ({(error.text or '').strip()[:60]}). Correct the line."
-    if isinstance(error, ModuleNotFoundError):
+        line = f" in line {error.lineno} of {Path(error.filename).name}" if error.filename and error.lineno else ""
+        text = f" ({error.text.strip()[:60]})" if error.text else ""
+        return f"expected Python, got '{error.msg}'{line}{text}. Correct it."
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("brainjanus"):
         return (
             f"expected all that it imports to be installed, got no '{error.name}'. Install it, or put its file beside "
             "this one."

@@ -7,12 +7,13 @@ at a time, the next is taken from the owner who has waited longest, and there ar
 import secrets
 import threading
 import time
+import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from brainjanus.core.errors import UserError
+from brainjanus.core.errors import UserError, first_line, short_of
 from brainjanus.core.progress import heard
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -146,11 +147,18 @@ class Jobs:
         except UserError as error:
             state, job.problem = "failed", str(error)
         except Exception as error:
-            state, job.is_users = "failed", False
-            job.problem = f"{job.kind}: expected an answer, got {type(error).__name__}: {error}. This is our mistake."
-            import traceback
-
-            traceback.print_exc()
+            state = "failed"
+            if (where := short_of(error)) is not None:
+                job.problem = (
+                    f"{job.kind}: expected enough memory of {where}, got '{first_line(error)}'. Ask for fewer samples, "
+                    "or again when others have their answers."
+                )
+            else:
+                job.is_users = False
+                job.problem = (
+                    f"{job.kind}: expected an answer, got {type(error).__name__}: {error}. This is our mistake."
+                )
+                traceback.print_exc()
         with self._changed:
             self._end(job, state)
 

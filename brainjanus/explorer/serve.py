@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from brainjanus.core.errors import UserError
+from brainjanus.core.processes import check_alone
+from brainjanus.outputs import check_device
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -29,6 +31,8 @@ def serve(
     Raises UserError without FastAPI and uvicorn, for a run that cannot be opened, a port that is taken, or a device
     that is not there.
     """
+    check_alone("explore")
+    check_device(device)
     try:
         import uvicorn
 
@@ -39,9 +43,7 @@ def serve(
             "'brainjanus[explore]'"
         ) from error
     from brainjanus.explorer.session import Explorer
-    from brainjanus.outputs import check_device
 
-    check_device(device)
     if token is not None:
         check_token(token)
     if host not in LOOPBACK and token is None:

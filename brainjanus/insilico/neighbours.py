@@ -95,7 +95,7 @@ def neighbours(
     """
     check_new(out)
     check_seed("neighbours", seed)
-    asked = opened(run, dataset, subjects)
+    asked = opened(run if isinstance(run, Run) else Run.open(run, precision="float32"), dataset, subjects)
     check_own(asked, "neighbours")
     seen = [set(asked.dataset.trials(subject).stimuli("test")) for subject in asked.subjects]
     ids = sorted(set.intersection(*seen))
@@ -471,6 +471,12 @@ def image_vectors(checkpoint: Checkpoint, kind: str) -> np.ndarray:
 
 
 def _weight(module: Any) -> Tensor:
+    """Raises UserError for weights that were rounded and given up."""
+    if module.weight is None:
+        raise UserError(
+            "neighbours: expected a run with its weights as they were saved, got one that was rounded for generation. "
+            'Open it with bj.Run.open(RUN, precision="float32").'
+        )
     return module.weight.detach().float()
 
 

@@ -27,6 +27,7 @@ from brainjanus.tokenizers.vision import pooled, transformers_or_sentence
 
 USER, ASSISTANT = "<|User|>: ", "\n\n<|Assistant|>:"  # Janus's chat template, one turn
 NORM_GROUPS = 32  # of channels that Janus's VQ autoencoder normalises together
+AT_ONCE = 16  # pictures; one of 384 pixels takes 75 MB for each map of the encoder's first layers
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,11 @@ class JanusImageTokenizer(nn.Module):
     def encode(self, pixels: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b k"]:
         """Codes of pictures in [0, 1], row by row. Raises UserError if they are not image_size pixels along a side."""
         check_size(pixels, self.config.image_size)
-        codebook = self.quantizer.codebook
-        latents = self.vq.quant_conv(self.vq.encoder(standardised(pixels, self.config).to(codebook.dtype)))
-        return torch.stack([(codebook @ latent.flatten(1)).argmax(dim=0) for latent in latents])
+        codebook, codes = self.quantizer.codebook, []
+        for some in pixels.split(AT_ONCE):
+            latents = self.vq.quant_conv(self.vq.encoder(standardised(some, self.config).to(codebook.dtype)))
+            codes += [(codebook @ latent.flatten(1)).argmax(dim=0) for latent in latents]
+        return torch.stack(codes)
 
     def decode(self, codes: Int[Tensor, "b k"]) -> Float[Tensor, "b 3 h w"]:
         """Pictures in [0, 1]."""

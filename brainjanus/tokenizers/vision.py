@@ -8,10 +8,12 @@ Differs: energies are pooled to one grid and their square root is taken, as resp
 `transformers:NAME@N` averages them to at most N. Janus's own encoder belongs to a model (`tokenizers/janus.py`).
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,20 @@ def vision_encoder(name: str) -> Callable[[Tensor], Tensor]:
             f"extension's, {LOAD}."
         )
     return ENCODERS[name]
+
+
+def on_device(encoder: Encoder, device: torch.device) -> Encoder:
+    """The encoder, with pictures brought to it: a network computes on the device, fixed rules on the CPU."""
+    if not isinstance(encoder, nn.Module):
+        return lambda pixels: encoder(pixels.cpu())
+    tensors = next(chain(encoder.parameters(), encoder.buffers()), None)
+    there = encoder if tensors is None or tensors.device == device else _copied(encoder, device)
+    return lambda pixels: there(pixels.to(device))
+
+
+@lru_cache(maxsize=2)  # each request asks for it
+def _copied(encoder: nn.Module, device: torch.device) -> nn.Module:
+    return copy.deepcopy(encoder).to(device)
 
 
 def can_encode(name: str) -> bool:

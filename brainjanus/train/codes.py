@@ -639,7 +639,7 @@ def features_of(
     encode, parts = encoder or vision_encoder(name), []
     with progress(f"{name} features", len(ids)) as advance:
         for start in range(0, len(ids), ENCODE_BATCH):
-            parts.append(features_of_some(dataset, ids[start : start + ENCODE_BATCH], encode))
+            parts.append(features_of_some(dataset, ids[start : start + ENCODE_BATCH], encode).cpu())
             advance(min(start + ENCODE_BATCH, len(ids)), None)
     return torch.cat(parts)
 

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from brainjanus.core.errors import UserError
 from brainjanus.core.progress import progress
@@ -105,6 +106,15 @@ def test_a_mistake_of_the_user_is_told_apart_from_ours(jobs, capfd):
     job = ended(jobs.submit("a", "encode", lambda: 1 / 0))
     assert job.state == "failed" and not job.is_users and "ZeroDivisionError" in job.problem
     assert "ZeroDivisionError" in capfd.readouterr().err, "our own mistakes keep their traceback"
+
+
+def test_too_little_memory_is_told_and_not_called_ours(jobs, capfd):
+    def large():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nSee")
+
+    job = ended(jobs.submit("a", "decode", large))
+    assert job.problem.startswith("decode: expected enough memory of a graphics card, got 'CUDA out of memory.'. Ask")
+    assert job.state == "failed" and job.is_users and not capfd.readouterr().err
 
 
 def test_too_many_jobs_are_refused(jobs, monkeypatch):

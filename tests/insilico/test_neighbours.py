@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import brainjanus as bj
 from brainjanus import cli
+from brainjanus.core.errors import UserError
 from brainjanus.core.space import BrainSpace
 from brainjanus.generate import asked_of
 from brainjanus.insilico import neighbours as module
@@ -197,6 +198,15 @@ def test_the_command_writes_figures_and_maps(tiny_run, tmp_path, monkeypatch):
     assert set(results["words"]) == {"left", "right"}
     assert set(results["patterns"][0]["nearest"]) == {"s064"}
     assert (out / "figure.png").stat().st_size > 5000
+
+
+def test_a_model_that_was_rounded_is_refused(tiny_run, monkeypatch):
+    monkeypatch.setattr(module, "SHUFFLES", 20)
+    monkeypatch.setattr("brainjanus.core.linear.LARGE", 1)
+    rounded = bj.Run.open(tiny_run)
+    with pytest.raises(UserError, match="expected a run with its weights as they were saved, got one that was rounded"):
+        bj.neighbours(rounded)
+    assert bj.neighbours(tiny_run, top=1).modalities
 
 
 def test_one_subject_alone(tiny_run, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from brainjanus.core.errors import UserError
 from brainjanus.model.checkpoint import Checkpoint
 from brainjanus.model.lora import LoraConfig, load_lora, merge_lora
+from brainjanus.model.omni import OmniModel
 from brainjanus.model.sequence import Block
 from brainjanus.tokenizers.vision import wavelet
 from brainjanus.train import omni as module
@@ -223,10 +225,18 @@ def test_trained_rows_are_looked_up_and_alone_have_gradients():
     assert torch.equal(merged.weight - table.weight, F.one_hot(torch.tensor([7, 2]), 9).sum(0)[:, None].expand(9, 4))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("trained", MODES)
-def test_recomputed_it_is_the_same_training(make_checkpoint, tmp_path, trained):
-    plain = fitted(make_checkpoint, tmp_path / "plain", trained)
-    again = fitted(make_checkpoint, tmp_path / "again", trained, recompute=True)
+def test_recomputed_it_is_the_same_training(make_checkpoint, tmp_path, trained, dropout):
+    def dropping():
+        checkpoint = make_checkpoint()
+        decoder = replace(checkpoint.model.config.decoder, dropout=dropout)
+        model = OmniModel(replace(checkpoint.model.config, decoder=decoder), checkpoint.model.interface)
+        model.load_state_dict(checkpoint.model.state_dict())
+        return replace(checkpoint, model=model.eval().requires_grad_(False))
+
+    plain = fitted(dropping, tmp_path / "plain", trained)
+    again = fitted(dropping, tmp_path / "again", trained, recompute=True)
     for name, value in plain.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 
