@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from brainjanus import cli
+from brainjanus import cli, manual
 from brainjanus.core.errors import UserError
 from brainjanus.data.dataset import Dataset
+from brainjanus.manual import OPTION
 
 
 def brainjanus(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -99,6 +100,17 @@ def test_a_mistaken_argument_is_one_sentence(argv, sentence, capsys):
 def test_a_short_name_of_a_setting_is_understood(capsys):
     assert cli.main(["train", "d", "--out", "x", "--lr", "3"]) == 2
     assert "or --training.optim.learning-rate?" in capsys.readouterr().err
+
+
+def test_what_other_programs_call_it_leads_to_an_option(capsys):
+    """Each of these names leads to an option of some command, and of the one that is asked."""
+    options = {
+        name.rpartition(".")[2].lstrip("-") for page in cli.COMMANDS for name in OPTION.findall(manual.page(page))
+    }
+    assert set(manual.OTHERS_SAY.values()) <= options and not set(manual.OTHERS_SAY) & options
+    for command, other, ours in (("train", "epochs", "--training.optim.steps"), ("generate", "prompt", "--text")):
+        assert cli.main([command, "d", f"--{other}", "3"]) == 2
+        assert f"{ours}?" in capsys.readouterr().err
 
 
 def test_without_the_hook_of_tyro_a_mistake_has_status_2_still(monkeypatch, capsys):

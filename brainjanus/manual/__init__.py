@@ -13,6 +13,12 @@ from brainjanus.core.errors import UserError
 HELP = ("-h", "--help")
 OPTION = re.compile(r"^ {7}(--\S+)", flags=re.MULTILINE)
 ANY = "NAME"  # ends an option that stands for many: --training.tasks.NAME
+OTHERS_SAY = {  # what other programs call it -> how an option ends here
+    "epochs": "steps", "max-steps": "steps", "num-epochs": "steps", "gpu": "device", "cuda": "device", "gpus": "device",
+    "wandb": "log-to", "tensorboard": "log-to", "bf16": "precision", "fp16": "precision", "dtype": "precision",
+    "temp": "temperature", "cfg": "guidance", "cfg-scale": "guidance", "guidance-scale": "guidance", "prompt": "text",
+    "n": "samples", "n-samples": "samples", "output-dir": "out", "save-dir": "out", "roi": "rois", "bs": "batch-size",
+}  # fmt: skip
 
 
 def page(name: str) -> str | None:
@@ -59,7 +65,7 @@ def check_options(argv: Sequence[str]) -> None:
 def meant(word: str, known: Iterable[str]) -> str:
     """A question that names what is near to a word, or the advice to look."""
     known = list(known)
-    bare = word.lstrip("-")
+    bare = OTHERS_SAY.get(word.lstrip("-"), word.lstrip("-"))
     near = difflib.get_close_matches(word, known, 2, 0.75)
     for name in known:  # --steps for --training.optim.steps, --lr for its learning rate
         last = name.rpartition(".")[2].lstrip("-")
