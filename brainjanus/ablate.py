@@ -31,7 +31,7 @@ import numpy as np
 
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, written_beside
-from brainjanus.core.processes import check_alone
+from brainjanus.core.processes import check_alone, only_one
 from brainjanus.data.dataset import Dataset
 from brainjanus.data.truth import noise_free
 from brainjanus.evaluate.downstream import DownstreamScore, LinearProbe
@@ -41,7 +41,7 @@ from brainjanus.evaluate.record import SUBJECT_MEAN
 from brainjanus.evaluate.score import MAIN_METRICS, ScoreOptions, score
 from brainjanus.evaluate.tokenizer import reconstruct, score_tokenizer
 from brainjanus.recipes import TokenizerRunConfig, fitting, tokenizer_fitting
-from brainjanus.run import different, directions_of, estimators_of, only_one, predict, train
+from brainjanus.run import different, directions_of, estimators_of, predict, train
 from brainjanus.tokenize import train_tokenizer
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.coder import ENCODERS

@@ -137,13 +137,16 @@ def out_of_memory(argv: Sequence[str], error: MemoryError | RuntimeError) -> str
     if (where := short_of(error)) is None:
         return None
     command = " ".join(argv[:2] if argv[:2] == ["train", "tokenizer"] else argv[:1])
-    elsewhere = "Close what else is there, or run it without --device on the CPU."
+    smaller = "Run the same command again with --hardware.rows-at-once 8, or fewer"
+    other = "Close what else runs there, or use a larger one."
+    if where != "this machine":
+        other = "Close what else is there, or run it on the CPU: CUDA_VISIBLE_DEVICES= before the same command does."
     remedy = {
-        "train": "Run the same command again with --hardware.rows-at-once 8, or fewer, and --training.recompute: it "
-        "goes on from what is saved.",
+        "train": f"{smaller}, and --training.recompute: it goes on from what is saved.",
+        "tune": f"{smaller}: it goes on from what is saved.",
         "train tokenizer": "Give a smaller --training.batch-size and another --out.",
-        "generate": f"Ask for fewer --samples or rows. {elsewhere}",
-    }.get(command, elsewhere if where != "this machine" else "Close what else runs there, or use a larger one.")
+        "generate": f"Ask for fewer --samples or rows. {other}",
+    }.get(command, other)
     return f"{command or 'brainjanus'}: expected enough memory of {where}, got '{first_line(error)}'. {remedy}"
 
 

@@ -116,6 +116,7 @@ def _folder(path: Path) -> Described:
         ("doctor.json", _doctor),
         ("tokenizer.json", _tokenizer),
         ("state.json", _state),
+        ("made_by.json", _predicted),
         ("space.json", _space),
         ("scores.json", _scores),
         ("config.json", _begun),
@@ -126,6 +127,8 @@ def _folder(path: Path) -> Described:
     names = sorted(entry.name for entry in path.iterdir())
     inside = set(names)
     size = {"size": _size_of(path)}
+    if (path / ".predictions/made_by.json").is_file() and (found := _predicted(path / ".predictions")) is not None:
+        return found._replace(path=path)
     if not names:
         return Described(path, "empty folder", False, "an empty folder.", {}, "It may be given as --out.")
     if {"dataset", "truth"} <= inside:
@@ -240,6 +243,18 @@ def _run(path: Path) -> Described:
         "a trained run: a model with its tokenizers.",
         shown,
         f"`brainjanus generate {path}` and `brainjanus evaluate {path}` use it.",
+    )
+
+
+def _predicted(path: Path) -> Described | None:
+    facts = _json(path / "made_by.json")
+    if not {"run", "dataset", "seed"} <= facts.keys():
+        return None
+    done = sum(file.name != "made_by.json" for file in path.glob("*.json"))
+    told = {"predictions": done, "dataset": facts["dataset"], "seed": facts["seed"], "size": _size_of(path)}
+    advice = "The same `brainjanus evaluate` command goes on with them; they may be deleted."
+    return Described(
+        path, "unfinished evaluation", True, "predictions of an evaluation that is not finished.", told, advice
     )
 
 

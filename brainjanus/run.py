@@ -7,12 +7,8 @@ RUN/config.json                 all settings, the dataset's fingerprint
     README.md, dataset_card.md      the cards: begun with the training, finished with it, with scores once it is scored
 """
 
-import errno
-import fcntl
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +19,13 @@ import torch
 
 from brainjanus.cards import leave_cards
 from brainjanus.core.config import read_json, to_dict
-from brainjanus.core.errors import UserError, reported, written_beside
+from brainjanus.core.errors import UserError, written_beside
+from brainjanus.core.extensions import loaded_extensions
 from brainjanus.core.processes import (
     by_itself,
     first_before_others,
     is_first,
+    only_one,
     own_device,
     together,
     told_device,
@@ -48,7 +46,7 @@ from brainjanus.evaluate.examples import (
     map_examples,
 )
 from brainjanus.evaluate.extras import Extras
-from brainjanus.evaluate.kept import Kept
+from brainjanus.evaluate.kept import Kept, kept
 from brainjanus.evaluate.protocol import software
 from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
 from brainjanus.evaluate.report import write_report
@@ -81,7 +79,6 @@ from brainjanus.train.watch import Sink, check_sinks
 STAGES = ("brain", "image", "omni")
 LEAST_STIMULI = {"train": 3, "test": 2}
 LEAST_HELD_OUT, HELD_OUT = 16, -1  # stimuli; the step whose generator says which
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
 GUIDANCE = 2.0  # of the guided picture that stands beside the expected one
 
 
@@ -144,7 +141,10 @@ class Run(NamedTuple):
         return score_candidates(self.checkpoint, conditions, target, candidates, one_pass=one_pass)
 
     def evaluate(self, dataset: Dataset | Path | str, out: Path | str, *, seed: int = 0) -> list[Record]:
-        """Score all directions on the test split; writes scores.json and report.html into `out`."""
+        """Score all directions on the test split; writes scores.json and report.html into `out`.
+
+        The run's files are read again, and a second copy of the model predicts on the device of this one.
+        """
         return evaluate(self.path, dataset, out, seed=seed, device=device_of(self.checkpoint)).records
 
 
@@ -231,28 +231,6 @@ def train_model(dataset: Dataset, out: Path, begun: "Settled", hardware: Hardwar
             checkpoint.save(out)
     wait()
     return checkpoint if is_first() else Checkpoint.load(out)
-
-
-@contextmanager
-def only_one(file: Path) -> Iterator[None]:
-    """Keep the folder of this file, which is there already, to this process. Raises UserError if another is at it."""
-    if not is_first():
-        yield
-        return
-    with ExitStack() as stack:
-        with reported(file):
-            opened = stack.enter_context(open(file, "r+"))  # NFS locks nothing that is only read
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{file.parent}: expected a folder that nobody is training in, got one that another process is at. Was "
-                "the command given twice? Wait for it, stop it, or choose another --out."
-            ) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
 
 
 def check_unchanged(dataset: Dataset, out: Path) -> None:
@@ -680,28 +658,35 @@ def evaluate(
     check_leaks(dataset, dataset.subjects)
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder for scores.json and report.html, got a file. Choose another --out.")
-    made_by = {"run": digest(run), "dataset": dataset.fingerprint, "seed": seed, "software": software()}
-    kept = Kept(out, made_by | {"device": str(device)})
     options = ScoreOptions(seed=seed, extras=extras or Extras())
-    scored = scored_and_told(run, checkpoint, dataset, out, kept, options, title or f"BrainJanus on {dataset.name}")
-    kept.remove()
-    return scored
+    with kept(out, deciding(run, checkpoint, dataset, seed)) as found:
+        return scored_and_told(run, checkpoint, dataset, out, found, options, title or f"BrainJanus on {dataset.name}")
 
 
-def digest(run: Path) -> str:
-    """Of the files that answer: another one when the run was trained again, or a file of it replaced."""
+def deciding(run: Path, checkpoint: Checkpoint, dataset: Dataset, seed: int) -> dict[str, object]:
+    """What decides what is predicted: files of the run by size and time, and whatever computes."""
     files = [run / "model.json", *sorted([*run.glob("*.safetensors"), *run.glob("tokenizers/*")])]
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    see = checkpoint.model.config.image_input
+    network = checkpoint.tokenizers.encoder(see) if can_encode(see) else None
+    own = max(file.stat().st_mtime_ns for file in Path(__file__).parent.rglob("*.py"))
+    return {
+        "run": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "dataset": dataset.fingerprint,
+        "seed": seed,
+        "device": device_of(checkpoint).type,
+        "vision network": fingerprint(network) if isinstance(network, torch.nn.Module) else None,
+        "extensions": loaded_extensions(),
+        "software": {**software("transformers"), "changed": own},
+    }
 
 
 def scored_and_told(
-    run: Path, checkpoint: Checkpoint, dataset: Dataset, out: Path, kept: Kept, options: ScoreOptions, title: str
+    run: Path, checkpoint: Checkpoint, dataset: Dataset, out: Path, found: Kept, options: ScoreOptions, title: str
 ) -> Scored:
     """`evaluate`, once it is known that all fits together."""
     config, losses = read_json(run / "config.json").get("config", {}), read_logs(run)
     predictions = [
-        kept.of(
+        found.of(
             f"{direction.replace('->', '-to-')}-{subject}-{number}",
             partial(predict, checkpoint, dataset, direction, subject, estimator),
         )
@@ -719,7 +704,7 @@ def scored_and_told(
     skipped = {metric: why for one in scored for metric, why in one.skipped.items()}
     warnings = list(dict.fromkeys(warning for one in scored for warning in one.warnings))
     if checkpoint.tokenizers.image is not None and dataset.image_size is not None:
-        records += restored_records(checkpoint, dataset, predictions, options)
+        records += restored_records(checkpoint, dataset, predictions, options, found)
     records = summary(records) + records
     save_scores(records, out / "scores.json")
     write_report(
@@ -756,17 +741,24 @@ def dataset_of(run: Path, remedy: str | None = None) -> Path:
 
 
 def restored_records(
-    checkpoint: Checkpoint, dataset: Dataset, predictions: Sequence[Predictions], options: ScoreOptions
+    checkpoint: Checkpoint, dataset: Dataset, predictions: Sequence[Predictions], options: ScoreOptions, found: Kept
 ) -> list[Record]:
     """Encode, then decode: the responses expected to pictures, decoded by the same model; and the control."""
+
+    def restored(prediction: Predictions) -> Predictions:
+        pictures = generate(checkpoint, {f"brain:{prediction.subject}": prediction.values}, "image", estimator)
+        assert isinstance(pictures, torch.Tensor)
+        ids = prediction.stimulus_ids
+        return Predictions("brain->image", prediction.subject, ids, "restored", (pictures * 255).numpy())
+
     records = []
     estimator = GenerationConfig(estimate="mean", seed=options.seed)
     name = estimator_name(estimator, "brain")
     for prediction in predictions:
         if (prediction.direction, prediction.estimator) == ("image->brain", name):
-            pictures = generate(checkpoint, {f"brain:{prediction.subject}": prediction.values}, "image", estimator)
-            assert isinstance(pictures, torch.Tensor)
-            records += encode_decode_records(dataset, prediction, (pictures * 255).numpy(), options)
+            pictures = found.of(f"restored-{prediction.subject}", partial(restored, prediction)).values
+            assert isinstance(pictures, np.ndarray)
+            records += encode_decode_records(dataset, prediction, pictures, options)
             records += control_records(dataset, prediction.subject, prediction.stimulus_ids, options)
     return records
 

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 
 from brainjanus.core.config import to_dict
 from brainjanus.core.errors import UserError, written_beside
-from brainjanus.core.processes import check_alone
+from brainjanus.core.processes import check_alone, only_one
 from brainjanus.data.dataset import Dataset
 from brainjanus.data.truth import noise_free
 from brainjanus.evaluate.tokenizer import TokenizerScores, reconstruct, score_tokenizer
 from brainjanus.evaluate.tokenizer_report import write_tokenizer_report
 from brainjanus.recipes import TokenizerRunConfig, tokenizer_fitting
-from brainjanus.run import LEAST_STIMULI, claim, only_one
+from brainjanus.run import LEAST_STIMULI, claim
 from brainjanus.tokenizers.brain import BrainTokenizer
 from brainjanus.tokenizers.folder import SavedTokenizer, load_tokenizer
 from brainjanus.train.alignment import seen

@@ -29,10 +29,10 @@ from torch import nn
 from brainjanus.ablate import cached, check_folder
 from brainjanus.core.config import read_json, to_dict
 from brainjanus.core.errors import UserError, written_beside
-from brainjanus.core.processes import check_alone
+from brainjanus.core.processes import check_alone, only_one
 from brainjanus.data.dataset import Dataset
 from brainjanus.recipes import RunConfig, fitting
-from brainjanus.run import LEAST_HELD_OUT, Settled, Tokenized, new_model, only_one, settle, tokenized
+from brainjanus.run import LEAST_HELD_OUT, Settled, Tokenized, new_model, settle, tokenized
 from brainjanus.train.omni import OmniTrainingConfig, fit_omni
 from brainjanus.train.parallel import ANY, Hardware
 from brainjanus.train.watch import Diverged

@@ -21,12 +21,13 @@ from brainjanus.ablate import (
     tokenizer_of,
 )
 from brainjanus.core.errors import UserError
+from brainjanus.core.processes import only_one
 from brainjanus.data.dataset import Stimuli, Subject
 from brainjanus.data.write import write_dataset
 from brainjanus.model.decoder import DecoderConfig
 from brainjanus.model.omni import OmniConfig
 from brainjanus.recipes import RunConfig, TokenizerRunConfig
-from brainjanus.run import directions_of, only_one
+from brainjanus.run import directions_of
 from brainjanus.tokenize import train_tokenizer
 from brainjanus.tokenizers.brain import BrainTokenizer, BrainTokenizerConfig
 from brainjanus.tokenizers.folder import load_tokenizer

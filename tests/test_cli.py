@@ -171,9 +171,15 @@ FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
             "evaluate",
             RuntimeError("CUDA error: out of memory"),
             "a graphics card",
-            "Close what else is there, or run it",
+            "Close what else is there, or run it on the CPU",
         ),
-        ("generate", MemoryError(), "this machine", "Ask for fewer --samples"),
+        (
+            "generate",
+            MemoryError(),
+            "this machine",
+            "Ask for fewer --samples or rows. Close what else runs there, or use",
+        ),
+        ("tune", torch.OutOfMemoryError(FULL), "a graphics card", "Run the same command again with --hardware.rows"),
         ("explore", RuntimeError("[] can't allocate memory: 9 bytes"), "this machine", "Close what else runs there"),
     ],
 )

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from safetensors.numpy import save_file
 import brainjanus as bj
 from brainjanus.cli import main
 from brainjanus.core.errors import UserError
+from brainjanus.evaluate.kept import kept
+from brainjanus.evaluate.record import Predictions
 from brainjanus.info import describe
 
 
@@ -122,6 +125,21 @@ def test_a_preparation_that_was_stopped_says_how_it_goes_on(tmp_path):
     found = describe(tmp_path / ".mine.streaming")
     assert (found.kind, found.ours, found.facts["files read"]) == ("preparation", True, 1)
     assert str(tmp_path / "mine") in found.advice
+
+
+def test_an_evaluation_that_was_stopped_says_how_it_goes_on(tmp_path):
+    with suppress(KeyboardInterrupt), kept(tmp_path, {"run": [], "dataset": "f" * 64, "seed": 3}) as found:
+        found.of("one", lambda: Predictions("brain->text", "s1", ("x",), "greedy", ["a cat"]))
+        raise KeyboardInterrupt
+    for path in (tmp_path, tmp_path / ".predictions"):
+        told = describe(path)
+        assert (told.kind, told.ours, told.facts["predictions"], told.facts["seed"]) == (
+            "unfinished evaluation",
+            True,
+            1,
+            3,
+        )
+        assert "The same `brainjanus evaluate` command goes on" in told.advice
 
 
 def test_parts_and_answers_name_what_they_belong_to(make_checkpoint, tmp_path):

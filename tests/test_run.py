@@ -5,6 +5,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from brainjanus.cards import main_figures
 from brainjanus.cli import main
 from brainjanus.core import weights
 from brainjanus.core.errors import UserError
+from brainjanus.core.processes import only_one
 from brainjanus.core.space import BrainSpace
 from brainjanus.core.weights import fingerprint
 from brainjanus.data.dataset import Dataset, Stimuli, Subject
@@ -143,7 +145,7 @@ def test_an_evaluation_that_was_stopped_goes_on(short, study, tmp_path, monkeypa
     predicted, calls = module.predict, []
 
     def counted(*arguments):
-        calls.append(arguments[2:4])
+        calls.append(arguments[2:])
         if len(calls) == 4:
             raise KeyboardInterrupt
         return predicted(*arguments)
@@ -153,12 +155,34 @@ def test_an_evaluation_that_was_stopped_goes_on(short, study, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         evaluate(short, study, tmp_path / "scores", extras=extras)
     assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == [".predictions"]
+    assert main(["info", str(tmp_path / "scores")]) == 0
     evaluate(short, study, tmp_path / "scores", extras=extras)
-    assert len(set(calls)) == 8 and calls[3] == calls[4]  # four directions, two subjects; estimators in between
-    assert calls[4:].count(calls[0]) == 0
+    assert calls[4] == calls[3] and not [call for call in calls[:3] if call in calls[4:]]
+    assert len(calls) == 1 + 2 * (1 + 3 + 2 + 2)  # of two subjects: text, pictures, responses to both, in so many ways
     assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["report.html", "scores.json"]
     evaluate(short, study, tmp_path / "whole", extras=extras)
     assert (tmp_path / "scores/scores.json").read_bytes() == (tmp_path / "whole/scores.json").read_bytes()
+
+
+def test_what_decides_predictions_is_told_apart(short, study, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(short, tmp_path / "run"))
+
+    def found(seed=0):
+        return module.deciding(run, Checkpoint.load(run), study, seed)
+
+    first = found()
+    assert found() == first == json.loads(json.dumps(first))
+    assert found(seed=1) != first
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    monkeypatch.setattr("brainjanus.core.extensions._loaded", {tmp_path / "mine.py": "mine"})
+    mine = found()
+    (tmp_path / "mine.py").write_text("x = 2\n")
+    assert len({json.dumps(facts) for facts in (first, mine, found())}) == 3
+    monkeypatch.undo()
+    for file in ("model.safetensors", "tokenizers/brain.safetensors", "drafts.safetensors"):
+        before = found()
+        (run / file).touch()
+        assert found() != before, file
 
 
 def test_a_finished_run_is_loaded_and_not_trained_again(short, study, monkeypatch):
@@ -234,8 +258,8 @@ def test_a_folder_is_trained_into_by_one_at_a_time(study, tmp_path):
     train(study, tmp_path, SHORT)
     (tmp_path / "model.json").unlink()
     with (
-        module.only_one(tmp_path / "config.json"),
-        pytest.raises(UserError, match="expected a folder that nobody is training in"),
+        only_one(tmp_path / "config.json"),
+        pytest.raises(UserError, match="expected a folder that nobody else writes to"),
     ):
         train(study, tmp_path, SHORT)
 
@@ -250,12 +274,12 @@ def test_a_file_system_without_locks_is_no_mistake_and_anything_else_is(tmp_path
         raise OSError(getattr(errno, code), "no")
 
     (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    monkeypatch.setattr("brainjanus.core.processes.fcntl.flock", refuse)
     if goes_on:
-        with module.only_one(tmp_path / "config.json"):
+        with only_one(tmp_path / "config.json"):
             pass
     else:
-        with pytest.raises(OSError, match="no"), module.only_one(tmp_path / "config.json"):
+        with pytest.raises(OSError, match="no"), only_one(tmp_path / "config.json"):
             pass
     assert asked == [True] and (tmp_path / "config.json").read_text() == "{}"
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from brainjanus import run as run_module
 from brainjanus import tokenize as module
 from brainjanus.core.errors import UserError
+from brainjanus.core.processes import only_one
 from brainjanus.core.space import BrainSpace
 from brainjanus.data.dataset import Stimuli, Subject
 from brainjanus.data.write import write_dataset
@@ -196,7 +197,7 @@ def test_several_processes_are_refused(study, tmp_path, monkeypatch):
 def test_a_folder_that_another_process_is_at_is_refused(done, study, tmp_path):
     out = shutil.copytree(done, tmp_path / "out")
     (out / "tokenizer.json").unlink()
-    with run_module.only_one(out / "config.json"), pytest.raises(UserError, match="got one that another process is at"):
+    with only_one(out / "config.json"), pytest.raises(UserError, match="got one that another process is at"):
         train_tokenizer(study, out, SHORT)
 
 

@@ -16,6 +16,7 @@ from brainjanus import tune as module
 from brainjanus.cli import main
 from brainjanus.core.config import from_dict, to_dict
 from brainjanus.core.errors import UserError
+from brainjanus.core.processes import only_one
 from brainjanus.recipes import RunConfig
 from brainjanus.tables import print_rates
 from brainjanus.train.watch import Diverged
@@ -317,7 +318,7 @@ def test_refuses_to_be_several_processes(search, monkeypatch):
 def test_refuses_a_folder_that_another_search_is_at(search, tmp_path):
     losses = {rate: falling(5) for rate in RATES}
     search(losses)
-    with run.only_one(tmp_path / "out" / "tune.json"), pytest.raises(UserError, match="got one that another process"):
+    with only_one(tmp_path / "out" / "tune.json"), pytest.raises(UserError, match="got one that another process"):
         search(losses)
 
 

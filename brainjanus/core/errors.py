@@ -90,7 +90,8 @@ def reported(target: Path) -> Iterator[None]:
 def errno_of(error: OSError | SafetensorError) -> int:
     """The system's number of an error; safetensors has errors of its own, which only name it. 0 is unknown."""
     if isinstance(error, OSError):
-        return error.errno or 0
+        short = error.errno is None and re.search(r"\d requested and \d+ written", str(error))  # numpy's
+        return errno.ENOSPC if short else error.errno or 0
     found = re.search(r"os error (\d+)", str(error))
     return int(found[1]) if found else 0
 

@@ -5,6 +5,7 @@ A kind of thing that can be added (a layout, a metric, an encoder, a quantizer, 
 holds them and a saved model is built again as it was.
 """
 
+import hashlib
 import importlib.util
 import inspect
 import json
@@ -124,13 +125,18 @@ def load_extension(file: Path | str) -> None:
     _loaded[path] = name
 
 
+def loaded_extensions() -> dict[str, str]:
+    """The files that were loaded, and what is in them (SHA-256)."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in _loaded if path.is_file()}
+
+
 def mistake(error: BaseException) -> str | None:
     """What is wrong with a file that raised this, where it takes one sentence; None: its traceback says it best."""
     if isinstance(error, SyntaxError):
         line = f" in line {error.lineno} of {Path(error.filename).name}" if error.filename and error.lineno else ""
         text = f" ({error.text.strip()[:60]})" if error.text else ""
         return f"expected Python, got '{error.msg}'{line}{text}. Correct it."
-    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("brainjanus"):
+    if isinstance(error, ModuleNotFoundError) and (error.name or "brainjanus").partition(".")[0] != "brainjanus":
         return (
             f"expected all that it imports to be installed, got no '{error.name}'. Install it, or put its file beside "
             "this one."

@@ -6,23 +6,27 @@ alone writes what is made. By itself, a process knows of no others.
 """
 
 import atexit
+import errno
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from brainjanus.core.errors import UserError
+from brainjanus.core.errors import UserError, reported
 
 PATIENCE = timedelta(days=2)  # for each other: the first alone may train a tokenizer while the others wait
 PORT = 29_500
 TASKS = "SLURM_STEP_NUM_TASKS"  # of what srun started; SLURM_NTASKS is also there for the job's script, one process
 LEFT = ("Connection closed by peer", "Connection reset by peer")  # gloo, of a process that is gone
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a file system that has none
 T = TypeVar("T")
 _alone = [False]
 # Of jobs that went wrong. torch's gradient buckets, which the error may hold, must never hold the last of a group: they
@@ -77,6 +81,28 @@ def check_alone(command: str) -> None:
     all would write the same files."""
     if claimed_processes():
         raise UserError(f"{command}: expected one process, got several. Start it without torchrun, or as one task.")
+
+
+@contextmanager
+def only_one(file: Path) -> Iterator[None]:
+    """Keep the folder of this file, which is there already, to this process. Raises UserError if another is at it."""
+    if not is_first():
+        yield
+        return
+    with ExitStack() as stack:
+        with reported(file):
+            opened = stack.enter_context(open(file, "r+"))  # NFS locks nothing that is only read
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{file.parent}: expected a folder that nobody else writes to, got one that another process is at. Was "
+                "the command given twice? Wait for it, stop it, or choose another --out."
+            ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield
 
 
 def as_torchrun_says() -> None:

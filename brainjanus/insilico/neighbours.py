@@ -88,6 +88,7 @@ def neighbours(
 ) -> Neighbours:
     """What lies near what in a trained model, on held-out stimuli; written into `out`, if given.
 
+    run: a folder is read in float32; a Run is taken as it is, in half precision on a GPU.
     words: to be looked at; default: the content words that captions of the test stimuli share. patterns: ids of test
     stimuli whose responses' words are listed; default: the first ones. top: codes of each subject that are mapped.
     Raises UserError for a word or stimulus that the test split lacks, too few stimuli that all subjects saw, or a

@@ -65,12 +65,13 @@ def check_options(argv: Sequence[str]) -> None:
 def meant(word: str, known: Iterable[str]) -> str:
     """A question that names what is near to a word, or the advice to look."""
     known = list(known)
-    bare = OTHERS_SAY.get(word.lstrip("-"), word.lstrip("-"))
+    bare, translated = word.lstrip("-"), OTHERS_SAY.get(word.lstrip("-"))
     near = difflib.get_close_matches(word, known, 2, 0.75)
     for name in known:  # --steps for --training.optim.steps, --lr for its learning rate
         last = name.rpartition(".")[2].lstrip("-")
         initials = "".join(part[:1] for part in last.split("-"))
-        if bare == initials or difflib.SequenceMatcher(None, bare, last).ratio() > 0.85:
+        alike = bare == initials or difflib.SequenceMatcher(None, bare, last).ratio() > 0.85
+        if translated == last if translated else alike:
             near.append(name)
     found = list(dict.fromkeys(near))[:4]
     return f"Did you mean {' or '.join(found)}?" if found else "Correct it, or leave it out."

@@ -2,7 +2,9 @@
 
 import errno
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
 
@@ -115,6 +117,16 @@ def test_a_full_disk_that_safetensors_reports_is_one_too(file):
     with pytest.raises(SafetensorError, match="header"):
         fail(file, SafetensorError("invalid header"))
     assert file.read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_disk_that_is_full_for_numpy_is_one_too(file):
+    def save():
+        with written_beside(file), open("/dev/full", "wb", buffering=0) as full:
+            np.save(full, np.zeros(9))
+
+    with pytest.raises(UserError, match="expected room to write it, got a full disk"):
+        save()
 
 
 def test_a_file_in_the_way_is_the_users_to_mend(file):
