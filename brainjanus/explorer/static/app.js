@@ -416,16 +416,16 @@ const scores = {
     fill($("beside"), whole ? `${state.subject}: ${told.join(", ")}.` : `Floor, linear baseline and ceiling of ${state.subject} come with its scores: brainjanus evaluate RUN`);
   },
   table() {
-    const columns = ["direction", "subject", "roi", "metric", "estimator", "value", "floor", "baseline", "ceiling", "p", "n"];
     if (!this.records.length) { fill(this.place, h("p", {}, "This run was not scored yet: brainjanus evaluate RUN")); return; }
     const [by, down] = [state.sort.replace("-", ""), state.sort.startsWith("-") ? -1 : 1];
     const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a ?? "").localeCompare(String(b ?? "")));
-    const wanted = { metric: state.metric, direction: state.of, subject: state.whose, roi: state.where };
+    const wanted = { metric: state.metric, direction: state.of, subject: state.whose, roi: state.where }; // one value each: no column
+    const columns = ["direction", "subject", "roi", "metric", "estimator", "value", "floor", "baseline", "ceiling", "p", "n"].filter((name) => !wanted[name]);
     const rows = this.records.filter((one) => Object.entries(wanted).every(([name, value]) => !value || (one[name] ?? "all sites") === value)).sort((a, b) => down * order(a[by], b[by]));
     const number = (value) => (typeof value === "number" ? (Number.isInteger(value) ? String(value) : value.toFixed(3)) : value ?? "");
     fill(this.place, h("h2", {}, `${rows.length} figures`), rows.length > MOST_ROWS ? h("p.quiet", {}, `The first ${MOST_ROWS} in this order are shown; choose fewer at the left.`) : null, h("div.scroll", { tabIndex: 0 }, h("table.figures", {}, h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col", "aria-sort": name === by ? (down > 0 ? "ascending" : "descending") : "none" },
       h("button", { onclick: () => { set({ sort: state.sort === name ? `-${name}` : name }); this.table(); } }, name, name === by ? (down > 0 ? " ↑" : " ↓") : ""))))),
-      h("tbody", {}, ...rows.slice(0, MOST_ROWS).map((one) => h("tr", {}, ...columns.map((name) => h(typeof one[name] === "number" ? "td.number" : "td", {}, String(number(one[name]))))))))));
+      h("tbody", {}, ...rows.slice(0, MOST_ROWS).map((one) => h("tr", {}, ...columns.map((name) => h(typeof one[name] === "number" ? "td.number" : "td", {}, String(number(one[name] ?? (name === "roi" ? "all sites" : null)))))))))));
   },
 };
 
