@@ -331,7 +331,7 @@ def test_scores(visit):
     values = [float(text) for text in page.locator(f"table.figures tbody td:nth-child({column + 1})").all_inner_texts()]
     assert values == sorted(values) and len(values) > 1
     heads = page.locator("table.figures thead th")
-    assert heads.all_inner_texts() == ["roi", "estimator", "value ↑", "floor", "baseline", "ceiling", "p", "n"]  # no more
+    assert heads.all_inner_texts() == ["roi", "estimator", "value ↑", "floor", "baseline", "ceiling", "p", "n"]
     assert page.evaluate("(([box]) => box.scrollWidth <= box.clientWidth)(document.querySelectorAll('div.scroll'))")
     page.click('th button:text("value")')
     values = [float(text) for text in page.locator(f"table.figures tbody td:nth-child({column + 1})").all_inner_texts()]
