@@ -624,6 +624,14 @@ def condition_block(checkpoint: Checkpoint, name: str, rows: object, *, as_codes
     return Block("image", vectors=feature_rows(checkpoint, seen, "image", encoder), features=encoder)
 
 
+@torch.no_grad()
+def codes_in(checkpoint: Checkpoint, name: str, rows: object) -> Int[Tensor, "b k"]:
+    """Data as codes of its tokenizer, on the CPU. Raises UserError if it does not fit."""
+    codes = condition_block(checkpoint, name, rows, as_codes=True).codes
+    assert codes is not None
+    return codes.cpu()
+
+
 def tensor_of(rows: object, name: str, form: str, dims: Sequence[int] = (3, 4)) -> Tensor:
     """At least one row of numbers."""
     try:

@@ -51,7 +51,7 @@ from brainjanus.evaluate.protocol import software
 from brainjanus.evaluate.record import Direction, Predictions, Record, save_scores
 from brainjanus.evaluate.report import write_report
 from brainjanus.evaluate.score import Scored, ScoreOptions, check_leaks, score, summary
-from brainjanus.generate import Generated, GenerationConfig, device_of, estimate, generate, score_candidates
+from brainjanus.generate import Generated, GenerationConfig, codes_in, device_of, estimate, generate, score_candidates
 from brainjanus.generate import score as log_p
 from brainjanus.model.backbone import begin
 from brainjanus.model.checkpoint import JANUS, Checkpoint, Tokenizers, interface_of
@@ -794,26 +794,22 @@ def examples_of(dataset: Dataset, predictions: Sequence[Predictions]) -> list[Im
     return examples
 
 
-@torch.no_grad()
 def codebook_usage(checkpoint: Checkpoint, dataset: Dataset) -> list[CodebookUsage]:
     """How often each code occurs in the test split: brain codes of all subjects, picture codes."""
     brain, image = checkpoint.tokenizers.brain, checkpoint.tokenizers.image
-    device = device_of(checkpoint)
     codes = [
-        brain.encode(torch.from_numpy(dataset.averages(subject, "test").responses).to(device), subject).flatten()
+        codes_in(checkpoint, f"brain:{subject}", dataset.averages(subject, "test").responses).flatten()
         for subject in subjects_of(checkpoint, dataset)
     ]
     usage = [CodebookUsage("brain", count(torch.cat(codes), brain.config.quantizer.num_entries))]
     if image is not None and dataset.image_size is not None:
-        pixels = torch.from_numpy(dataset.images(dataset.split_ids("test"))).permute(0, 3, 1, 2).float() / 255
-        usage.append(
-            CodebookUsage("image", count(image.encode(pixels.to(device)).flatten(), image.config.quantizer.num_codes))
-        )
+        seen = codes_in(checkpoint, "image", dataset.images(dataset.split_ids("test")))
+        usage.append(CodebookUsage("image", count(seen.flatten(), image.config.quantizer.num_codes)))
     return usage
 
 
 def count(codes: torch.Tensor, num_codes: int) -> np.ndarray:
-    return torch.bincount(codes, minlength=num_codes).cpu().numpy()
+    return torch.bincount(codes, minlength=num_codes).numpy()
 
 
 def subjects_of(checkpoint: Checkpoint, dataset: Dataset) -> list[str]:

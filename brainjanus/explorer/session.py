@@ -23,7 +23,7 @@ from brainjanus.core.vocabulary import Modality
 from brainjanus.data.dataset import Dataset, listed
 from brainjanus.evaluate.brain import voxel_r
 from brainjanus.explorer.answers import Decoded, Map, Part, Tokens
-from brainjanus.generate import GenerationConfig, device_of, estimate, generate, pixels_in, score_candidates
+from brainjanus.generate import GenerationConfig, codes_in, device_of, estimate, generate, score_candidates
 from brainjanus.insilico.experiment import Experiment, opened, own_subjects, region
 from brainjanus.run import Run, condition, directions_of, predict
 
@@ -343,8 +343,7 @@ class Explorer:
             )
         tokenizer = self.checkpoint.tokenizers.brain
         values = self.measured(subject, stimulus, repeat)
-        with torch.no_grad():
-            codes = tokenizer.encode(torch.from_numpy(values)[None].to(device_of(self.checkpoint)), subject)
+        codes = codes_in(self.checkpoint, f"brain:{subject}", values[None])
         count, entries = codes.shape[1], tokenizer.config.quantizer.num_entries
         per_patch = count // tokenizer.num_patches(subject)
         patch = tokenizer.site_patch(subject).cpu().numpy() * per_patch
@@ -368,14 +367,14 @@ class Explorer:
             for token, code in swapped.items():
                 other[0, token] = code
             with torch.no_grad():
-                change = tokenizer.decode(other, subject) - tokenizer.decode(codes, subject)
+                both = tokenizer.decode(torch.cat([codes, other]).to(device_of(self.checkpoint)), subject).cpu()
             gone = np.isin(patch // per_patch, [token // per_patch for token in masked])
             if gone.all():
                 raise UserError("tokens: expected some of them to be left, got all masked. Mask fewer.")
-            after = told(values + change[0].cpu().numpy(), gone)
+            after = told(values + (both[1] - both[0]).numpy(), gone)
             after = after._replace(measured=np.where(gone, np.nan, after.measured).astype(np.float32))
         sequence = self._sequence(subject, stimulus, codes)
-        return Tokens(sequence, codes[0].cpu().numpy(), entries, per_patch, patch, values, before, after)
+        return Tokens(sequence, codes[0].numpy(), entries, per_patch, patch, values, before, after)
 
     def _sequence(self, subject: str, stimulus: str, codes: Int[torch.Tensor, "1 k"]) -> list[Part]:
         """The response, the first caption and the picture of its stimulus, in tokens of the joint vocabulary."""
@@ -393,10 +392,7 @@ class Explorer:
             words = [after.removeprefix(before) for before, after in pairwise(told)]  # a letter may be several pieces
             parts.append(part("text", "text", torch.tensor([[*pieces, tokenizers.text.end]]), [*words, "end"]))
         if tokenizers.image is not None and self.has_pictures:
-            seen = torch.from_numpy(self.dataset.images([stimulus]))
-            with torch.no_grad():
-                pixels = pixels_in(seen).to(device_of(self.checkpoint))
-                parts.append(part("image", "image", tokenizers.image.encode(pixels)))
+            parts.append(part("image", "image", codes_in(self.checkpoint, "image", self.dataset.images([stimulus]))))
         return parts
 
     # --- scores -----------------------------------------------------------------------------------------------------

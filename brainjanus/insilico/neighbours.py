@@ -28,7 +28,7 @@ from brainjanus.core.errors import UserError
 from brainjanus.evaluate.cortex import draw_maps
 from brainjanus.evaluate.text import content_words
 from brainjanus.evaluate.topography import caption_groups
-from brainjanus.generate import asked_of, device_of, marginal
+from brainjanus.generate import asked_of, codes_in, device_of, marginal
 from brainjanus.insilico.experiment import (
     GREY,
     INK,
@@ -354,8 +354,7 @@ def _directions(states: np.ndarray, half: np.ndarray, groups: Mapping[str, np.nd
 def codes_of(asked: Experiment, subject: str, ids: Sequence[str]) -> Int[np.ndarray, "n k"]:
     """The brain codes of measured responses."""
     rows = condition(asked.checkpoint, asked.dataset, f"brain:{subject}", ids)
-    responses = torch.as_tensor(rows).to(device_of(asked.checkpoint))
-    return asked.checkpoint.tokenizers.brain.encode(responses, subject).cpu().numpy()
+    return codes_in(asked.checkpoint, f"brain:{subject}", rows).numpy()
 
 
 @torch.no_grad()
@@ -390,8 +389,7 @@ def nearness_of(
             nearness = {"told the word": (expected - expected.mean(axis=0))[:, places, which]} | nearness
         rows += [judged(subject, "word", kind, values, truth, rng) for kind, values in nearness.items()]
     if checkpoint.tokenizers.image is not None and asked.dataset.image_size is not None:
-        pixels = torch.from_numpy(asked.dataset.images(ids)).permute(0, 3, 1, 2).float() / 255
-        seen = checkpoint.tokenizers.image.encode(pixels.to(device_of(checkpoint))).cpu().numpy()
+        seen = codes_in(checkpoint, "image", asked.dataset.images(ids)).numpy()
         shown = np.stack([np.bincount(row, minlength=checkpoint.model.vocabulary.image) > 0 for row in seen])
         often = np.argsort(-shown.sum(axis=0), kind="stable")[:MOST_IMAGE_CODES]
         often = often[(shown[:, often].sum(axis=0) >= LEAST) & (shown[:, often].sum(axis=0) <= len(ids) - LEAST)]
