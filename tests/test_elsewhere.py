@@ -14,10 +14,11 @@ from brainjanus import cli
 from brainjanus import run as module
 from brainjanus.adapting import adapt
 from brainjanus.evaluate.extras import Extras
+from brainjanus.evaluate.score import Scored
 from brainjanus.explorer.session import Explorer, Shown
-from brainjanus.generate import GenerationConfig, generate, score_candidates
+from brainjanus.generate import GenerationConfig, device_of, generate, score_candidates
 from brainjanus.model.checkpoint import Checkpoint
-from brainjanus.run import Run, evaluate
+from brainjanus.run import Run, deciding, evaluate
 from brainjanus.tokenizers.vision import on_device, wavelet
 from brainjanus.train.codes import features_of
 from tests.elsewhere import DEVICE, elsewhere
@@ -126,6 +127,18 @@ def test_features_come_back_from_where_they_were_made(study):
         found = [features_of(study, "eyes", ids, on_device(Eyes(moves=True), place)) for place in places]
         assert found[1].device.type == "cpu"
         close(*found)
+
+
+def test_a_run_is_scored_where_it_was_opened(tiny_run, study, tmp_path, monkeypatch):
+    places = []
+    monkeypatch.setattr(
+        module, "scored_and_told", lambda *given: places.append(device_of(given[1])) or Scored([], {}, [])
+    )
+    with elsewhere():
+        for device in ("cpu", DEVICE):
+            Run.open(tiny_run, device=device).evaluate(study, tmp_path)
+        made_by = [deciding(tiny_run, Checkpoint.load(tiny_run, device=device), study, 0) for device in ("cpu", DEVICE)]
+    assert places == [torch.device("cpu"), DEVICE] and made_by[0] != made_by[1]
 
 
 def test_half_precision_goes_through(tiny_run, study):

@@ -458,6 +458,15 @@ def test_says_that_transformers_is_missing(janus_folder, monkeypatch):
         load_janus(janus_folder)
 
 
+def test_pictures_are_encoded_a_few_at_a_time(ours, pixels, monkeypatch):
+    image, many = ours.tokenizers.image, torch.cat([pixels, pixels.flip(3), 1 - pixels])
+    sizes, whole, encoder = [], image.encode(many), image.vq.encoder
+    monkeypatch.setattr("brainjanus.tokenizers.janus.AT_ONCE", 4)
+    with encoder.register_forward_pre_hook(lambda _module, given: sizes.append(len(given[0]))):
+        assert torch.equal(image.encode(many), whole)
+    assert sizes == [4, len(many) - 4]
+
+
 def test_says_that_a_picture_has_another_size(ours):
     for read in (ours.tokenizers.image.encode, ours.tokenizers.vision):
         with pytest.raises(UserError, match="expected 16 x 16 pixels, as Janus takes them, got 8 x 8"):
