@@ -77,9 +77,10 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         for name in ("seed", "permutations", "resamples"):
             if getattr(self, name) < 0:
+                remedy = {"seed": "Any such number will do.", "permutations": "0 leaves out p."}
                 raise UserError(
-                    f"--{name}: expected 0 or more, got {getattr(self, name)}. 0 permutations or resamples leave out p "
-                    "or the intervals."
+                    f"--{name}: expected 0 or more, got {getattr(self, name)}. "
+                    f"{remedy.get(name, '0 leaves out the intervals.')}"
                 )
 
 
