@@ -163,7 +163,7 @@ const decode = {
     const hidden = list(state.hidden).filter((name) => name in subjectFacts().rois); // another subject's are not his
     if (hidden.join() !== state.hidden) set({ hidden: hidden.join() });
     roiButtons((name) => hidden.includes(name), (name) => { set({ hidden: (hidden.includes(name) ? hidden.filter((one) => one !== name) : [...hidden, name]).join() }); renew(); });
-    $("rois").prepend(h("span.quiet", {}, "Hide and decode again: "));
+    if (Object.keys(subjectFacts().rois).length) $("rois").prepend(h("span.quiet", {}, "Hide and decode again: "));
     const about_seen = { subject: state.subject, stimulus: state.stimulus, repeat: state.repeat === "" ? null : Number(state.repeat) };
     const query = new URLSearchParams({ stimulus: state.stimulus, ...(state.repeat !== "" && { repeat: state.repeat }) });
     const turn = (this.turn = (this.turn ?? 0) + 1); // what was asked before and comes later is not shown
@@ -183,6 +183,7 @@ const decode = {
       h("div.pictures", {}, ...seen, ...found.pictures.map((one, at) => h("figure", {}, h("img", { src: png(one), alt: `decoded picture, ${named(at)}` }), h("figcaption", {}, named(at))))),
       found.pictures.length ? null : h("p.quiet", {}, "This run decodes no pictures."),
       h("h2", {}, "Captions"),
+      found.captions.length ? null : h("p.quiet", {}, "This run decodes no captions."),
       h("table", {}, h("tbody", {}, ...(this.one?.captions ?? []).slice(0, 2).map((said) => h("tr", {}, h("th", {}, "seen"), h("td", {}, said))),
         ...found.captions.map((said, at) => h("tr", {}, h("th", {}, at ? `sample ${at}` : "likeliest"), h("td", {}, said))))),
       h("h2", {}, "How likely is what was seen?"),
